@@ -1,0 +1,226 @@
+"""MoFO: Adam of which only the coordinates with the largest momenta move."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+
+from mofo_jax import _checks
+from mofo_jax._filter import momentum_filter
+
+
+def mofo(
+    learning_rate: optax.ScalarOrSchedule,
+    b1: jax.typing.ArrayLike = 0.9,
+    b2: jax.typing.ArrayLike = 0.999,
+    eps: jax.typing.ArrayLike = 1e-8,
+    eps_root: jax.typing.ArrayLike = 0.0,
+    mu_dtype: jax.typing.DTypeLike | None = None,
+    weight_decay: optax.ScalarOrSchedule = 0.0,
+    mask: Any = None,
+    *,
+    nesterov: bool = False,
+    update_fraction: Any = 0.15,
+    block_axes: Any = None,
+    dense: Any = None,
+    score: str = "momentum",
+    ties: str = "all",
+    decay: str = "selected",
+    axis_name: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""The Momentum-Filtered Optimizer.
+
+    Adam's moments are kept for every coordinate, but at each step only the fraction
+    :math:`\alpha` of every block with the largest momenta moves:
+
+    .. math::
+
+      \begin{align*}
+        m &\leftarrow \beta_1 m + (1 - \beta_1) g \\
+        v &\leftarrow \beta_2 v + (1 - \beta_2) g^2 \\
+        u &= \frac{m / (1 - \beta_1^t)}
+                  {\sqrt{v / (1 - \beta_2^t) + \bar\epsilon} + \epsilon} \\
+        \theta &\leftarrow \theta - \eta_t u
+          \text{ where } |m| \text{ is among the } \max(1, \lfloor \alpha n \rfloor)
+          \text{ largest of its block of } n
+      \end{align*}
+
+    and :math:`\theta` stays exactly where it is elsewhere. The state is that of
+    `optax.adamw` with the same arguments, so that one can go on from the other's
+    checkpoint, and a static ``update_fraction=1`` is `optax.adamw` to the last bit.
+
+    With a `mu_dtype` narrower than the gradients, the momentum that is ranked is the
+    one that the update uses, before it is rounded for the state.
+
+    Args:
+      learning_rate: A number or a schedule.
+      b1: Decay rate of the momentum, in [0, 1).
+      b2: Decay rate of the second moment, in [0, 1).
+      eps: Added to the denominator outside of the square root, >= 0.
+      eps_root: Added inside of the square root, >= 0.
+      mu_dtype: The dtype in which the state keeps the momentum; None for the
+        parameters'.
+      weight_decay: Decoupled weight decay, a number or a schedule. Updates then need
+        `params`.
+      mask: The parameters to decay, as in `optax.adamw`.
+      nesterov: Whether to use Nesterov's momentum in the update. The momentum itself is
+        ranked in either case.
+      update_fraction: The paper's alpha, in (0, 1]; see `momentum_filter`.
+      block_axes: The axes that index separate blocks; see `momentum_filter`.
+      dense: The tensors that take plain Adam updates; see `momentum_filter`.
+      score: What ranks coordinates; see `momentum_filter`.
+      ties: `"all"` or `"exact"`; see `momentum_filter`.
+      decay: `"selected"` decays the coordinates that move, so that the rest stays;
+        `"all"` decays every coordinate, as the authors' code does.
+      axis_name: The mesh axes of `shard_map`; see `momentum_filter`.
+
+    Returns:
+      An `optax.GradientTransformationExtraArgs`. Its state has the structure, shapes
+      and dtypes of that of `optax.adamw`.
+
+    Raises:
+      ValueError: If an argument has a wrong value, here or, where only the tree of
+        updates tells, at the first update.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, mofo_jax, optax
+      >>> def loss(params):
+      ...   return jnp.sum((params - jnp.array([1., 2., 3., 4.])) ** 2)
+      >>> optimizer = mofo_jax.mofo(learning_rate=0.5, update_fraction=0.25)
+      >>> params = jnp.zeros(4)
+      >>> state = optimizer.init(params)
+      >>> for _ in range(3):
+      ...   grads = jax.grad(loss)(params)
+      ...   updates, state = optimizer.update(grads, state, params)
+      ...   params = optax.apply_updates(params, updates)
+      ...   print(params.round(2))
+      [0.  0.  0.  0.5]
+      [0. 0. 0. 1.]
+      [0.   0.   0.   1.49]
+
+    Source: Chen et al, `MoFO <https://arxiv.org/abs/2407.20999>`_, 2024, algorithm 1,
+    and the authors' code.
+    """
+    _checks.check_choice("decay", decay, ("selected", "all"))
+    adam = {"b1": b1, "b2": b2, "eps": eps, "eps_root": eps_root, "nesterov": nesterov}
+    selection = {
+        "update_fraction": update_fraction,
+        "block_axes": block_axes,
+        "dense": dense,
+        "score": score,
+        "ties": ties,
+        "axis_name": axis_name,
+    }
+    if decay == "all":
+        return optax.chain(
+            scale_by_mofo(mu_dtype=mu_dtype, **adam, **selection),
+            optax.add_decayed_weights(weight_decay, mask),
+            optax.scale_by_learning_rate(learning_rate),
+        )
+    _check_adam(**adam)
+
+    def adamw(mu_dtype: Any) -> optax.GradientTransformationExtraArgs:
+        return optax.adamw(
+            learning_rate,
+            weight_decay=weight_decay,
+            mask=mask,
+            mu_dtype=mu_dtype,
+            **adam,
+        )
+
+    return momentum_filter(_unrounded(adamw, mu_dtype), **selection)
+
+
+def scale_by_mofo(
+    b1: jax.typing.ArrayLike = 0.9,
+    b2: jax.typing.ArrayLike = 0.999,
+    eps: jax.typing.ArrayLike = 1e-8,
+    eps_root: jax.typing.ArrayLike = 0.0,
+    mu_dtype: jax.typing.DTypeLike | None = None,
+    *,
+    nesterov: bool = False,
+    update_fraction: Any = 0.15,
+    block_axes: Any = None,
+    dense: Any = None,
+    score: str = "momentum",
+    ties: str = "all",
+    axis_name: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Rescales updates as Adam does and keeps those with the largest momenta.
+
+    The part of `mofo` without learning rate and weight decay, for `optax.chain`.
+
+    Args:
+      b1: Decay rate of the momentum, in [0, 1).
+      b2: Decay rate of the second moment, in [0, 1).
+      eps: Added to the denominator outside of the square root, >= 0.
+      eps_root: Added inside of the square root, >= 0.
+      mu_dtype: The dtype in which the state keeps the momentum; None for the
+        parameters'.
+      nesterov: Whether to use Nesterov's momentum in the update.
+      update_fraction: The paper's alpha, in (0, 1]; see `momentum_filter`.
+      block_axes: The axes that index separate blocks; see `momentum_filter`.
+      dense: The tensors that take plain Adam updates; see `momentum_filter`.
+      score: What ranks coordinates; see `momentum_filter`.
+      ties: `"all"` or `"exact"`; see `momentum_filter`.
+      axis_name: The mesh axes of `shard_map`; see `momentum_filter`.
+
+    Returns:
+      An `optax.GradientTransformationExtraArgs` whose state is an
+      `optax.ScaleByAdamState`.
+
+    Raises:
+      ValueError: If an argument has a wrong value, here or, where only the tree of
+        updates tells, at the first update.
+
+    Examples:
+      >>> import jax.numpy as jnp, mofo_jax, optax
+      >>> optimizer = optax.chain(
+      ...   optax.clip_by_global_norm(1.0),
+      ...   mofo_jax.scale_by_mofo(update_fraction=0.5),
+      ...   optax.scale_by_learning_rate(0.1),
+      ... )
+      >>> state = optimizer.init(jnp.zeros(4))
+      >>> updates, state = optimizer.update(jnp.array([3., 1., -4., 2.]), state)
+      >>> print(updates.round(3))
+      [-0.1 -0.   0.1 -0. ]
+
+    Source: Chen et al, `MoFO <https://arxiv.org/abs/2407.20999>`_, 2024, algorithm 1.
+    """
+    adam = {"b1": b1, "b2": b2, "eps": eps, "eps_root": eps_root, "nesterov": nesterov}
+    _check_adam(**adam)
+
+    def scale_by_adam(mu_dtype: Any) -> optax.GradientTransformation:
+        return optax.scale_by_adam(mu_dtype=mu_dtype, **adam)
+
+    return momentum_filter(
+        _unrounded(scale_by_adam, mu_dtype),
+        update_fraction=update_fraction,
+        block_axes=block_axes,
+        dense=dense,
+        score=score,
+        ties=ties,
+        axis_name=axis_name,
+    )
+
+
+def _unrounded(
+    adam: Callable[[Any], optax.GradientTransformation], mu_dtype: Any
+) -> optax.GradientTransformationExtraArgs:
+    """Returns Adam with the state of `mu_dtype` and the momentum it computes with.
+
+    Optax rounds the momentum to `mu_dtype` after the update has used it. The filter
+    ranks what it gets and rounds it for the state afterwards.
+    """
+    update = optax.with_extra_args_support(adam(None)).update
+    return optax.GradientTransformationExtraArgs(adam(mu_dtype).init, update)
+
+
+def _check_adam(b1: Any, b2: Any, eps: Any, eps_root: Any, nesterov: Any) -> None:
+    """Raises ValueError where Optax would compute nonsense."""
+    del nesterov
+    _checks.check_number("b1", b1, 0, 1)
+    _checks.check_number("b2", b2, 0, 1)
+    _checks.check_number("eps", eps, 0)
+    _checks.check_number("eps_root", eps_root, 0)
