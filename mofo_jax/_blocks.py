@@ -85,8 +85,17 @@ def path_name(path: Path) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
+def place(path: str) -> str:
+    """Returns how an error names the parameter at `path`."""
+    return path or "the tensor"
+
+
 def resolve(
-    option: Any, name: str, updates: optax.Updates, is_value: Callable[[Any], bool]
+    option: Any,
+    name: str,
+    updates: optax.Updates,
+    is_value: Callable[[Any], bool],
+    allowed: str,
 ) -> list[Any]:
     """Returns an option's value for each leaf of `updates`, in the tree's order.
 
@@ -96,6 +105,7 @@ def resolve(
       name: The option's name, for errors.
       updates: The tree of updates.
       is_value: Whether something is one value of the option rather than a tree of them.
+      allowed: What a value must be, for errors.
 
     Returns:
       A list, one value a leaf.
@@ -114,7 +124,8 @@ def resolve(
         ]
         if missed:
             raise ValueError(
-                f"`{name}` has no default and no rule for {', '.join(missed)}"
+                f"`{name}` has no default and no rule for "
+                f"{', '.join(map(place, missed))}"
             )
     else:
         if not is_value(option) and callable(option):
@@ -122,7 +133,9 @@ def resolve(
         values = _broadcast(option, name, updates, is_value)
     for path, value in zip(paths, values, strict=True):
         if not is_value(value):
-            raise ValueError(f"`{name}` for {path} has a wrong value, got {value!r}")
+            raise ValueError(
+                f"`{name}` for {place(path)} must be {allowed}, got {value!r}"
+            )
     return values
 
 
@@ -161,10 +174,12 @@ def normalize_axes(axes: tuple[int, ...], ndim: int, name: str) -> tuple[int, ..
     """
     if any(not -ndim <= axis < ndim for axis in axes):
         raise ValueError(
-            f"`block_axes` for {name} must be axes of a tensor with {ndim} dimensions, "
+            f"`block_axes` for {place(name)} must be axes of a tensor with {ndim} dimensions, "
             f"got {axes}"
         )
     positive = sorted(axis % ndim for axis in axes)
     if len(set(positive)) != len(positive):
-        raise ValueError(f"`block_axes` for {name} names an axis twice, got {axes}")
+        raise ValueError(
+            f"`block_axes` for {place(name)} must name an axis once, got {axes}"
+        )
     return tuple(positive)

@@ -21,11 +21,11 @@ def words_needed(largest: int, word: np.dtype = WORD) -> int:
     return max(1, -(-largest.bit_length() // _bits(word)))
 
 
-def from_int(value: int, words: int, word: np.dtype = WORD) -> tuple[np.ndarray, ...]:
+def constant(value: int, words: int, word: np.dtype = WORD) -> Count:
     """Returns `value`, a Python integer >= 0, as `words` words of shape ()."""
     bits = _bits(word)
     return tuple(
-        np.array((value >> (bits * i)) & (2**bits - 1), word) for i in range(words)
+        jnp.array((value >> (bits * i)) & (2**bits - 1), word) for i in range(words)
     )
 
 
@@ -104,7 +104,7 @@ def to_float(count: Count) -> jax.Array:
     return result
 
 
-def fraction_of(fraction: jax.typing.ArrayLike, size: int) -> Count:
+def fraction_of(fraction: float | jax.Array, size: int) -> Count:
     """Returns floor(fraction * size), between 1 and `size`, for one block.
 
     A Python or NumPy number gives `int(size * fraction)`, in float64. An array, traced
@@ -122,8 +122,8 @@ def fraction_of(fraction: jax.typing.ArrayLike, size: int) -> Count:
     """
     words = words_needed(size)
     if not isinstance(fraction, jax.Array):
-        chosen = max(1, int(size * fraction))  # pyright: ignore[reportArgumentType]
-        return tuple(jnp.asarray(w) for w in from_int(chosen, words))
+        return constant(max(1, int(size * float(fraction))), words)
+    fraction = jnp.clip(fraction, 0, 1)
     if fraction.dtype == jnp.float64:
         product = jnp.floor(fraction * size).astype(jnp.uint64)
         exact: Count = tuple(
@@ -131,9 +131,8 @@ def fraction_of(fraction: jax.typing.ArrayLike, size: int) -> Count:
         )
     else:
         exact = _scaled(fraction.astype(jnp.float32), size)[:words]
-    one, all_of_them = from_int(1, words), from_int(size, words)
-    exact = where(at_least(exact, one), exact, tuple(jnp.asarray(w) for w in one))
-    most = tuple(jnp.asarray(w) for w in all_of_them)
+    least, most = constant(1, words), constant(size, words)
+    exact = where(at_least(exact, least), exact, least)
     return where(at_least(exact, most), most, exact)
 
 

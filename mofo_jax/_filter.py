@@ -10,9 +10,7 @@ import optax
 
 from mofo_jax import _blocks, _checks, _scores, _threshold
 
-SCORES: dict[str, Callable[[optax.OptState, optax.Updates], list[jax.Array]]] = {
-    "momentum": _scores.momentum,
-}
+SCORES: dict[str, Callable[..., list[jax.Array]]] = {"momentum": _scores.momentum}
 
 
 def momentum_filter(
@@ -122,15 +120,16 @@ def momentum_filter(
         steps = structure.flatten_up_to(proposed)
         competing = _competing(options, updates, state)
         if competing:
-            scores = SCORES[score](new_state, updates)
+            scores = SCORES[score](new_state, updates, tuple(competing))
             competitions = [
-                _threshold.Competition(jnp.asarray(scores[i]), *settings)
-                for i, settings in competing.items()
+                _threshold.Competition(jnp.asarray(scored), *settings)
+                for scored, settings in zip(scores, competing.values(), strict=True)
             ]
             masks = _threshold.select(competitions, ties)
             for i, ranked, mask in zip(competing, competitions, masks, strict=True):
                 moves = mask & (_threshold.magnitude_patterns(ranked.scores) > 0)
-                steps[i] = jnp.where(moves, steps[i], 0).astype(gradients[i].dtype)
+                dtype = jnp.result_type(gradients[i])
+                steps[i] = jnp.where(moves, steps[i], 0).astype(dtype)
         new_state = jax.tree.map(_cast_like, new_state, state)
         return structure.unflatten(steps), new_state
 
@@ -150,12 +149,10 @@ def _competing(
     options: _Options, updates: optax.Updates, state: optax.OptState
 ) -> dict[int, tuple]:
     """Returns fraction, block axes and axis names of the leaves that are filtered."""
-    fractions = _blocks.resolve(
-        options.update_fraction, "update_fraction", updates, _is_fraction
+    fractions, axes, dense, names = (
+        _blocks.resolve(option, name, updates, *_VALUES[name])
+        for name, option in options._asdict().items()
     )
-    axes = _blocks.resolve(options.block_axes, "block_axes", updates, _blocks.is_axes)
-    dense = _blocks.resolve(options.dense, "dense", updates, _is_bool)
-    names = _blocks.resolve(options.axis_name, "axis_name", updates, _is_axis_name)
     competing = {}
     for i, (path, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(updates)):
         fraction = fractions[i]
@@ -185,6 +182,15 @@ def _is_axis_name(value: Any) -> bool:
     return isinstance(value, str) or (
         isinstance(value, tuple) and all(isinstance(name, str) for name in value)
     )
+
+
+# What one value of each option is, and how an error says so.
+_VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "update_fraction": (_is_fraction, "a number in (0, 1] or a schedule"),
+    "block_axes": (_blocks.is_axes, "a tuple of axis numbers"),
+    "dense": (_is_bool, "True or False"),
+    "axis_name": (_is_axis_name, "a name or a tuple of names"),
+}
 
 
 def _cast_like(new: Any, old: Any) -> Any:

@@ -123,7 +123,7 @@ def _start(ranking: Ranking) -> tuple[Bracket, Count, jax.Array]:
     zero &= 0
     dtype = _counts.WORD if ranking.bits <= 32 else np.dtype(np.uint64)
     size = ranking.block_size
-    size_words = _counts.from_int(size, _counts.words_needed(size))
+    size_words = _counts.constant(size, _counts.words_needed(size))
     low = zero.astype(dtype)
     bracket = Bracket(
         low=low,

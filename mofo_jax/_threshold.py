@@ -26,7 +26,7 @@ _FIRST_OCTAVES = np.array((-6.0, -2.0, -0.7, -0.1, 0.25, 1.0))
 
 def top_fraction_mask(
     x: jax.typing.ArrayLike,
-    fraction: jax.typing.ArrayLike,
+    fraction: float | jax.Array,
     *,
     block_axes: tuple[int, ...] = (),
     ties: str = "all",
@@ -105,8 +105,8 @@ def magnitude_threshold(
         raise TypeError(f"`k` must be an integer, got {k!r}")
     if not 1 <= k <= size:
         raise ValueError(f"`k` must be in [1, {size}], the size of a block, got {k}")
-    words = _counts.from_int(int(k), _counts.words_needed(size))
-    ranking = _with_guess(_rank(x, axes), tuple(jnp.asarray(word) for word in words))
+    chosen = _counts.constant(int(k), _counts.words_needed(size))
+    ranking = _with_guess(_rank(x, axes), chosen)
     (bracket,) = search([ranking])
     # The search stops at any pattern that parts the k largest from the rest.
     patterns = magnitude_patterns(x)
@@ -128,7 +128,7 @@ class Competition(NamedTuple):
     """
 
     scores: jax.Array
-    fraction: jax.typing.ArrayLike
+    fraction: float | jax.Array
     block_axes: tuple[int, ...] = ()
     axis_name: tuple[str, ...] = ()
 
@@ -191,8 +191,9 @@ def _with_guess(ranking: Ranking, chosen: Count) -> Ranking:
     total = jnp.sum(magnitude, axis=ranking.inner_axes, dtype=wide)
     if ranking.axis_name:
         total = lax.psum(total, ranking.axis_name)
-    share = jnp.maximum(_counts.to_float(chosen), 1.0) / ranking.block_size
-    guess = total / ranking.block_size * jnp.maximum(-jnp.log(share), 0.1)
+    size = float(ranking.block_size)  # As an integer it may not fit JAX's 32 bits.
+    share = jnp.maximum(_counts.to_float(chosen), 1.0) / size
+    guess = total / size * jnp.maximum(-jnp.log(share), 0.1)
     octaves = np.exp2(_FIRST_OCTAVES).reshape((-1,) + (1,) * guess.ndim)
     patterns = magnitude_patterns((guess * octaves).astype(magnitude.dtype))
     # The least pattern above zero shows whether zeros have to be chosen.
