@@ -1,0 +1,1 @@
+"""Programs that use mofo_jax; `examples/README.md` says which answers what."""
