@@ -85,6 +85,16 @@ def path_name(path: Path) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
+def given_values(option: Any, is_value: Callable[[Any], bool]) -> list[Any]:
+    """Returns the values of an option that can be told without a tree of updates."""
+    if isinstance(option, PathRules):
+        values = [value for _, value in option.rules]
+        return values if option.default is ... else [*values, option.default]
+    if callable(option) and not is_value(option):
+        return []
+    return jax.tree.leaves(option, is_leaf=is_value)
+
+
 def place(path: str) -> str:
     """Returns how an error names the parameter at `path`."""
     return path or "the tensor"
@@ -170,12 +180,15 @@ def normalize_axes(axes: tuple[int, ...], ndim: int, name: str) -> tuple[int, ..
     """Returns axes as ascending numbers from 0.
 
     Raises:
+      TypeError: If the axes are not a tuple of integers.
       ValueError: If an axis is out of range or named twice.
     """
+    if not is_axes(axes):
+        raise TypeError(f"`block_axes` must be a tuple of axis numbers, got {axes!r}")
     if any(not -ndim <= axis < ndim for axis in axes):
         raise ValueError(
-            f"`block_axes` for {place(name)} must be axes of a tensor with {ndim} dimensions, "
-            f"got {axes}"
+            f"`block_axes` for {place(name)} must be axes of a tensor with {ndim} "
+            f"dimensions, got {axes}"
         )
     positive = sorted(axis % ndim for axis in axes)
     if len(set(positive)) != len(positive):

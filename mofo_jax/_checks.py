@@ -10,9 +10,17 @@ import numpy as np
 
 def is_static_number(value: Any) -> bool:
     """Returns whether `value` is a number that Python knows, not an array of JAX."""
+    if isinstance(value, np.ndarray):
+        return value.ndim == 0 and value.dtype.kind in "iuf"
     return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(
         value, bool
     )
+
+
+def is_scalar(value: Any) -> bool:
+    """Returns whether `value` is a number, known to Python or held by JAX."""
+    is_array = isinstance(value, jax.Array) and value.ndim == 0
+    return is_static_number(value) or is_array
 
 
 def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:

@@ -91,11 +91,6 @@ def momentum_filter(
         )
     _checks.check_choice("score", score, tuple(SCORES))
     _checks.check_choice("ties", ties, _threshold.TIES)
-    if not isinstance(update_fraction, _blocks.PathRules):
-        jax.tree.map(
-            lambda fraction: _checks.check_fraction("update_fraction", fraction),
-            update_fraction,
-        )
     if axis_name is not None and ties == "exact":
         raise ValueError(
             'ties="exact" breaks ties by an index that shards do not know: `axis_name` '
@@ -107,6 +102,7 @@ def momentum_filter(
         False if dense is None else dense,
         () if axis_name is None else axis_name,
     )
+    _check_values(options)
     wrapped = optax.with_extra_args_support(inner)
 
     def update(
@@ -145,6 +141,17 @@ class _Options(NamedTuple):
     axis_name: Any
 
 
+def _check_values(options: _Options) -> None:
+    """Raises ValueError for a wrong value that is wrong whatever the tree."""
+    for name, option in options._asdict().items():
+        is_value, allowed = _VALUES[name]
+        for value in _blocks.given_values(option, is_value):
+            if not is_value(value):
+                raise ValueError(f"`{name}` must be {allowed}, got {value!r}")
+            if name == "update_fraction":
+                _checks.check_fraction(name, value)
+
+
 def _competing(
     options: _Options, updates: optax.Updates, state: optax.OptState
 ) -> dict[int, tuple]:
@@ -170,8 +177,7 @@ def _competing(
 
 
 def _is_fraction(value: Any) -> bool:
-    is_array = isinstance(value, jax.Array) and value.ndim == 0
-    return _checks.is_static_number(value) or is_array or callable(value)
+    return _checks.is_scalar(value) or callable(value)
 
 
 def _is_bool(value: Any) -> bool:

@@ -92,7 +92,8 @@ def search(rankings: Sequence[Ranking]) -> list[Bracket]:
         ):
             thresholds = _next_thresholds(bracket, wanted)
             thresholds = jnp.where(number == 0, guess, thresholds)
-            thresholds = jnp.clip(thresholds, bracket.low + 1, bracket.high - 1)
+            least, most = bracket.low[None] + 1, bracket.high[None] - 1
+            thresholds = jnp.clip(thresholds, least, most)
             counts = [
                 count_reaching(rankings[i]._replace(arrays=arrays[i]), thresholds[:, g])
                 for g, i in enumerate(group)
@@ -172,19 +173,21 @@ def _next_thresholds(bracket: Bracket, chosen: Count) -> jax.Array:
     guess = jnp.clip(guess, 0.0, 1.0)
     deviation = jnp.sqrt(guess * (1.0 - guess) / jnp.maximum(inside, 1.0))
     spread = jnp.maximum(_SPREAD * deviation, _LEAST_SPREAD)
-    places = guess + spread * _OFFSETS.reshape((-1,) + (1,) * guess.ndim).astype("f4")
-    steps = jnp.clip(places, 0.0, 1.0) * width.astype(jnp.float32)
+    offsets = _OFFSETS.reshape((-1,) + (1,) * guess.ndim).astype("f4")
+    places = guess[None] + spread[None] * offsets
+    steps = jnp.clip(places, 0.0, 1.0) * width.astype(jnp.float32)[None]
     halfway = bracket.low + width // 2
-    interpolated = bracket.low + steps.astype(width.dtype)
+    interpolated = bracket.low[None] + steps.astype(width.dtype)
     interpolated = jnp.concatenate([interpolated, halfway[None]])
-    return jnp.where(bracket.stalled, _evenly(bracket), interpolated)
+    return jnp.where(bracket.stalled[None], _evenly(bracket), interpolated)
 
 
 def _evenly(bracket: Bracket) -> jax.Array:
     """Divides the brackets evenly by thresholds, `[THRESHOLDS, *blocks]`."""
     step = jnp.maximum((bracket.high - bracket.low) // (THRESHOLDS + 1), 1)
     numbers = np.arange(1, THRESHOLDS + 1, dtype=step.dtype)
-    return bracket.low + step * numbers.reshape((-1,) + (1,) * step.ndim)
+    numbers = numbers.reshape((-1,) + (1,) * step.ndim)
+    return bracket.low[None] + step[None] * numbers
 
 
 def _narrowed(

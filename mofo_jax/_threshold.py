@@ -4,6 +4,7 @@ A float's magnitude read as an unsigned integer, its pattern, keeps its order, s
 threshold is found by counting patterns (`_search.py`), never by sorting.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -46,7 +47,8 @@ def top_fraction_mask(
       A boolean array of `x`'s shape.
 
     Raises:
-      TypeError: If `x` is not of a floating-point or complex dtype.
+      TypeError: If `x` is not of a floating-point or complex dtype, `fraction` no
+        number, or `block_axes` no tuple.
       ValueError: If `fraction`, `block_axes` or `ties` has a wrong value.
 
     Examples:
@@ -63,6 +65,8 @@ def top_fraction_mask(
     """
     x = _checks.as_inexact(x)
     _checks.check_choice("ties", ties, TIES)
+    if not _checks.is_scalar(fraction):
+        raise TypeError(f"`fraction` must be a number in (0, 1], got {fraction!r}")
     _checks.check_fraction("fraction", fraction)
     axes = _blocks.normalize_axes(block_axes, x.ndim, "x")
     if x.size == 0:
@@ -86,7 +90,8 @@ def magnitude_threshold(
       but the block axes 1.
 
     Raises:
-      TypeError: If `x` is not of a floating-point or complex dtype, or `k` no integer.
+      TypeError: If `x` is not of a floating-point or complex dtype, `k` no integer, or
+        `block_axes` no tuple.
       ValueError: If `k` or `block_axes` has a wrong value.
 
     Examples:
@@ -105,8 +110,15 @@ def magnitude_threshold(
         raise TypeError(f"`k` must be an integer, got {k!r}")
     if not 1 <= k <= size:
         raise ValueError(f"`k` must be in [1, {size}], the size of a block, got {k}")
-    chosen = _counts.constant(int(k), _counts.words_needed(size))
-    ranking = _with_guess(_rank(x, axes), chosen)
+    return _kth_largest(x, int(k), axes)
+
+
+@functools.partial(jax.jit, static_argnames=("k", "block_axes"))
+def _kth_largest(x: jax.Array, k: int, block_axes: tuple[int, ...]) -> jax.Array:
+    """Returns the k-th largest magnitude of each block, the inner axes kept as 1."""
+    ranking = _rank(x, block_axes)
+    words = _counts.words_needed(ranking.block_size)
+    ranking = _with_guess(ranking, _counts.constant(k, words))
     (bracket,) = search([ranking])
     # The search stops at any pattern that parts the k largest from the rest.
     patterns = magnitude_patterns(x)
@@ -144,9 +156,32 @@ def select(competitions: Sequence[Competition], ties: str) -> list[jax.Array]:
     Returns:
       For each tensor a boolean mask of its shape.
     """
+    arrays = [
+        (scores, fraction if isinstance(fraction, jax.Array) else None)
+        for scores, fraction, _, _ in competitions
+    ]
+    settings = tuple(
+        # Where the fraction is an array, this one is not looked at.
+        (1.0 if isinstance(fraction, jax.Array) else float(fraction), *others)
+        for _, fraction, *others in competitions
+    )
+    return _select(arrays, settings, ties)
+
+
+# Compiled here, so that an update outside of `jax.jit` does not compile at every step.
+@functools.partial(jax.jit, static_argnames=("settings", "ties"))
+def _select(
+    arrays: list[tuple[jax.Array, jax.Array | None]],
+    settings: tuple[tuple[float, tuple[int, ...], tuple[str, ...]], ...],
+    ties: str,
+) -> list[jax.Array]:
+    """Is `select`, with what may be traced apart from what may not."""
     rankings = []
-    for scores, fraction, block_axes, axis_name in competitions:
+    for (scores, traced), (static, block_axes, axis_name) in zip(
+        arrays, settings, strict=True
+    ):
         ranking = _rank(scores, block_axes)._replace(axis_name=axis_name)
+        fraction = static if traced is None else traced
         chosen = _counts.fraction_of(fraction, ranking.block_size)
         rankings.append(_with_guess(ranking, chosen))
     brackets = search(rankings)
@@ -195,7 +230,7 @@ def _with_guess(ranking: Ranking, chosen: Count) -> Ranking:
     share = jnp.maximum(_counts.to_float(chosen), 1.0) / size
     guess = total / size * jnp.maximum(-jnp.log(share), 0.1)
     octaves = np.exp2(_FIRST_OCTAVES).reshape((-1,) + (1,) * guess.ndim)
-    patterns = magnitude_patterns((guess * octaves).astype(magnitude.dtype))
+    patterns = magnitude_patterns((guess[None] * octaves).astype(magnitude.dtype))
     # The least pattern above zero shows whether zeros have to be chosen.
     return ranking._replace(
         chosen=chosen,

@@ -1,0 +1,154 @@
+"""Checks everything that a user gave before any long work begins."""
+
+import math
+import pathlib
+import shutil
+from collections.abc import Mapping
+
+from examples.finetune.config import Config, learning_rates, option
+from examples.finetune.errors import InputError
+from examples.finetune.optimizers import OPTIMIZERS
+
+# Names that are measured in any case.
+RESERVED = ("task", "knowledge", "prose", "code", "task_prompts")
+# Smallest value of each whole number.
+SMALLEST = {
+    "steps": 1,
+    "warmup_steps": 0,
+    "batch_size": 1,
+    "accumulation_steps": 1,
+    "sequence_length": 2,
+    "seed": 0,
+    "checkpoint_every": 1,
+    "log_every": 1,
+    "training_problems": 1,
+    "evaluation_problems": 1,
+    "knowledge_questions": 1,
+    "retention_sequences": 1,
+    "max_new_tokens": 0,
+}
+
+
+def check_options(config: Config) -> None:
+    """Checks what can be checked without a file or a device.
+
+    Raises:
+      InputError: an option has a value that is not allowed.
+    """
+    for field, smallest in SMALLEST.items():
+        _require(config, field, getattr(config, field) >= smallest, f">= {smallest}")
+    _require(config, "seed", config.seed < 2**32, "below 2**32")
+    _require(config, "update_fraction", 0 < config.update_fraction <= 1, "in (0, 1]")
+    for field in ("b1", "b2"):
+        _require(config, field, 0 <= getattr(config, field) < 1, "in [0, 1)")
+    _require(config, "eps", 0 < config.eps < math.inf, "positive")
+    for field in ("weight_decay", "clip_norm"):
+        _require(config, field, 0 <= getattr(config, field) < math.inf, ">= 0")
+    _require(
+        config,
+        "warmup_steps",
+        config.warmup_steps < config.steps,
+        f"below --steps, {config.steps}",
+    )
+    _check_optimizers(config)
+    if config.train_file and not config.task_eval_file:
+        raise InputError(
+            "--train-file needs --task-eval-file, the held-out rows that measure "
+            "what was learned"
+        )
+
+
+def _require(config: Config, field: str, holds: bool, allowed: str) -> None:
+    if not holds:
+        value = getattr(config, field)
+        raise InputError(f"{option(field)} must be {allowed}, got {value}")
+
+
+def _check_optimizers(config: Config) -> None:
+    known = ", ".join(OPTIMIZERS)
+    if not config.optimizer:
+        raise InputError(f"--optimizer needs at least one of {known}")
+    for name in config.optimizer:
+        if name not in OPTIMIZERS:
+            raise InputError(f"--optimizer must be of {known}, got {name!r}")
+        if config.optimizer.count(name) > 1:
+            raise InputError(f"--optimizer names {name} twice")
+    learning_rates(config)
+
+
+def retention_files(config: Config) -> dict[str, pathlib.Path]:
+    """The paths of --retention-file by name.
+
+    Raises:
+      InputError: an entry is not NAME=PATH, or its name is taken.
+    """
+    files: dict[str, pathlib.Path] = {}
+    for entry in config.retention_file:
+        name, equals, path = entry.partition("=")
+        if not (name and equals and path):
+            raise InputError(f"--retention-file must be NAME=PATH, got {entry!r}")
+        if name in files or name in RESERVED:
+            raise InputError(f"--retention-file has the name {name!r}, which is taken")
+        files[name] = pathlib.Path(path)
+    return files
+
+
+def check_context(config: Config, model: str, longest: int) -> None:
+    """Checks that sequences, and decoding behind prompts, fit the model's context.
+
+    Args:
+      config: the run's settings.
+      model: the model's name, for the message.
+      longest: the most positions that the model has.
+
+    Raises:
+      InputError: they do not fit.
+    """
+    if config.sequence_length > longest:
+        raise InputError(
+            f"--sequence-length must be at most {longest}, the context of {model}, "
+            f"got {config.sequence_length}"
+        )
+    if config.sequence_length + config.max_new_tokens > longest:
+        raise InputError(
+            f"--max-new-tokens must be at most {longest - config.sequence_length} "
+            f"with sequences of {config.sequence_length} tokens in the context of "
+            f"{model}, {longest}, got {config.max_new_tokens}"
+        )
+
+
+def check_room(needed: Mapping[pathlib.Path, int]) -> None:
+    """Checks that directories are, or can be made, and that they have room.
+
+    Args:
+      needed: bytes that will be written, by directory.
+
+    Raises:
+      InputError: a path is a file, or the disk is too full.
+    """
+    for path, size in needed.items():
+        if path.exists() and not path.is_dir():
+            raise InputError(f"{path} is a file; a directory is needed")
+        existing = next(p for p in (path, *path.absolute().parents) if p.exists())
+        if not existing.is_dir():
+            raise InputError(f"{existing} is a file, so {path} cannot be made")
+        free = shutil.disk_usage(existing).free
+        if free < size:
+            raise InputError(
+                f"{path} needs about {size / 1e9:.1f} GB and its disk has "
+                f"{free / 1e9:.1f} GB free"
+            )
+
+
+def check_rows(config: Config, multiple: int) -> None:
+    """Checks that a batch can be dealt out to the devices that share it.
+
+    Args:
+      config: the run's settings.
+      multiple: how many parts the mesh cuts a batch into.
+
+    Raises:
+      InputError: it cannot.
+    """
+    allowed = f"a multiple of {multiple}, the mesh's data and fsdp devices"
+    _require(config, "batch_size", config.batch_size % multiple == 0, allowed)

@@ -1,0 +1,76 @@
+"""Rotary positions: pairs of a head's coordinates turn with the token's position."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3's stretch of the rotary frequencies to a longer context.
+
+    Attributes:
+      factor: how many times slower the slowest frequencies turn, >= 1.
+      low_frequency_factor: frequencies that turn fewer times than this within the
+        original context are divided by ``factor``.
+      high_frequency_factor: those that turn more often stay; between the two the
+        divisor is interpolated.
+      original_max_positions: the context of pre-training, in tokens.
+    """
+
+    factor: float
+    low_frequency_factor: float
+    high_frequency_factor: float
+    original_max_positions: int
+
+
+def frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> np.ndarray:
+    """Says how far each pair of coordinates turns per position.
+
+    Args:
+      head_dim: width of a head, ``H``, even.
+      theta: base of the frequencies; pair ``i`` turns by ``theta ** (-2 i / H)``.
+      scaling: Llama 3's scaling, or None.
+
+    Returns:
+      float32 ``[H / 2]``, in radians.
+    """
+    turning = theta ** -(np.arange(0, head_dim, 2) / head_dim)
+    if scaling is not None:
+        turns = scaling.original_max_positions * turning / (2 * np.pi)
+        low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+        kept = np.clip((turns - low) / (high - low), 0, 1)
+        turning = turning * (kept + (1 - kept) / scaling.factor)
+    return turning.astype(np.float32)
+
+
+class Rotary(NamedTuple):
+    """The turn of every pair at every position.
+
+    Attributes:
+      cosine: float32 ``[B, T, 1, H / 2]``.
+      sine: float32 ``[B, T, 1, H / 2]``.
+    """
+
+    cosine: jax.Array
+    sine: jax.Array
+
+    @classmethod
+    def at(cls, positions_BxT: jax.Array, turning_P: np.ndarray) -> "Rotary":
+        """Returns the turns at integer positions, given ``frequencies(...)``."""
+        angles_BxTx1xP = positions_BxT[:, :, None, None] * turning_P[None, None, None]
+        return cls(jnp.cos(angles_BxTx1xP), jnp.sin(angles_BxTx1xP))
+
+    def turn(self, x_BxTxNxH: jax.Array) -> jax.Array:
+        """Returns ``x`` with its pairs ``(x[i], x[i + H/2])`` turned, dtype kept."""
+        # Products in float32: in bfloat16 the angle's rounding would grow to whole
+        # positions in a long context.
+        first, second = jnp.split(x_BxTxNxH.astype(jnp.float32), 2, axis=-1)
+        turned = (
+            first * self.cosine - second * self.sine,
+            second * self.cosine + first * self.sine,
+        )
+        return jnp.concatenate(turned, axis=-1).astype(x_BxTxNxH.dtype)

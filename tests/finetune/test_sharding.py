@@ -1,0 +1,129 @@
+import dataclasses
+
+import jax
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from jax.sharding import AxisType, PartitionSpec
+
+from examples.finetune.errors import InputError
+from examples.finetune.llama import Llama
+from examples.finetune.pretrained import Source, build
+from examples.finetune.sharding import (
+    batch_sharding,
+    make_mesh,
+    param_shardings,
+    parameter_path,
+    partition_spec,
+)
+from tests.finetune import tiny
+from tests.finetune.tiny import forward
+
+
+@pytest.mark.parametrize(
+    ("description", "shape"),
+    [
+        ("", (8, 1, 1)),
+        ("fsdp=4,tensor=2", (1, 4, 2)),
+        ("tensor=2, fsdp=2", (2, 2, 2)),
+        ("data=8", (8, 1, 1)),
+        ("fsdp=8", (1, 8, 1)),
+    ],
+)
+def test_a_mesh_takes_all_devices(description: str, shape: tuple[int, ...]) -> None:
+    mesh = make_mesh(description)
+    assert mesh.axis_names == ("data", "fsdp", "tensor")
+    assert mesh.devices.shape == shape
+    assert set(mesh.axis_types) == {AxisType.Auto}
+    assert set(mesh.devices.flat) == set(jax.devices())
+
+
+@pytest.mark.parametrize(
+    ("description", "words"),
+    [
+        ("fsdp=3", "made for 3 devices times a whole number .* there are 8"),
+        ("data=2,fsdp=2", "made for 4 devices and there are 8"),
+        ("fsdp=16", "made for 16 devices .* there are 8"),
+        ("model=2", "unknown axis 'model'; the axes are data, fsdp, tensor"),
+        ("fsdp=2,fsdp=4", "names fsdp twice"),
+        ("fsdp=0", "at least 1, got '0'"),
+        ("fsdp", "at least 1, got ''"),
+        ("fsdp=two", "got 'two'"),
+        ("fsdp=-1", "got '-1'"),
+    ],
+)
+def test_a_mesh_that_does_not_fit_is_refused(description: str, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        make_mesh(description)
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+@pytest.mark.parametrize("tied", [False, True])
+def test_every_parameter_and_its_moments_have_a_sharding(
+    tiny_source: Source, tied: bool, scan_layers: bool
+) -> None:
+    config = dataclasses.replace(tiny_source.config, tied_embedding=tied)
+    params = nnx.state(
+        nnx.eval_shape(lambda: Llama(config, rngs=nnx.Rngs(0), scan_layers=scan_layers))
+    )
+    mesh = make_mesh("fsdp=4,tensor=2")
+    specs = jax.tree.map(lambda leaf: leaf.spec, param_shardings(params, mesh))
+    by_path = {
+        parameter_path(path): spec
+        for path, spec in jax.tree_util.tree_leaves_with_path(
+            specs, is_leaf=lambda leaf: isinstance(leaf, PartitionSpec)
+        )
+    }
+    layer = "layers/" if scan_layers else "layers/1/"
+    stack = (None,) if scan_layers else ()
+    assert by_path["embed/embedding"] == PartitionSpec("tensor", "fsdp")
+    assert by_path[layer + "mlp/up/kernel"] == PartitionSpec(*stack, "fsdp", "tensor")
+    assert by_path[layer + "mlp/down/kernel"] == PartitionSpec(*stack, "tensor", "fsdp")
+    assert by_path[layer + "mlp_norm/scale"] == PartitionSpec(*stack, None)
+    moments = jax.eval_shape(optax.adam(1e-3).init, nnx.to_pure_dict(params))
+    shardings = param_shardings(moments, mesh)
+    assert shardings[0].count.spec == PartitionSpec()
+    assert shardings[0].mu["embed"]["embedding"].spec == PartitionSpec("tensor", "fsdp")
+
+
+def test_a_dimension_that_does_not_divide_stays_whole() -> None:
+    mesh = make_mesh("fsdp=4,tensor=2")
+    spec = partition_spec("layers/0/mlp/up/kernel", (6, 10), mesh)
+    assert spec == PartitionSpec(None, "tensor")
+    spec = partition_spec("layers/0/mlp/up/kernel", (8, 9), mesh)
+    assert spec == PartitionSpec("fsdp", None)
+
+
+def test_a_parameter_that_the_table_does_not_know_is_an_error() -> None:
+    with pytest.raises(ValueError, match="known for the parameter layers/0/router"):
+        partition_spec("layers/0/router", (8, 8), make_mesh(""))
+
+
+@pytest.mark.parametrize("description", ["", "fsdp=8", "fsdp=4,tensor=2", "tensor=8"])
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_a_sharded_model_gives_the_logits_of_one_device(
+    tiny_source: Source, description: str, scan_layers: bool
+) -> None:
+    mesh = make_mesh(description)
+    whole = build(tiny_source, scan_layers=scan_layers)
+    sharded = build(tiny_source, scan_layers=scan_layers, mesh=mesh)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(nnx.state(sharded)):
+        spec = partition_spec(parameter_path(path), leaf.shape, mesh)
+        assert leaf.sharding.spec == spec
+        parts = np.prod([mesh.shape[axis] for axis in spec if axis is not None])
+        assert leaf.addressable_shards[0].data.size == leaf.size / parts
+    for mine, theirs in zip(
+        jax.tree.leaves(nnx.state(whole)),
+        jax.tree.leaves(nnx.state(sharded)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(mine, theirs)
+    ids_BxT = np.tile(tiny.token_ids()[:, :10], (4, 1))
+    expected = forward(whole, ids_BxT, np.ones_like(ids_BxT))
+    placed = jax.device_put(ids_BxT, batch_sharding(mesh))
+    assert placed.addressable_shards[0].data.shape[0] == 8 // (
+        mesh.shape["data"] * mesh.shape["fsdp"]
+    )
+    found = forward(sharded, placed, np.ones_like(ids_BxT))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)

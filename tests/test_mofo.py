@@ -1,0 +1,374 @@
+"""MoFO against the paper in NumPy, and against `optax.adamw` where they must agree."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import mofo_jax
+from tests.helpers import (
+    ZOO,
+    ZOO_BLOCK_AXES,
+    Settings,
+    assert_same_bits,
+    map_shapes,
+    run,
+    selected,
+    trajectory,
+    types,
+    x64,
+    zoo_gradients,
+    zoo_params,
+)
+
+DECAYED = map_shapes(lambda shape: len(shape) > 1, ZOO)
+
+
+def falling(count: Any) -> Any:
+    """A learning rate that both NumPy and JAX compute without rounding."""
+    return 0.0625 / 2 ** (count // 8)
+
+
+def narrowing(count: Any) -> Any:
+    """A fraction that both NumPy and JAX compute without rounding."""
+    return 0.5 / 2 ** (count // 10)
+
+
+# What `mofo` is given, and what the reference is told of it.
+TRAJECTORIES: dict[str, tuple[dict[str, Any], Settings]] = {
+    "paper": ({}, Settings()),
+    "weight decay of what moves": (
+        {"weight_decay": 0.3},
+        Settings(weight_decay=0.3),
+    ),
+    "weight decay of all": (
+        {"weight_decay": 0.3, "decay": "all", "mask": DECAYED},
+        Settings(weight_decay=0.3, decay="all"),
+    ),
+    "weight decay of what moves in some tensors": (
+        {"weight_decay": 0.3, "mask": DECAYED, "update_fraction": 0.4},
+        Settings(weight_decay=0.3, update_fraction=0.4),
+    ),
+    "nesterov": ({"nesterov": True}, Settings(nesterov=True)),
+    "other betas and epsilons": (
+        {"b1": 0.5, "b2": 0.9, "eps": 1e-3, "eps_root": 1e-2},
+        Settings(b1=0.5, b2=0.9, eps=1e-3, eps_root=1e-2),
+    ),
+    "schedules": (
+        {"learning_rate": falling, "update_fraction": narrowing},
+        Settings(learning_rate=falling, update_fraction=narrowing),
+    ),
+    "exact ties": (
+        {"ties": "exact", "weight_decay": 0.1},
+        Settings(ties="exact", weight_decay=0.1),
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("case", TRAJECTORIES)
+def test_whole_trajectories_are_the_papers(case: str, dtype: str) -> None:
+    arguments, settings = TRAJECTORIES[case]
+    cast = functools.partial(jax.tree.map, lambda x: np.asarray(x, dtype))
+    start, gradients = cast(zoo_params()), [cast(g) for g in zoo_gradients(30)]
+    optimizer = mofo_jax.mofo(
+        **{"learning_rate": 1e-2, "block_axes": ZOO_BLOCK_AXES, **arguments},
+        dense=mofo_jax.NORMS_AND_BIASES,
+    )
+    with x64(dtype == "float64"):
+        all_params, _, _ = run(optimizer, start, gradients)
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(start)]
+    axes = jax.tree.leaves(ZOO_BLOCK_AXES, is_leaf=lambda x: type(x) is tuple)
+    decayed = jax.tree.leaves(DECAYED if "mask" in arguments else map_shapes(bool, ZOO))
+    tolerance = {"rtol": 1e-12} if dtype == "float64" else {"rtol": 2e-4, "atol": 1e-6}
+    for i, path in enumerate(paths):
+        leaf = functools.partial(lambda tree, i: jax.tree.leaves(tree)[i], i=i)
+        here = settings._replace(
+            block_axes=axes[i],
+            dense="norm_scale" in str(path),
+            weight_decay=settings.weight_decay
+            if "mask" not in arguments or decayed[i]
+            else 0.0,
+        )
+        expected = trajectory(leaf(start), [leaf(g) for g in gradients], here)
+        before = (leaf(start), leaf(start))
+        for step, (params, reference) in enumerate(
+            zip(all_params, expected, strict=True)
+        ):
+            actual = np.asarray(leaf(params))
+            message = f"{jax.tree_util.keystr(path)} at step {step}"
+            assert actual.dtype == dtype
+            np.testing.assert_allclose(actual, reference, err_msg=message, **tolerance)
+            # What did not move there stays here to the last bit.
+            stayed = reference == before[1]
+            np.testing.assert_array_equal(actual[stayed], before[0][stayed], message)
+            before = (actual, reference)
+
+
+def test_the_references_trajectories_differ_where_the_options_do() -> None:
+    # Otherwise the comparison above would prove nothing of the options.
+    start = zoo_params()["matrix"]
+    gradients = [g["matrix"] for g in zoo_gradients(30)]
+    ends = [
+        trajectory(start, gradients, settings)[-1].tobytes()
+        for _, settings in TRAJECTORIES.values()
+    ]
+    ends.append(trajectory(start, gradients, Settings(block_axes=(0,)))[-1].tobytes())
+    ends.append(trajectory(start, gradients, Settings(dense=True))[-1].tobytes())
+    assert len(set(ends)) == len(ends)
+
+
+def float32_zoo(steps: int) -> tuple[Any, list[Any]]:
+    """Returns the zoo's parameters and gradients in float32."""
+    cast = functools.partial(jax.tree.map, lambda x: jnp.asarray(x, jnp.float32))
+    return cast(zoo_params()), [cast(g) for g in zoo_gradients(steps)]
+
+
+ADAMW_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "weight decay": {"weight_decay": 0.1},
+    "masked weight decay": {"weight_decay": 0.1, "mask": DECAYED},
+    "mask by callable": {
+        "weight_decay": 0.1,
+        "mask": lambda params: jax.tree.map(lambda p: jnp.ndim(p) > 1, params),
+    },
+    "nesterov": {"nesterov": True},
+    "bfloat16 momentum": {"mu_dtype": jnp.bfloat16, "weight_decay": 0.1},
+    "named momentum dtype": {"mu_dtype": "float16"},
+    "other betas and epsilons": {"b1": 0.8, "b2": 0.95, "eps": 1e-6, "eps_root": 1e-5},
+    "schedule": {"learning_rate": optax.linear_schedule(0.1, 0.0, 30)},
+    "weight decay by schedule": {
+        "weight_decay": optax.linear_schedule(0.1, 0.0, 30),
+    },
+}
+
+
+@pytest.mark.parametrize("jit", [True, False], ids=["jit", "eager"])
+@pytest.mark.parametrize("decay", ["selected", "all"])
+@pytest.mark.parametrize("arguments", ADAMW_ARGUMENTS)
+def test_a_fraction_of_one_is_adamw_bit_for_bit(
+    arguments: str, decay: str, jit: bool
+) -> None:
+    given = {"learning_rate": 1e-2, **ADAMW_ARGUMENTS[arguments]}
+    params, gradients = float32_zoo(20)
+    one = 1.0 if jit else 1
+    ours = mofo_jax.mofo(**given, update_fraction=one, decay=decay)
+    actual = run(ours, params, gradients, jit)
+    assert_same_bits(actual, run(optax.adamw(**given), params, gradients, jit))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_fraction_of_one_is_adamw_in_half_precision(dtype: str) -> None:
+    params, gradients = jax.tree.map(lambda x: x.astype(dtype), float32_zoo(20))
+    ours = mofo_jax.mofo(1e-2, update_fraction=np.float64(1), weight_decay=0.1)
+    actual = run(ours, params, gradients)
+    desired = run(optax.adamw(1e-2, weight_decay=0.1), params, gradients)
+    assert_same_bits(actual, desired)
+
+
+@pytest.mark.parametrize("jit", [True, False], ids=["jit", "eager"])
+@pytest.mark.parametrize("decay", ["selected", "all"])
+def test_dense_tensors_are_adamws_bit_for_bit(decay: str, jit: bool) -> None:
+    params, gradients = float32_zoo(10)
+    dense = {**map_shapes(lambda shape: False, ZOO), "matrix": True, "stacked": True}
+    arguments = {"weight_decay": 0.1, "nesterov": True}
+    ours = mofo_jax.mofo(1e-2, dense=dense, decay=decay, **arguments)
+    actual, _, _ = run(ours, params, gradients, jit)
+    desired, _, _ = run(optax.adamw(1e-2, **arguments), params, gradients, jit)
+    for ours_after, adamw_after in zip(actual, desired, strict=True):
+        for name in ("matrix", "stacked"):
+            assert_same_bits(ours_after[name], adamw_after[name])
+        assert not np.array_equal(ours_after["heads"], adamw_after["heads"])
+
+
+@pytest.mark.parametrize("decay", ["selected", "all"])
+@pytest.mark.parametrize("arguments", ADAMW_ARGUMENTS)
+def test_the_state_is_adamws(arguments: str, decay: str) -> None:
+    given = {"learning_rate": 1e-2, **ADAMW_ARGUMENTS[arguments]}
+    params = float32_zoo(0)[0]
+    ours, adamw = mofo_jax.mofo(**given, decay=decay), optax.adamw(**given)
+    for init in (
+        lambda tx: tx.init(params),
+        lambda tx: jax.eval_shape(tx.init, params),
+    ):
+        state, desired = init(ours), init(adamw)
+        assert jax.tree.structure(state) == jax.tree.structure(desired)
+        assert types(state) == types(desired)
+    _, updated = jax.eval_shape(ours.update, params, ours.init(params), params)
+    assert jax.tree.structure(updated) == jax.tree.structure(ours.init(params))
+    assert types(updated) == types(ours.init(params))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_the_moments_are_adamws_whatever_moves(dtype: str) -> None:
+    # A skipped coordinate goes on keeping its moments.
+    params, gradients = jax.tree.map(lambda x: x.astype(dtype), float32_zoo(5))
+    _, _, state = run(mofo_jax.mofo(1e-2), params, gradients, jit=False)
+    _, _, desired = run(optax.adamw(1e-2), params, gradients, jit=False)
+    assert_same_bits(state, desired)
+
+
+def test_adamw_goes_on_as_mofo_and_back() -> None:
+    params, gradients = float32_zoo(9)
+    adamw, ours = optax.adamw(1e-2), mofo_jax.mofo(1e-2)
+    state = adamw.init(params)
+    for i, gradient in enumerate(gradients):
+        optimizer = ours if i // 3 == 1 else adamw
+        updates, state = jax.jit(optimizer.update)(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+    _, _, desired = run(adamw, float32_zoo(0)[0], gradients)
+    assert_same_bits(state, desired)
+
+
+def test_scale_by_mofo_is_mofo_without_rate_and_decay() -> None:
+    params, gradients = float32_zoo(5)
+    options = {"b1": 0.8, "update_fraction": 0.3, "block_axes": ZOO_BLOCK_AXES}
+    chained = optax.chain(
+        mofo_jax.scale_by_mofo(**options),
+        optax.add_decayed_weights(0.1),
+        optax.scale_by_learning_rate(1e-2),
+    )
+    ours = mofo_jax.mofo(1e-2, weight_decay=0.1, decay="all", **options)
+    assert_same_bits(run(chained, params, gradients), run(ours, params, gradients))
+    state = mofo_jax.scale_by_mofo().init(params)
+    assert isinstance(state, optax.ScaleByAdamState)
+
+
+@pytest.mark.parametrize("factory", [mofo_jax.mofo, mofo_jax.scale_by_mofo])
+def test_the_momentum_that_is_ranked_is_not_rounded(factory: Any) -> None:
+    # All alike in bfloat16, so that its ties would let all of them move.
+    steps = [1.0 + np.arange(8, dtype=np.float32) / 4096]
+    steps.append(steps[0][::-1].copy())
+    momentum = (0.1 * steps[0]).astype(jnp.bfloat16)
+    assert len(set(momentum.tolist())) == 1
+    arguments = {"learning_rate": 1.0} if factory is mofo_jax.mofo else {}
+    optimizer = factory(**arguments, mu_dtype=jnp.bfloat16, update_fraction=0.25)
+    state = optimizer.init(jnp.zeros(8))
+    updates, state = jax.jit(optimizer.update)(steps[0], state)
+    assert np.flatnonzero(updates).tolist() == [6, 7]
+    assert optax.tree.get(state, "mu").dtype == jnp.bfloat16
+    assert optax.tree.get(state, "nu").dtype == jnp.float32
+    np.testing.assert_array_equal(optax.tree.get(state, "mu"), momentum)
+    updates, state = jax.jit(optimizer.update)(steps[1], state)
+    assert np.flatnonzero(updates).tolist() == [0, 1]
+
+
+def test_the_momentum_that_is_ranked_is_the_one_of_this_step() -> None:
+    optimizer = mofo_jax.mofo(1.0, b1=0.5, update_fraction=0.5)
+    state = optimizer.init(jnp.zeros(2))
+    updates, state = optimizer.update(jnp.array([1.0, 0.5]), state)
+    assert np.flatnonzero(updates).tolist() == [0]
+    # By the momentum before this step the first would move again.
+    updates, state = optimizer.update(jnp.array([0.0, 1.0]), state)
+    assert np.flatnonzero(updates).tolist() == [1]
+
+
+def test_nesterov_ranks_the_momentum_itself() -> None:
+    # The look-ahead would be 0.1 * 0.9 against 0.2 * ... the other way round.
+    optimizer = mofo_jax.mofo(1.0, nesterov=True, update_fraction=0.5)
+    state = optimizer.init(jnp.zeros(2))
+    for gradient in (jnp.array([4.0, 0.0]), jnp.array([0.0, 3.0])):
+        updates, state = optimizer.update(gradient, state)
+    momentum = optax.tree.get(state, "mu")
+    assert momentum[0] > momentum[1]
+    assert np.flatnonzero(updates).tolist() == [0]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("ties", ["all", "exact"])
+def test_decay_of_what_moves_leaves_the_rest_exactly(ties: str, dtype: str) -> None:
+    params, gradients = jax.tree.map(lambda x: x.astype(dtype), float32_zoo(3))
+    optimizer = mofo_jax.mofo(0.5, weight_decay=0.5, ties=ties)
+    after, _, state = run(optimizer, params, gradients[:1])
+    mu = optax.tree.get(state, "mu")
+    for before, moved, momentum in zip(
+        *map(jax.tree.leaves, (params, after[0], mu)), strict=True
+    ):
+        mask = selected(np.asarray(momentum), 0.15, (), ties)
+        mask &= np.asarray(momentum, np.float32) != 0
+        np.testing.assert_array_equal(np.asarray(moved != before), mask)
+
+
+def test_decay_of_all_moves_all() -> None:
+    params, gradients = float32_zoo(1)
+    optimizer = mofo_jax.mofo(0.5, weight_decay=0.5, decay="all")
+    after, _, _ = run(optimizer, params, gradients)
+    moved = jax.tree.map(lambda a, b: bool(jnp.all(a != b)), after[0], params)
+    assert all(jax.tree.leaves(moved))
+
+
+@pytest.mark.parametrize("ties", ["all", "exact"])
+@pytest.mark.parametrize("fraction", [0.15, 0.9, "traced 1"])
+def test_what_has_no_momentum_never_moves(ties: str, fraction: Any) -> None:
+    # One of each block has a momentum; the threshold of the rest is zero.
+    params = {"some": jnp.ones((4, 5)), "none": jnp.ones(7)}
+    gradient = {"some": jnp.zeros((4, 5)).at[:, 2].set(-1.0), "none": -jnp.zeros(7)}
+    fraction = jnp.float32(1) if fraction == "traced 1" else fraction
+    optimizer = mofo_jax.mofo(
+        0.5, weight_decay=0.5, update_fraction=fraction, block_axes=None, ties=ties
+    )
+    after, _, _ = run(optimizer, params, [gradient, gradient])
+    moved = np.asarray(after[-1]["some"] != 1)
+    assert not moved[:, [0, 1, 3, 4]].any()
+    assert moved[:, 2].sum() == (3 if fraction == 0.15 and ties == "exact" else 4)
+    np.testing.assert_array_equal(after[-1]["none"], 1)
+
+
+def test_in_tensors_smaller_than_the_inverse_fraction_one_moves() -> None:
+    params, gradients = float32_zoo(1)
+    _, updates, _ = run(mofo_jax.mofo(1.0, update_fraction=0.001), params, gradients)
+    for update in jax.tree.leaves(updates[0]):
+        assert np.count_nonzero(update) == min(1, update.size)
+
+
+@pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_divergence_is_loud(bad: float, dtype: str) -> None:
+    params = jnp.ones(40, dtype)
+    gradient = jnp.linspace(0.5, 1, 40, dtype=dtype)
+    after, _, _ = run(mofo_jax.mofo(1e-2), params, [gradient.at[5].set(bad)])
+    moved = np.asarray(after[0], np.float32)
+    # Infinity over infinity is not a number either, as in Adam.
+    assert np.isnan(moved[5])
+    assert np.isfinite(np.delete(moved, 5)).all()
+    assert (np.delete(moved, 5) != 1).sum() == 5  # The rest of the 6.
+
+
+def test_a_leaf_may_be_a_python_number() -> None:
+    params, gradient = {"a": 1.0, "b": jnp.ones(3)}, {"a": 0.5, "b": jnp.arange(3.0)}
+    optimizer = mofo_jax.mofo(0.1)
+    updates, _ = optimizer.update(gradient, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["a"], -0.1, rtol=1e-5)
+    np.testing.assert_allclose(updates["b"], [0, 0, -0.1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["momentum_filter of adamw", "mofo"])
+def test_the_filter_around_adamw_is_mofo(name: str) -> None:
+    params, gradients = float32_zoo(5)
+    arguments = {"weight_decay": 0.1, "b1": 0.8}
+    ours = {
+        "mofo": mofo_jax.mofo(1e-2, update_fraction=0.3, **arguments),
+        "momentum_filter of adamw": mofo_jax.momentum_filter(
+            optax.adamw(1e-2, **arguments), update_fraction=0.3
+        ),
+    }
+    desired = run(ours["mofo"], params, gradients)
+    assert_same_bits(run(ours[name], params, gradients), desired)
+
+
+def test_nothing_is_computed_when_the_factory_is_called() -> None:
+    # An array in a closure becomes a leaked tracer when a factory runs inside of jit.
+    leaked = []
+
+    @jax.jit
+    def build(x: jax.Array) -> jax.Array:
+        leaked.append(mofo_jax.mofo(1e-2, update_fraction=0.5, weight_decay=0.1))
+        return x
+
+    build(jnp.ones(()))
+    params, gradients = float32_zoo(2)
+    run(leaked[0], params, gradients)
