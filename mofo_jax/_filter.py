@@ -59,9 +59,10 @@ def momentum_filter(
       ties: `"all"` updates every coordinate that equals the threshold, as the authors'
         code does; `"exact"` updates exactly `k`, of equals those with the lowest
         row-major index in their block. Neither updates where the momentum is zero.
-      axis_name: Inside `shard_map` or `pmap`, the mesh axis or axes over which tensors
-        are sharded, so that shards are ranked together; given like the other options.
-        Elsewhere None.
+      axis_name: Inside `shard_map`, the mesh axis or axes over which tensors are
+        sharded, so that shards are ranked together; given like the other options.
+        Elsewhere None. Under `check_vma=False` an axis must be named only for tensors
+        that are sharded over it, not for replicated ones.
 
     Returns:
       An `optax.GradientTransformationExtraArgs` with the state of `inner`. Updates have

@@ -112,12 +112,14 @@ def mofo(
         "ties": ties,
         "axis_name": axis_name,
     }
+    decays = not (_checks.is_static_number(weight_decay) and weight_decay == 0)
     if decay == "all":
-        return optax.chain(
+        chained = optax.chain(
             scale_by_mofo(mu_dtype=mu_dtype, **adam, **selection),
             optax.add_decayed_weights(weight_decay, mask),
             optax.scale_by_learning_rate(learning_rate),
         )
+        return chained if decays else _without_params(chained)
     _check_adam(**adam)
 
     def adamw(mu_dtype: Any) -> optax.GradientTransformationExtraArgs:
@@ -129,7 +131,8 @@ def mofo(
             **adam,
         )
 
-    return momentum_filter(_unrounded(adamw, mu_dtype), **selection)
+    filtered = momentum_filter(_unrounded(adamw, mu_dtype), **selection)
+    return filtered if decays else _without_params(filtered)
 
 
 def scale_by_mofo(
@@ -215,6 +218,26 @@ def _unrounded(
     """
     update = optax.with_extra_args_support(adam(None)).update
     return optax.GradientTransformationExtraArgs(adam(mu_dtype).init, update)
+
+
+def _without_params(
+    optimizer: optax.GradientTransformationExtraArgs,
+) -> optax.GradientTransformationExtraArgs:
+    """Returns an optimizer that need not be given the parameters it does not decay.
+
+    Optax's weight decay asks for them even where it is zero.
+    """
+
+    def update(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
+        params = updates if params is None else params
+        return optimizer.update(updates, state, params, **extra_args)
+
+    return optax.GradientTransformationExtraArgs(optimizer.init, update)
 
 
 def _check_adam(b1: Any, b2: Any, eps: Any, eps_root: Any, nesterov: Any) -> None:

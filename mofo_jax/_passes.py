@@ -62,6 +62,25 @@ class Ranking(NamedTuple):
         return self.shards * math.prod(self.shape[i] for i in self.inner_axes)
 
 
+def varying_axes(x: jax.Array, axis_name: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns the mesh axes over which the shards of `x` differ, inside `shard_map`.
+
+    A replicated tensor's counts must not be added up over its copies. Without
+    `check_vma` JAX does not know what is replicated, and all the axes are returned.
+    """
+    if not any(_varies_over(lax.axis_index(name)) for name in axis_name):
+        return axis_name
+    return tuple(name for name in axis_name if name in _varies_over(x))
+
+
+def _varies_over(x: jax.Array) -> frozenset[str]:
+    """Returns the axes over which JAX knows that shards differ."""
+    kind = jax.typeof(x)
+    # JAX 0.10 keeps here what it kept in `vma` before.
+    kind = getattr(kind, "manual_axis_type", kind)
+    return getattr(kind, "varying", None) or getattr(kind, "vma", frozenset())
+
+
 def count_reaching(ranking: Ranking, thresholds: jax.Array) -> Count:
     """Counts the coordinates of each block that reach each threshold.
 

@@ -81,11 +81,6 @@ def search(rankings: Sequence[Ranking]) -> list[Bracket]:
 
     def narrow(carry: tuple[jax.Array, list[Bracket]]) -> tuple:
         number, brackets = carry
-        # Behind the barrier the patterns depend on the loop's counter: otherwise XLA
-        # computes them once before the loop, a second copy of every tensor.
-        number, arrays = lax.optimization_barrier(
-            (number, [ranking.arrays for ranking in rankings])
-        )
         narrowed = []
         for group, bracket, wanted, guess in zip(
             groups, brackets, chosen, guesses, strict=True
@@ -95,7 +90,7 @@ def search(rankings: Sequence[Ranking]) -> list[Bracket]:
             least, most = bracket.low[None] + 1, bracket.high[None] - 1
             thresholds = jnp.clip(thresholds, least, most)
             counts = [
-                count_reaching(rankings[i]._replace(arrays=arrays[i]), thresholds[:, g])
+                count_reaching(_read_anew(rankings[i], number), thresholds[:, g])
                 for g, i in enumerate(group)
             ]
             narrowed.append(
@@ -151,6 +146,17 @@ def _groups(starts: Sequence[tuple[Bracket, Count, jax.Array]]) -> list[list[int
 def _stack(trees: Sequence[_Tree], axis: int) -> _Tree:
     """Stacks the arrays of equal trees on a new axis."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves, axis), *trees)
+
+
+def _read_anew(ranking: Ranking, number: jax.Array) -> Ranking:
+    """Makes a pass's patterns depend on its number.
+
+    Otherwise XLA computes them once before the loop, a second copy of every tensor.
+    """
+    # One barrier for each tensor: what passes one together is taken to differ between
+    # the same devices.
+    _, arrays = lax.optimization_barrier((number, ranking.arrays))
+    return ranking._replace(arrays=arrays)
 
 
 def _finished(bracket: Bracket, chosen: Count) -> jax.Array:

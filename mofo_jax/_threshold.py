@@ -15,7 +15,7 @@ from jax import lax
 
 from mofo_jax import _blocks, _checks, _counts
 from mofo_jax._counts import Count
-from mofo_jax._passes import Ranking
+from mofo_jax._passes import Ranking, varying_axes
 from mofo_jax._search import Bracket, search
 
 TIES = ("all", "exact")
@@ -180,7 +180,8 @@ def _select(
     for (scores, traced), (static, block_axes, axis_name) in zip(
         arrays, settings, strict=True
     ):
-        ranking = _rank(scores, block_axes)._replace(axis_name=axis_name)
+        names = varying_axes(scores, axis_name)
+        ranking = _rank(scores, block_axes)._replace(axis_name=names)
         fraction = static if traced is None else traced
         chosen = _counts.fraction_of(fraction, ranking.block_size)
         rankings.append(_with_guess(ranking, chosen))
