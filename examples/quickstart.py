@@ -1,8 +1,8 @@
 """The smallest complete use: a Flax NNX model, trained by MoFO in one changed line.
 
 Run it with `python -m examples.quickstart`. A network first learns two functions at
-once; then it is fine-tuned on the first alone, by AdamW and by MoFO from the same start,
-and both losses are printed.
+once; then it is fine-tuned on the first alone, by AdamW and by MoFO from the same
+start, and both losses are printed.
 """
 
 import jax
@@ -28,7 +28,7 @@ class Network(nnx.Module):
 
 
 def batch(key: jax.Array, task: float) -> tuple[jax.Array, jax.Array]:
-    """Draws inputs `[256, 2]`, the second of them the task, and their targets `[256]`."""
+    """Draws inputs `[256, 2]`, of which the second is the task, and targets `[256]`."""
     x = jax.random.uniform(key, (256,), minval=-3.0, maxval=3.0)
     target = jnp.sin(2.0 * x) if task > 0 else jnp.cos(3.0 * x)
     return jnp.stack([x, jnp.full_like(x, task)], axis=1), target

@@ -1,0 +1,1 @@
+"""Programs that measure what mofo_jax costs."""
