@@ -12,6 +12,8 @@ from flax import nnx
 
 import mofo_jax
 
+STEPS = 1000
+
 
 class Network(nnx.Module):
     """A multi-layer perceptron with two inputs and one output."""
@@ -54,9 +56,9 @@ def train_step(
 def train(
     model: Network, transformation: optax.GradientTransformation, tasks: list[float]
 ) -> None:
-    """Trains the model in place, 1000 steps, on the tasks in turn."""
+    """Trains the model in place on the tasks in turn."""
     optimizer = nnx.Optimizer(model, transformation, wrt=nnx.Param)
-    for step in range(1000):
+    for step in range(STEPS):
         task = tasks[step % len(tasks)]
         train_step(model, optimizer, *batch(jax.random.key(step), task))
 

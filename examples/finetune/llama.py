@@ -11,6 +11,7 @@ from typing import overload
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from examples.finetune.attention import Attention, MakeLinear
@@ -20,6 +21,7 @@ from examples.finetune.attention import init_cache as init_cache
 from examples.finetune.llama_config import LlamaConfig as LlamaConfig
 from examples.finetune.rotary import RopeScaling as RopeScaling
 from examples.finetune.rotary import Rotary, frequencies
+from examples.finetune.sharding import keep_rows
 
 
 class FeedForward(nnx.Module):
@@ -83,6 +85,7 @@ class Llama(nnx.Module):
         param_dtype: DTypeLike = jnp.float32,
         scan_layers: bool = False,
         remat: bool = False,
+        mesh: Mesh | None = None,
     ) -> None:
         """Makes a randomly initialised model.
 
@@ -94,7 +97,11 @@ class Llama(nnx.Module):
           param_dtype: of the parameters.
           scan_layers: one traced layer, scanned: compiles faster, runs the same.
           remat: recompute each layer's inside during the backward pass instead of
-            keeping it: less memory, about a third more time.
+            keeping it. With ``scan_layers`` that takes the default model's temporary
+            memory for 8 x 128 tokens on the CPU from 3.2 GB to 1.1, without it from
+            2.9 to 2.7.
+          mesh: from ``sharding.make_mesh``, over which activations are split by rows;
+            None for one device.
         """
         kinds = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         normal = nnx.initializers.normal(0.02)
@@ -107,6 +114,7 @@ class Llama(nnx.Module):
         self.config = config
         self.dtype = dtype
         self.remat = remat
+        self.mesh = mesh
         self.embed = nnx.Embed(
             config.vocab_size, config.hidden_size, embedding_init=normal, **kinds
         )
@@ -165,12 +173,13 @@ class Llama(nnx.Module):
         ) -> tuple[tuple[jax.Array, Cache | None], None]:
             (x_BxTxD, cache), (state, index) = carry, layer_and_index
             layer = nnx.merge(graph, state)  # all layers have the same graph
-            return layer(x_BxTxD, rotary, mask_BxTxS, cache, index), None
+            x_BxTxD, cache = layer(x_BxTxD, rotary, mask_BxTxS, cache, index)
+            return (keep_rows(x_BxTxD, self.mesh), cache), None
 
         if self.remat:
             # Inside a scan the compiler cannot merge the recomputation away.
             run = jax.checkpoint(run, prevent_cse=not isinstance(layers, Layer))
-        carry = (self.embed(tokens_BxT), cache)
+        carry = (keep_rows(self.embed(tokens_BxT), self.mesh), cache)
         if isinstance(layers, Layer):
             states = nnx.state(layers)
             carry, _ = jax.lax.scan(run, carry, (states, jnp.arange(config.num_layers)))

@@ -79,6 +79,7 @@ def build(
             param_dtype=param_dtype,
             scan_layers=scan_layers,
             remat=remat,
+            mesh=mesh,
         )
 
     graph, shapes = nnx.split(nnx.eval_shape(fresh))

@@ -141,3 +141,16 @@ def param_shardings(params: Any, mesh: Mesh) -> Any:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Returns how arrays ``[B, ...]`` of a batch are split: rows over data and fsdp."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def keep_rows(x: jax.Array, mesh: Mesh | None) -> jax.Array:
+    """Holds an activation ``[B, ...]`` to the sharding of its batch.
+
+    Left to itself the compiler may follow the parameters instead, and give every
+    device all rows and a slice of the width: under ``fsdp`` then each holds the logits
+    of the whole batch. Without a mesh, or with rows that do not divide, nothing is
+    asked.
+    """
+    if mesh is None or x.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]):
+        return x
+    return jax.lax.with_sharding_constraint(x, batch_sharding(mesh))

@@ -17,6 +17,7 @@ from examples.finetune.json_files import read_optional_object, write_object
 _GGUF_SPLITS = {"smollm": tokenizers.pre_tokenizers.Digits(individual_digits=True)}
 # GGUF token types, from its specification.
 _GGUF_CONTROL, _GGUF_USER_DEFINED = 3, 4
+_NAMED = ("bos_token", "eos_token", "pad_token", "unk_token")
 _TEMPLATE_FILE = "chat_template.jinja"
 
 
@@ -102,7 +103,6 @@ class Tokenizer:
         }
         settings["chat_template"] = metadata.get("tokenizer.chat_template")
         settings["clean_up_tokenization_spaces"] = False
-        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
         return cls(core, settings)
 
     @classmethod
@@ -171,14 +171,13 @@ class Tokenizer:
             raise InputError(
                 "The model has no chat template, so chat messages cannot be used."
             )
-        named = ("bos_token", "eos_token", "pad_token", "unk_token")
         try:
             return self._template.render(
                 messages=messages,
                 add_generation_prompt=add_generation_prompt,
                 tools=None,
                 documents=None,
-                **{name: self._special_text(name) for name in named},
+                **{name: self._special_text(name) for name in _NAMED},
             )
         except jinja2.TemplateError as error:
             raise InputError(
@@ -188,9 +187,10 @@ class Tokenizer:
     def save(self, directory: pathlib.Path) -> None:
         """Writes ``tokenizer.json`` and ``tokenizer_config.json`` into a directory."""
         self._core.save(str(directory / "tokenizer.json"))
-        settings = {
-            key: value for key, value in self.settings.items() if value is not None
-        }
+        # Some files spell tokens out as objects, which not every reader takes.
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast"} | self.settings
+        settings |= {name: self._special_text(name) for name in _NAMED}
+        settings = {key: value for key, value in settings.items() if value is not None}
         write_object(directory / "tokenizer_config.json", settings)
 
     def _special_text(self, name: str) -> str | None:

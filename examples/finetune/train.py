@@ -210,10 +210,9 @@ def train(
             if logged:
                 values = {name: float(value) for name, value in metrics.items()}
                 position, speeds = meter.read(position)
-                files.log(
-                    {"arm": arm.name, "step": number, **values, **speeds}
-                    | {"learning_rate": float(np.asarray(rate(number - 1))), "tokens": tokens}
-                )
+                values["learning_rate"] = float(np.asarray(rate(number - 1)))
+                row = {"arm": arm.name, "step": number, "tokens": tokens}
+                files.log({**row, **values, **speeds})
                 speed = speeds["tokens_per_second"]
                 bar.set_postfix_str(f"loss {values['loss']:.3f}, {speed:,.0f} tokens/s")
             bar.update()

@@ -83,8 +83,7 @@ def main() -> None:
         source = pretrained.open_model(str(path))
         runs = []
         for mesh, scan in (
-            (None, False),
-            ("fsdp=8", True),
+            (None, True),
             ("fsdp=4,tensor=2", True),
             ("data=2,fsdp=2,tensor=2", False),
         ):

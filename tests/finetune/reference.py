@@ -38,6 +38,11 @@ PROMPTS = (
     "have?<|im_end|>\n<|im_start|>assistant\n",
     "Na\u00efve caf\u00e9 \u2014 \u65e5\u672c\u8a9e \U0001f642  two  spaces",
 )
+MESSAGES = [
+    {"role": "user", "content": "Hello!"},
+    {"role": "assistant", "content": "Hi."},
+    {"role": "user", "content": "How are you?"},
+]
 
 
 def ours(model: Llama, ids_BxT: np.ndarray) -> np.ndarray:
@@ -68,6 +73,9 @@ def default_model() -> tuple[list[dict[str, Any]], dict[str, float]]:
     with exported(our_model, source.tokenizer) as directory:
         from_export = transformers.AutoModelForCausalLM.from_pretrained(directory)
         export_tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+    for reader in (tokenizer, export_tokenizer):
+        text = reader.apply_chat_template(MESSAGES, tokenize=False)
+        assert text == source.tokenizer.chat(MESSAGES)
     prompts, logit_differences, export_differences = [], [], []
     for text in PROMPTS:
         ids = tokenizer.encode(text)
@@ -108,6 +116,12 @@ def tiny_model() -> tuple[dict[str, Any], dict[str, float]]:
         our_model = build(source)
     with exported(our_model, source.tokenizer) as directory:
         again = transformers.AutoModelForCausalLM.from_pretrained(directory)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+    text = source.tokenizer.chat(MESSAGES, add_generation_prompt=True)
+    assert text == tokenizer.apply_chat_template(
+        MESSAGES, tokenize=False, add_generation_prompt=True
+    )
+    assert tokenizer.encode(text) == source.tokenizer.encode(text)
     stored = {"config": config, "rows": [logits.summarise(row) for row in expected]}
     return stored, {
         "tiny model, ours against transformers": largest(

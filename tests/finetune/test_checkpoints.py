@@ -132,9 +132,7 @@ def test_restores_what_was_saved(tmp_path: pathlib.Path) -> None:
     adam = optax.adam(1e-3)
     params, iterator = tree(0.5), batches()
     state = adam.update(tree(0.25), adam.init(params))[1]
-    next(iterator)
-    for _ in range(3):
-        following = next(iterator)
+    following = [next(iterator) for _ in range(4)][-1]
     with ArmFiles(tmp_path, "adam", 1e-3) as kept:
         early = batches()
         kept.save(Position(1, 10, 1.5), tree(0.0), state, early)
@@ -184,7 +182,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_in_a_sentence(
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(kept._checkpoints, "save", full)
-        with pytest.raises(InputError, match="step 3 could not .* No space left"):
+        with pytest.raises(InputError, match=r"step 3 could not .* No space left"):
             kept.save(Position(3), tree(0.0), (), batches())
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors
 import safetensors.numpy
 from flax import nnx
 
@@ -128,17 +129,33 @@ def test_a_place_that_cannot_be_written_is_refused_early(
     assert (tmp_path / "file").read_text() == "in the way"
 
 
+@pytest.mark.parametrize(
+    ("place", "name", "error"),
+    [
+        (Tokenizer, "save", OSError(errno.ENOSPC, "No space left on device")),
+        (
+            safetensors.numpy,
+            "save_file",
+            safetensors.SafetensorError("I/O error: No space left on device"),
+        ),
+    ],
+)
 def test_a_full_disk_leaves_the_earlier_export(
-    tmp_path: pathlib.Path, tiny_source: Source, monkeypatch: pytest.MonkeyPatch
+    tmp_path: pathlib.Path,
+    tiny_source: Source,
+    monkeypatch: pytest.MonkeyPatch,
+    place: Any,
+    name: str,
+    error: Exception,
 ) -> None:
     model = build(tiny_source)
     export(model, tiny_source.tokenizer, tmp_path / "export")
 
-    def save(self: Tokenizer, directory: pathlib.Path) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+    def fail(*_: Any) -> None:
+        raise error
 
-    monkeypatch.setattr(Tokenizer, "save", save)
-    with pytest.raises(InputError, match=r"export to .*: No space left on device"):
+    monkeypatch.setattr(place, name, fail)
+    with pytest.raises(InputError, match=r"export to .*No space left on device"):
         export(model, tiny_source.tokenizer, tmp_path / "export")
     assert list(tmp_path.iterdir()) == [tmp_path / "export"]
     again = build(open_model(str(tmp_path / "export")))

@@ -1,6 +1,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -8,7 +9,7 @@ from flax import nnx
 from jax.sharding import AxisType, PartitionSpec
 
 from examples.finetune.errors import InputError
-from examples.finetune.llama import Llama
+from examples.finetune.llama import Llama, causal_mask
 from examples.finetune.pretrained import Source, build
 from examples.finetune.sharding import (
     batch_sharding,
@@ -100,8 +101,10 @@ def test_a_parameter_that_the_table_does_not_know_is_an_error() -> None:
         partition_spec("layers/0/router", (8, 8), make_mesh(""))
 
 
-@pytest.mark.parametrize("description", ["", "fsdp=8", "fsdp=4,tensor=2", "tensor=8"])
-@pytest.mark.parametrize("scan_layers", [False, True])
+@pytest.mark.parametrize(
+    ("description", "scan_layers"),
+    [("", True), ("fsdp=8", False), ("fsdp=4,tensor=2", True), ("tensor=8", False)],
+)
 def test_a_sharded_model_gives_the_logits_of_one_device(
     tiny_source: Source, description: str, scan_layers: bool
 ) -> None:
@@ -126,4 +129,32 @@ def test_a_sharded_model_gives_the_logits_of_one_device(
         mesh.shape["data"] * mesh.shape["fsdp"]
     )
     found = forward(sharded, placed, np.ones_like(ids_BxT))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)
+
+
+def test_no_device_computes_the_rows_of_others(tiny_source: Source) -> None:
+    mesh = make_mesh("fsdp=8")
+    graph, params = nnx.split(build(tiny_source, mesh=mesh, scan_layers=True))
+    ids_BxT = jax.device_put(tiny.token_ids()[:1].repeat(16, 0), batch_sharding(mesh))
+    B, T = ids_BxT.shape
+
+    def total(params: nnx.State, ids_BxT: jax.Array) -> jax.Array:
+        positions_BxT = jnp.broadcast_to(jnp.arange(T), (B, T))
+        mask_BxTxT = causal_mask(jnp.ones_like(ids_BxT))
+        logits_BxTxV = nnx.merge(graph, params)(ids_BxT, positions_BxT, mask_BxTxT)
+        return jnp.sum(jax.nn.logsumexp(logits_BxTxV, axis=-1))
+
+    compiled = jax.jit(jax.grad(total)).lower(params, ids_BxT).compile().as_text()
+    assert compiled is not None
+    # Widths of the feed-forward layer and of the logits, with two rows and with all.
+    for width in (48, 272):
+        assert f"[{B // 8},{T},{width}]" in compiled
+        assert f"[{B},{T},{width}]" not in compiled
+
+
+def test_rows_that_do_not_divide_are_computed_all_the_same(tiny_source: Source) -> None:
+    ids_BxT = tiny.token_ids()[:, :10]
+    expected = forward(build(tiny_source), ids_BxT, np.ones_like(ids_BxT))
+    model = build(tiny_source, mesh=make_mesh("fsdp=4,tensor=2"))
+    found = forward(model, ids_BxT, np.ones_like(ids_BxT))
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)

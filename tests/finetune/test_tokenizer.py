@@ -88,6 +88,19 @@ def test_saving_and_reading_changes_nothing(
         assert getattr(second, name) == getattr(first, name)
 
 
+def test_what_is_saved_names_tokens_by_their_text(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "saved").mkdir()
+    tiny_tokenizer(tmp_path / "model", model_max_length=128).save(tmp_path / "saved")
+    settings = json.loads((tmp_path / "saved" / "tokenizer_config.json").read_text())
+    assert settings == {
+        "bos_token": "<|begin|>",
+        "eos_token": "<|end|>",
+        "chat_template": tiny.TEMPLATE,
+        "model_max_length": 128,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
+
+
 def test_a_template_in_its_own_file_wins(tmp_path: pathlib.Path) -> None:
     tiny.write_model(tmp_path)
     (tmp_path / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")

@@ -1,0 +1,69 @@
+"""What importing the package brings, and what it leaves alone."""
+
+import importlib.metadata
+import pkgutil
+import subprocess
+import sys
+
+import mofo_jax
+
+PUBLIC = {
+    "NORMS_AND_BIASES",
+    "PathRules",
+    "magnitude_threshold",
+    "mofo",
+    "momentum_filter",
+    "scale_by_mofo",
+    "top_fraction_mask",
+}
+
+
+def imported(code: str) -> set[str]:
+    """Returns the modules of a new process after it has run some code."""
+    script = f"{code}\nimport sys; print(*sys.modules)"
+    process = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    return set(process.stdout.split())
+
+
+def test_the_public_names_are_these() -> None:
+    assert set(mofo_jax.__all__) == PUBLIC
+    visible = {name for name in vars(mofo_jax) if not name.startswith("_")}
+    assert visible == PUBLIC
+    modules = {module.name for module in pkgutil.iter_modules(mofo_jax.__path__)}
+    assert all(name.startswith("_") for name in modules)
+
+
+def test_the_version_is_that_of_the_distribution() -> None:
+    assert mofo_jax.__version__ == importlib.metadata.version("mofo_jax")
+
+
+def test_importing_brings_only_what_jax_and_optax_need() -> None:
+    needed = imported("import jax, jax.numpy, numpy, optax, importlib.metadata")
+    ours = imported("import mofo_jax")
+    roots = {name.partition(".")[0] for name in ours - needed}
+    assert roots <= {"mofo_jax"} | {name.partition(".")[0] for name in needed}
+    assert "mofo_jax" in ours
+    # The test's own test: what it looks for is there when it is asked for.
+    assert "flax" in imported("import mofo_jax, flax")
+    assert not {"flax", "orbax", "chex"} & {name.partition(".")[0] for name in ours}
+
+
+def test_importing_starts_no_backend() -> None:
+    code = (
+        "import mofo_jax\n"
+        "from jax.extend import backend\n"
+        "import jax._src.xla_bridge as bridge\n"
+        "assert not bridge._backends, bridge._backends"
+    )
+    assert "mofo_jax" in imported(code)
+
+
+def test_the_library_names_no_private_module_of_optax() -> None:
+    for module in pkgutil.iter_modules(mofo_jax.__path__):
+        loader = module.module_finder.find_spec(module.name)
+        assert loader is not None and loader.loader is not None
+        source = loader.loader.get_source(module.name)
+        assert "optax._src" not in source
+        assert "jax._src" not in source
