@@ -1,7 +1,12 @@
 """What holds for every test: strict shapes, and examples that are the same each run."""
 
+import os
+import pathlib
+
 import hypothesis
 import jax
+
+from tests.helpers import EIGHT_DEVICES_FLAG, EIGHT_DEVICES_FOLDER
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -15,3 +20,9 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("fixed")
+
+
+def pytest_ignore_collect(collection_path: pathlib.Path) -> bool | None:
+    """Leaves what needs eight devices to the process that has them."""
+    elsewhere = EIGHT_DEVICES_FLAG not in os.environ.get("XLA_FLAGS", "")
+    return True if elsewhere and collection_path.name == EIGHT_DEVICES_FOLDER else None

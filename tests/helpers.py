@@ -13,6 +13,11 @@ import ml_dtypes
 import numpy as np
 import optax
 
+# Tests in folders of this name run on eight devices, in a process of their own that
+# `test_eight_devices.py` starts with this flag.
+EIGHT_DEVICES_FOLDER = "eight_devices"
+EIGHT_DEVICES_FLAG = "--xla_force_host_platform_device_count=8"
+
 DTYPES = {
     "float32": np.dtype(np.float32),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),

@@ -1,4 +1,4 @@
-"""Options by tensor: every way to give one, and every tree that Flax and others make."""
+"""Options by tensor: every way to give one, and the trees of Flax and of others."""
 
 import dataclasses
 from typing import Any

@@ -6,9 +6,11 @@ arms/NAME/arm.json       the arm's learning rate
 arms/NAME/checkpoints/   Orbax: parameters, optimizer state, data position, progress
 arms/NAME/metrics.jsonl  one line a logged step
 arms/NAME/result.json    the finished arm's measurements
+tensorboard/NAME/        the logged steps again, where tensorboardX is installed
 """
 
 import dataclasses
+import importlib.util
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -122,6 +124,8 @@ class ArmFiles:
             option = f"--learning-rate of {name}"
             refuse_differences(run, {option: (stored, learning_rate)})
         self._manager: ocp.CheckpointManager | None = None
+        self._board: Any = None
+        self._board_path = run / "tensorboard" / name
 
     def __enter__(self) -> "ArmFiles":
         self._manager = ocp.CheckpointManager(
@@ -138,6 +142,9 @@ class ArmFiles:
     def __exit__(self, *_: object) -> None:
         self._checkpoints.close()
         self._manager = None
+        if self._board is not None:
+            self._board.close()
+            self._board = None
 
     @property
     def _checkpoints(self) -> ocp.CheckpointManager:
@@ -204,8 +211,18 @@ class ArmFiles:
         return items["params"]
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Appends a line to the arm's metrics."""
+        """Appends a line to the arm's metrics, and to TensorBoard's if it is there."""
         append_json(self.path / "metrics.jsonl", row)
+        if importlib.util.find_spec("tensorboardX") is None:
+            return
+        if self._board is None:
+            from tensorboardX import SummaryWriter
+
+            # Steps after the checkpoint are done again; the first time is dropped.
+            self._board = SummaryWriter(str(self._board_path), purge_step=row["step"])
+        for name, value in row.items():
+            if name not in ("arm", "step"):
+                self._board.add_scalar(name, value, row["step"])
 
     def metrics(self) -> list[dict[str, Any]]:
         """The arm's lines so far."""

@@ -1,9 +1,7 @@
 """Fixtures that several of the tests share."""
 
-import os
 import pathlib
 
-import jax
 import pytest
 
 from examples.finetune import pretrained
@@ -11,11 +9,6 @@ from examples.finetune.errors import InputError
 from examples.finetune.llama import Llama
 from examples.finetune.pretrained import Source
 from tests.finetune import tiny
-
-# Meshes are tested on simulated devices. Whoever starts the tests may have asked for
-# them already; saying it twice is an error.
-if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-    jax.config.update("jax_num_cpu_devices", 8)
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,8 @@
 import json
 import pathlib
 import shutil
+import struct
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tensorboardX.proto import event_pb2
 
 from examples.finetune import checks, data, files
 from examples.finetune.checkpoints import (
@@ -196,3 +199,29 @@ def test_finished_arms_come_in_the_order_asked_for(tmp_path: pathlib.Path) -> No
     found = finished_arms(tmp_path, ["c", "b"])
     assert list(found) == ["b", "a"]
     assert found["b"] == ({"name": "b"}, [{"step": 1}])
+
+
+def test_tensorboard_gets_the_logged_steps(tmp_path: pathlib.Path) -> None:
+    with ArmFiles(tmp_path, "mofo", 1e-3) as kept:
+        kept.log({"arm": "mofo", "step": 1, "loss": 2.5, "tokens": 30})
+        kept.log({"arm": "mofo", "step": 2, "loss": 1.5, "tokens": 60})
+    (path,) = (tmp_path / "tensorboard" / "mofo").iterdir()
+    scalars = [
+        (event.step, value.tag, value.simple_value)
+        for event in _events(path.read_bytes())
+        for value in event.summary.value
+    ]
+    assert scalars == [
+        (1, "loss", 2.5),
+        (1, "tokens", 30.0),
+        (2, "loss", 1.5),
+        (2, "tokens", 60.0),
+    ]
+
+
+def _events(raw: bytes) -> Iterator[Any]:
+    # A record is its length in 8 bytes, a checksum of 4, the event, a checksum of 4.
+    while raw:
+        (length,) = struct.unpack("<Q", raw[:8])
+        yield event_pb2.Event.FromString(raw[12 : 12 + length])
+        raw = raw[16 + length :]

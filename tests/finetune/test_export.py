@@ -15,7 +15,6 @@ from examples.finetune import export as export_module
 from examples.finetune.errors import InputError
 from examples.finetune.export import check_directory, export
 from examples.finetune.pretrained import Source, build, open_model
-from examples.finetune.sharding import make_mesh
 from examples.finetune.tokenizer import Tokenizer
 from tests.finetune import tiny
 
@@ -32,9 +31,8 @@ def assert_same_parameters(first: Any, second: Any) -> None:
 def test_an_export_read_back_is_the_same_model(
     tmp_path: pathlib.Path, tiny_source: Source, scan_layers: bool, param_dtype: Any
 ) -> None:
-    mesh = make_mesh("fsdp=4,tensor=2")
     options: dict[str, Any] = {"scan_layers": scan_layers, "param_dtype": param_dtype}
-    model = build(tiny_source, **options, mesh=mesh)
+    model = build(tiny_source, **options)
     export(model, tiny_source.tokenizer, tmp_path / "export")
     again = open_model(str(tmp_path / "export"))
     assert again.config == tiny_source.config

@@ -1,4 +1,5 @@
 import dataclasses
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ from flax import nnx
 from jax.sharding import AxisType, PartitionSpec
 
 from examples.finetune.errors import InputError
+from examples.finetune.export import export
 from examples.finetune.llama import Llama, causal_mask
 from examples.finetune.pretrained import Source, build
 from examples.finetune.sharding import (
@@ -158,3 +160,19 @@ def test_rows_that_do_not_divide_are_computed_all_the_same(tiny_source: Source) 
     model = build(tiny_source, mesh=make_mesh("fsdp=4,tensor=2"))
     found = forward(model, ids_BxT, np.ones_like(ids_BxT))
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_a_sharded_model_exports_the_same_files(
+    tmp_path: pathlib.Path, tiny_source: Source, scan_layers: bool
+) -> None:
+    for name, mesh in (("one", None), ("sharded", make_mesh("fsdp=4,tensor=2"))):
+        model = build(tiny_source, scan_layers=scan_layers, mesh=mesh)
+        export(model, tiny_source.tokenizer, tmp_path / name)
+    files = [path.name for path in (tmp_path / "one").iterdir()]
+    assert "model.safetensors" in files
+    for name in files:
+        exported = [
+            (tmp_path / where / name).read_bytes() for where in ("one", "sharded")
+        ]
+        assert exported[0] == exported[1], name

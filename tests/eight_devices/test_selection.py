@@ -1,0 +1,153 @@
+"""The same coordinates under any sharding, and what the compiled step moves for it."""
+
+import collections
+import functools
+import re
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import mofo_jax
+from tests.helpers import random_generator, selected
+
+MESH_TYPES = {"auto": AxisType.Auto, "explicit": AxisType.Explicit}
+MATRIX = [P("a", None), P(None, "a"), P("a", "b"), P(("a", "b"), None)]
+MATRIX += [P(None, ("a", "b")), P()]
+STACKED = [P("a", None, "b"), P(None, "a", "b"), P(None, ("b", "a"), None)]
+COLLECTIVES = re.compile(
+    r" (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter|sort|topk)"
+    r"(?:-start)?\("
+)
+
+
+def mesh_of(kind: str) -> jax.sharding.Mesh:
+    """Returns eight devices as 4 by 2."""
+    types = (MESH_TYPES[kind],) * 2
+    return jax.make_mesh((4, 2), ("a", "b"), axis_types=types)
+
+
+def train_step(optimizer: Any, params: Any, state: Any, grads: Any) -> tuple:
+    """Returns parameters and state in the order in which they came."""
+    updates, state = optimizer.update(grads, state, params)
+    return optax.apply_updates(params, updates), state
+
+
+def compiled_step(optimizer: Any, params: Any, grads: Any) -> tuple[Any, Any]:
+    """Returns a compiled donated step and the state it starts from."""
+    state = optimizer.init(params)
+    step = jax.jit(functools.partial(train_step, optimizer), donate_argnums=(0, 1))
+    return step.lower(params, state, grads).compile(), state
+
+
+def instructions(compiled: Any) -> collections.Counter:
+    """Counts the collectives and sorts in a compiled program."""
+    return collections.Counter(COLLECTIVES.findall(compiled.as_text()))
+
+
+CASES = [((64, 48), (), spec) for spec in MATRIX]
+CASES += [
+    ((8, 16, 24), axes, spec) for axes in ((0,), (1,), (0, 1)) for spec in STACKED
+]
+
+
+@pytest.mark.parametrize("ties", ["all", "exact"])
+@pytest.mark.parametrize("kind", MESH_TYPES)
+@pytest.mark.parametrize(("shape", "axes", "spec"), CASES, ids=str)
+def test_any_sharding_moves_the_same_coordinates_and_gathers_nothing(
+    shape: tuple[int, ...], axes: tuple[int, ...], spec: P, kind: str, ties: str
+) -> None:
+    rng = random_generator()
+    # Rounded, so that ties have to be broken across devices.
+    host = {
+        "kernel": rng.normal(size=shape).round(1).astype(np.float32),
+        "scale": rng.normal(size=10).round(1).astype(np.float32),
+    }
+    start = {
+        name: rng.normal(size=g.shape).astype(np.float32) for name, g in host.items()
+    }
+    mesh = mesh_of(kind)
+    place = {
+        "kernel": NamedSharding(mesh, spec),
+        "scale": NamedSharding(mesh, P()),
+    }
+    params, grads = jax.device_put(start, place), jax.device_put(host, place)
+    optimizer = mofo_jax.mofo(
+        1e-2, block_axes={"kernel": axes, "scale": ()}, ties=ties, weight_decay=0.1
+    )
+    with jax.set_mesh(mesh):
+        compiled, state = compiled_step(optimizer, params, grads)
+        after, new_state = compiled(params, state, grads)
+    for name, blocks in (("kernel", axes), ("scale", ())):
+        expected = selected(host[name], 0.15, blocks, ties) & (host[name] != 0)
+        moved = np.asarray(after[name]) != start[name]
+        np.testing.assert_array_equal(moved, expected)
+        arrays = (after[name], new_state[0].mu[name], new_state[0].nu[name])
+        for array in arrays:
+            assert array.sharding.is_equivalent_to(place[name], array.ndim)
+    found = instructions(compiled)
+    assert set(found) <= {"all-reduce"}, found
+
+
+@pytest.mark.parametrize("ties", ["all", "exact"])
+def test_collectives_do_not_grow_with_the_number_of_tensors(ties: str) -> None:
+    mesh = mesh_of("auto")
+    place = NamedSharding(mesh, P("a", "b"))
+
+    def found(tensors: int) -> collections.Counter:
+        params = [jax.device_put(np.ones((16, 8), np.float32), place)] * tensors
+        params = [jnp.copy(param) for param in params]
+        return instructions(
+            compiled_step(mofo_jax.mofo(1e-2, ties=ties), params, params)[0]
+        )
+
+    assert found(2) == found(12)
+    assert found(2)["all-reduce"] > 0
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_shards_inside_shard_map_are_ranked_together(check_vma: bool) -> None:
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+    rng = random_generator()
+    grads = {
+        "sharded": rng.normal(size=(16, 12)).astype(np.float32),
+        "replicated": rng.normal(size=10).astype(np.float32),
+    }
+    specs = {"sharded": P("x"), "replicated": P()}
+    # Where JAX knows what is replicated, one name serves all tensors.
+    name = "x" if check_vma else mofo_jax.PathRules({"sharded": "x"}, default=())
+    optimizer = mofo_jax.mofo(1e-2, axis_name=name)
+
+    def update(grads: Any) -> Any:
+        return optimizer.update(grads, optimizer.init(grads))[0]
+
+    mapped = jax.shard_map(
+        update, mesh=mesh, in_specs=(specs,), out_specs=specs, check_vma=check_vma
+    )
+    updates = jax.jit(mapped)(grads)
+    for tensor, gradient in grads.items():
+        moved = np.asarray(updates[tensor]) != 0
+        np.testing.assert_array_equal(moved, selected(gradient, 0.15))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("jit", [True, False], ids=["jit", "eager"])
+def test_state_keeps_its_type_in_an_explicit_mesh(dtype: str, jit: bool) -> None:
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        params = jnp.arange(64, dtype=dtype).reshape(2, 8, 4) / 64
+        params = jax.device_put(params, NamedSharding(mesh, P(None, "x")))
+        optimizer = mofo_jax.mofo(1e-2)
+        state = optimizer.init(params)
+        update = jax.jit(optimizer.update) if jit else optimizer.update
+        updates, new_state = update(params, state, params)
+        chex.assert_trees_all_equal(
+            jax.tree.map(jax.typeof, new_state), jax.tree.map(jax.typeof, state)
+        )
+        assert jax.typeof(updates) == jax.typeof(params)

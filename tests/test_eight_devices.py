@@ -1,0 +1,30 @@
+"""Runs the tests in the folders `eight_devices` in a process that has eight devices.
+
+The others run with one device, as most users' tests do, where MoFO counts in another
+way: on one CPU no array can be sharded.
+"""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from tests.helpers import EIGHT_DEVICES_FLAG, EIGHT_DEVICES_FOLDER
+
+FOLDERS = sorted(pathlib.Path(__file__).parent.rglob(EIGHT_DEVICES_FOLDER))
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.parent.name)
+def test_on_eight_devices(folder: pathlib.Path) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    process = subprocess.run(
+        [*command, str(folder)],
+        env={**os.environ, "XLA_FLAGS": EIGHT_DEVICES_FLAG},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    print(process.stdout[-10_000:])
+    assert process.returncode == 0, process.stdout[-10_000:] + process.stderr[-2_000:]
