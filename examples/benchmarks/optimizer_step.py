@@ -75,7 +75,9 @@ class Arm:
         start = time.perf_counter()
         self.compiled = lowered.compile()
         self.compile_seconds = time.perf_counter() - start
-        self.temporary_bytes = self.compiled.memory_analysis().temp_size_in_bytes
+        memory = self.compiled.memory_analysis()
+        # Not every backend tells.
+        self.temporary_bytes = memory.temp_size_in_bytes if memory else None
         self.seconds: list[float] = []
 
     def step(self) -> None:
@@ -150,12 +152,13 @@ def show(measured: dict[str, Any]) -> None:
         table.add_column(heading, justify="right")
     for name, row in measured["optimizers"].items():
         least, median, most = row["ratio"]
+        temporary = row["temporary_bytes"]
         table.add_row(
             name,
             f"{1e3 * row['seconds']:.1f}",
             f"{median:.2f}",
             f"{least:.2f} to {most:.2f}",
-            f"{row['temporary_bytes'] / 1e6:.2f}",
+            "-" if temporary is None else f"{temporary / 1e6:.2f}",
             f"{row['compile_seconds']:.1f}",
         )
     rich.console.Console().print(table)
