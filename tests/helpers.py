@@ -5,10 +5,12 @@ sorting, and shares nothing with the code under test.
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import optax
@@ -177,6 +179,9 @@ def map_shapes(function: Callable[..., Any], *trees: Any) -> Any:
     return jax.tree.map(function, *trees, is_leaf=is_shape)
 
 
+DECAYED = map_shapes(lambda shape: len(shape) > 1, ZOO)
+
+
 def zoo_params(seed: int = 0) -> Any:
     """Returns the zoo's parameters as float64 arrays of NumPy."""
     rng = random_generator(seed)
@@ -202,6 +207,31 @@ def zoo_gradients(steps: int, seed: int = 1) -> list[Any]:
     return [
         map_shapes(lambda shape, step=step: gradient(shape, step), ZOO)
         for step in range(steps)
+    ]
+
+
+def float32_zoo(steps: int) -> tuple[Any, list[Any]]:
+    """Returns the zoo's parameters and gradients in float32."""
+    cast = functools.partial(jax.tree.map, lambda x: jnp.asarray(x, jnp.float32))
+    return cast(zoo_params()), [cast(g) for g in zoo_gradients(steps)]
+
+
+def few(steps: int, dtype: Any = "float32") -> tuple[Any, list[Any]]:
+    """Returns a few of the zoo's parameters and gradients, which compile sooner."""
+    params, gradients = jax.tree.map(lambda x: x.astype(dtype), float32_zoo(steps))
+    names = ("matrix", "heads", "scalar", "empty", "nothing")
+    return (
+        {name: params[name] for name in names},
+        [{name: gradient[name] for name in names} for gradient in gradients],
+    )
+
+
+def gradients_like(params: Any, steps: int, seed: int = 0) -> list[Any]:
+    """Returns normally distributed gradients, one tree a step."""
+    rng = random_generator(seed)
+    return [
+        jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape), p.dtype), params)
+        for _ in range(steps)
     ]
 
 

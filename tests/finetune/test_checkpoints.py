@@ -113,7 +113,9 @@ def test_a_full_disk_is_noticed_first(
 
 def tree(value: float) -> dict[str, Any]:
     sharding = jax.sharding.NamedSharding(
-        jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,)),
+        jax.make_mesh(
+            (jax.device_count(),), ("x",), axis_types=(jax.sharding.AxisType.Auto,)
+        ),
         jax.sharding.PartitionSpec("x"),
     )
     leaf = jax.device_put(jnp.full(16, value), sharding)

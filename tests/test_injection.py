@@ -1,0 +1,69 @@
+"""MoFO whose hyperparameters `optax.inject_hyperparams` traces."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import mofo_jax
+from tests.helpers import gradients_like, run, selected, types
+
+PARAMS = {"w": jnp.ones((6, 7)), "b": jnp.ones(9), "none": None}
+gradients = functools.partial(gradients_like, PARAMS)
+
+
+@pytest.mark.parametrize("jit", [True, False], ids=["jit", "eager"])
+def test_hyperparameters_may_be_injected(jit: bool) -> None:
+    options = {
+        "block_axes": mofo_jax.PathRules({"w": (0,)}, default=()),
+        "dense": mofo_jax.PathRules({"^b$": True}, default=False),
+        "ties": "exact",
+        "nesterov": True,
+        "decay": "all",
+        "mu_dtype": jnp.bfloat16,
+        "weight_decay": 0.1,
+    }
+    injected = optax.inject_hyperparams(mofo_jax.mofo, hyperparam_dtype=jnp.float32)
+    ours = injected(1e-2, update_fraction=0.3, **options)
+    plain = mofo_jax.mofo(1e-2, update_fraction=0.3, **options)
+    after, updates, state = run(ours, PARAMS, gradients(3), jit)
+    desired, plain_updates, plain_state = run(plain, PARAMS, gradients(3), jit)
+    assert float(state.hyperparams["update_fraction"]) == np.float32(0.3)
+    assert types(state.inner_state) == types(plain_state)
+    for one, other in zip(updates, plain_updates, strict=True):
+        np.testing.assert_array_equal(one["w"] != 0, other["w"] != 0)
+    for actual, expected in zip(*map(jax.tree.leaves, (after, desired)), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-5)
+    state.hyperparams["update_fraction"] = jnp.float32(1.0)
+    updates, _ = ours.update(gradients(1)[0], state, PARAMS)
+    assert np.all(updates["w"] != 0)
+
+
+@pytest.mark.parametrize("axes", [(0,), (0, 1), ()])
+def test_a_tuple_of_axes_may_be_injected_with(axes: tuple[int, ...]) -> None:
+    injected = optax.inject_hyperparams(mofo_jax.mofo, hyperparam_dtype=jnp.float32)
+    params = {"w": PARAMS["w"]}
+    steps = [{"w": g["w"]} for g in gradients(1)]
+    _, updates, _ = run(injected(1e-2, block_axes=axes), params, steps)
+    expected = selected(np.asarray(steps[0]["w"]), 0.15, axes)
+    np.testing.assert_array_equal(updates[0]["w"] != 0, expected)
+
+
+def test_an_injected_schedule_moves_the_fraction() -> None:
+    injected = optax.inject_hyperparams(mofo_jax.mofo, hyperparam_dtype=jnp.float32)
+    ours = injected(1e-2, update_fraction=optax.linear_schedule(1.0, 0.5, 2))
+    _, updates, _ = run(ours, PARAMS, gradients(3))
+    assert [int(np.count_nonzero(u["w"])) for u in updates] == [42, 31, 21]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_traced_hyperparameters_widen_no_state_and_no_update(dtype: str) -> None:
+    params, steps = jax.tree.map(lambda x: x.astype(dtype), (PARAMS, gradients(2)))
+    injected = optax.inject_hyperparams(mofo_jax.mofo, hyperparam_dtype=jnp.float32)
+    ours = injected(1e-2, weight_decay=0.1)
+    _, updates, state = run(ours, params, steps)
+    assert types(updates[-1]) == types(params)
+    assert types(state) == types(ours.init(params))
