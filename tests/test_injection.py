@@ -23,7 +23,7 @@ def test_hyperparameters_may_be_injected(jit: bool) -> None:
         "ties": "exact",
         "nesterov": True,
         "decay": "all",
-        "mu_dtype": jnp.bfloat16,
+        "mu_dtype": "bfloat16",  # A type of JAX is callable: a schedule.
         "weight_decay": 0.1,
     }
     injected = optax.inject_hyperparams(mofo_jax.mofo, hyperparam_dtype=jnp.float32)
@@ -36,7 +36,8 @@ def test_hyperparameters_may_be_injected(jit: bool) -> None:
     for one, other in zip(updates, plain_updates, strict=True):
         np.testing.assert_array_equal(one["w"] != 0, other["w"] != 0)
     for actual, expected in zip(*map(jax.tree.leaves, (after, desired)), strict=True):
-        np.testing.assert_allclose(actual, expected, rtol=1e-5)
+        # A traced decay rate multiplies the bfloat16 momentum in float32.
+        np.testing.assert_allclose(actual, expected, rtol=1e-4)
     state.hyperparams["update_fraction"] = jnp.float32(1.0)
     updates, _ = ours.update(gradients(1)[0], state, PARAMS)
     assert np.all(updates["w"] != 0)

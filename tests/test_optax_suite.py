@@ -69,7 +69,8 @@ def test_unexpected_extra_arguments_and_one_compilation(name: str) -> None:
     optimizer = OPTIMIZERS[name]()
     params = jnp.zeros(2)
 
-    # Without chex's counter a second trace of the same shapes would go unseen.
+    chex.clear_trace_counter()  # It counts by the function's name.
+
     @jax.jit
     @chex.assert_max_traces(n=1)
     def step(params: Any, state: Any) -> tuple:
@@ -129,21 +130,23 @@ def test_every_number_may_be_injected(ties: str) -> None:
         desired, plain_state = jax.jit(plain.update)(params, plain_state, params)
         updates, state = jax.jit(injected.update)(params, state, params)
         chex.assert_trees_all_close(updates, desired, rtol=1e-5)
-        chex.assert_trees_all_close(state.inner_state, plain_state, rtol=1e-5)
+        chex.assert_trees_all_close(
+            state.inner_state, plain_state, rtol=1e-5, atol=1e-5
+        )
 
 
 def test_a_scheduled_fraction_may_be_injected() -> None:
     inject = optax.inject_hyperparams(mofo_jax.mofo, hyperparam_dtype=jnp.float32)
-    fraction = optax.linear_schedule(1.0, 0.1, 9)
-    optimizer = inject(1e-2, update_fraction=fraction)
+    optimizer = inject(1e-2, update_fraction=optax.linear_schedule(1.0, 0.1, 9))
     params = jnp.arange(1.0, 101.0)
     state, moved = optimizer.init(params), []
     for _ in range(10):
         updates, state = jax.jit(optimizer.update)(params, state, params)
         moved.append(int(np.count_nonzero(updates)))
+        # The schedule is computed in float32, and falls short of a round number.
+        assert moved[-1] == int(100 * float(state.hyperparams["update_fraction"]))
     assert moved[0] == 100
-    assert moved[-1] == 10
-    assert moved == sorted(moved, reverse=True)
+    assert moved[-1] in (9, 10)
 
 
 DTYPES = ["float16", "bfloat16", "float32", "float64"]

@@ -36,24 +36,43 @@ def options(model: pathlib.Path, output: pathlib.Path) -> list[str]:
     ]
 
 
-def start(*arguments: str, devices: int = 1) -> subprocess.Popen[str]:
-    """Starts the command in a process of its own, on simulated devices."""
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    return subprocess.Popen(
-        [sys.executable, "-m", "examples.finetune", *arguments],
+# The real command, which is sent a real signal as soon as it has saved its second step.
+_INTERRUPTED = """
+import os, signal, sys
+from examples.finetune import __main__ as command, checkpoints
+
+save = checkpoints.ArmFiles.save
+
+def save_and_interrupt(files, position, *rest):
+    save(files, position, *rest)
+    if position.step == 2:
+        os.kill(os.getpid(), signal.SIGINT)
+
+checkpoints.ArmFiles.save = save_and_interrupt
+sys.exit(command.main(sys.argv[1:]))
+"""
+
+
+def run(*arguments: str, interrupt: bool = False) -> tuple[int, str, str]:
+    """Runs the command in a process of its own.
+
+    Args:
+      arguments: Its options.
+      interrupt: Sends it SIGINT after its second step.
+
+    Returns:
+      Exit status, standard output, standard error.
+    """
+    program = ["-c", _INTERRUPTED] if interrupt else ["-m", "examples.finetune"]
+    process = subprocess.run(
+        [sys.executable, *program, *arguments],
         cwd=ROOT,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
         text=True,
+        check=False,
     )
-
-
-def run(*arguments: str, devices: int = 1) -> tuple[int, str, str]:
-    """Runs the command to its end: exit status, standard output, standard error."""
-    process = start(*arguments, devices=devices)
-    output, errors = process.communicate(timeout=240)
-    return process.returncode, output, errors
+    return process.returncode, process.stdout, process.stderr
 
 
 @functools.partial(jax.jit, static_argnames="graph")

@@ -133,3 +133,11 @@ def test_a_value_out_of_range_is_named(words: str, message: str) -> None:
 def test_retention_files_have_names_of_their_own(words: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         checks.retention_files(config.parse(words.split()))
+
+
+def test_a_batch_that_the_mesh_cannot_deal_out_is_refused() -> None:
+    checks.check_rows(config.Config(batch_size=16), 8)
+    with pytest.raises(
+        InputError, match=r"--batch-size must be a multiple of 8, .* 4$"
+    ):
+        checks.check_rows(config.Config(batch_size=4), 8)
