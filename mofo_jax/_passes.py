@@ -17,7 +17,8 @@ from mofo_jax import _counts
 from mofo_jax._counts import Count
 
 # Thresholds counted in one pass. In the CPU's form eight counts cost 1.4 times two;
-# on real and heavy-tailed momenta seven need 4 to 5 passes where four need 6.
+# in a simulation with normal and heavy-tailed magnitudes seven need 4 to 5 passes,
+# and four need 6.
 THRESHOLDS = 7
 
 
