@@ -8,7 +8,7 @@ the tree of updates alone: Flax NNX gives `init` a tree of another structure.
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -168,12 +168,109 @@ def _broadcast(
     return values
 
 
+class AxisParts(NamedTuple):
+    """An entry of `block_axes`: an axis cut into equal runs, each of them a block.
+
+    The heads of a kernel that keeps heads and their coordinates in one axis.
+
+    Attributes:
+      axis: The axis.
+      parts: Into how many runs of consecutive indices it is cut, at least 1.
+
+    Examples:
+      >>> import jax.numpy as jnp, mofo_jax
+      >>> heads = (mofo_jax.AxisParts(axis=0, parts=2),)
+      >>> optimizer = mofo_jax.mofo(0.1, update_fraction=0.5, block_axes=heads)
+      >>> gradient = jnp.array([4., 3., 1., 2.])
+      >>> print(optimizer.update(gradient, optimizer.init(gradient))[0].round(1))
+      [-0.1  0.   0.  -0.1]
+
+    Source: ours, after Adam-mini's partition by heads (Zhang et al., 2024).
+    """
+
+    axis: int
+    parts: int
+
+
+class Blocks(NamedTuple):
+    """Which coordinates of one tensor compete with one another.
+
+    Attributes:
+      axes: The axes that index separate blocks, ascending.
+      shape: The shape in which the tensor has those axes.
+      name: Tensors with the same name share their blocks; "" shares none.
+    """
+
+    axes: tuple[int, ...]
+    shape: tuple[int, ...]
+    name: str = ""
+
+
 def is_axes(value: Any) -> bool:
     """Returns whether `value` is a tuple of axis numbers."""
-    return type(value) is tuple and all(
-        isinstance(axis, (int, np.integer)) and not isinstance(axis, bool)
-        for axis in value
+    return type(value) is tuple and all(map(_is_integer, value))
+
+
+def is_blocks(value: Any) -> bool:
+    """Returns whether `value` is one value of the option `block_axes`.
+
+    A tuple of axis numbers and of `AxisParts`, with at most one name; or a name alone.
+    """
+    if isinstance(value, str):
+        return bool(value)
+    return (
+        type(value) is tuple
+        and all(
+            _is_integer(entry) or isinstance(entry, str) or _is_cut(entry)
+            for entry in value
+        )
+        and sum(isinstance(entry, str) for entry in value) <= 1
     )
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def _is_cut(value: Any) -> bool:
+    return isinstance(value, AxisParts) and is_axes(tuple(value)) and value.parts > 0
+
+
+def find_blocks(value: Any, shape: tuple[int, ...], path: str) -> Blocks:
+    """Returns what one value of `block_axes` means for a tensor.
+
+    Raises:
+      ValueError: If an axis is out of range, named twice, or not divisible.
+    """
+    entries = (value,) if isinstance(value, str) else value
+    name = "".join(entry for entry in entries if isinstance(entry, str))
+    parts = {}
+    for entry in entries:
+        if not isinstance(entry, str):
+            axis, number = entry if isinstance(entry, AxisParts) else (entry, 0)
+            (axis,) = normalize_axes((axis,), len(shape), path)
+            if axis in parts:
+                raise ValueError(
+                    f"`block_axes` for {place(path)} must name an axis once, "
+                    f"got {value}"
+                )
+            parts[axis] = number
+    axes: list[int] = []
+    cut: list[int] = []
+    for axis, length in enumerate(shape):
+        number = parts.get(axis)
+        if number is not None:
+            axes.append(len(cut))
+        if number:
+            if length % number:
+                raise ValueError(
+                    f"`block_axes` for {place(path)} must cut axis {axis}, of length "
+                    f"{length}, into equal parts, got {number} parts"
+                )
+            cut.extend((number, length // number))
+        else:
+            cut.append(length)
+    return Blocks(tuple(axes), tuple(cut), name)
 
 
 def normalize_axes(axes: tuple[int, ...], ndim: int, name: str) -> tuple[int, ...]:

@@ -2,10 +2,12 @@
 
 JAX has no 64-bit integers unless they are switched on, float32 stops counting at
 2**24, and one stacked tensor of a 70B model has 1.9e10 coordinates. So a count is a
-tuple of equally shaped unsigned arrays, its words, least significant first.
+tuple of equally shaped unsigned arrays, its words, least significant first. Words that
+are known to Python are NumPy's: they cost the compiler nothing.
 """
 
 from collections.abc import Callable
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -24,9 +26,11 @@ def words_needed(largest: int, word: np.dtype = WORD) -> int:
 def constant(value: int, words: int, word: np.dtype = WORD) -> Count:
     """Returns `value`, a Python integer >= 0, as `words` words of shape ()."""
     bits = _bits(word)
-    return tuple(
-        jnp.array((value >> (bits * i)) & (2**bits - 1), word) for i in range(words)
+    values = (
+        np.array((value >> (bits * i)) & (2**bits - 1), word) for i in range(words)
     )
+    # To the type checker they are JAX's: whatever is done with a word works with both.
+    return cast(Count, tuple(values))
 
 
 def sum_exactly(

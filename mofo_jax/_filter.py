@@ -1,16 +1,14 @@
 """The filter around any transformation: the top fraction moves, the rest stays."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from mofo_jax import _blocks, _checks, _scores, _threshold
-
-SCORES: dict[str, Callable[..., list[jax.Array]]] = {"momentum": _scores.momentum}
+from mofo_jax import _blocks, _checks, _state, _threshold, scores
+from mofo_jax._options import Options, Settings, check_values, find_competing
 
 
 def momentum_filter(
@@ -19,8 +17,9 @@ def momentum_filter(
     update_fraction: Any = 0.15,
     block_axes: Any = None,
     dense: Any = None,
-    score: str = "momentum",
+    score: Any = "momentum",
     ties: str = "all",
+    rest: jax.typing.ArrayLike = 0.0,
     axis_name: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Keeps the updates with the largest momenta and zeroes the rest.
@@ -51,14 +50,25 @@ def momentum_filter(
         Values outside of the range that are only known when traced are clipped.
       block_axes: The axes of each tensor that index separate blocks. None or `()` makes
         a whole tensor one block, as in the paper; `(0,)` gives each layer of a
-        `[layers, ...]` tensor its own. One tuple for all tensors, a pytree prefix of
-        tuples, `PathRules`, or a callable from the tree of updates to such a prefix.
+        `[layers, ...]` tensor its own; `(AxisParts(1, 9),)` cuts axis 1 into 9 runs, as
+        the heads of a kernel that keeps them in one axis. A name makes tensors share
+        their blocks: `"model"` for all is one block, `("layer", 0)` one for each index
+        of axis 0. One such value for all tensors, a pytree prefix of them, `PathRules`,
+        or a callable from the tree of updates to such a prefix.
       dense: The tensors to leave unfiltered: a boolean, a pytree prefix of booleans,
         `PathRules`, or a callable. `NORMS_AND_BIASES` reproduces the authors' code.
-      score: What ranks coordinates. `"momentum"` is the paper's.
+      score: What ranks coordinates. `"momentum"` is the paper's; its other three are
+        `"gradient"`, `"adam_ratio"` (see `scores.adam_ratio`) and `"random"`
+        (`scores.random`). `"update"` is the magnitude of what `inner` proposes,
+        `"relative_momentum"` is :math:`|m| / (|\theta| + 10^{-8})`, `"agreement"`
+        :math:`\max(m g, 0)`. Or a `scores.Score`, or a callable from a `scores.Tensor`
+        to an array of the tensor's shape. What scores 0 does not move.
       ties: `"all"` updates every coordinate that equals the threshold, as the authors'
         code does; `"exact"` updates exactly `k`, of equals those with the lowest
-        row-major index in their block. Neither updates where the momentum is zero.
+        row-major index in their block, and with blocks across tensors in the first of
+        the tree. Neither updates where the momentum is zero.
+      rest: What the updates of coordinates that are not selected are multiplied by, in
+        [0, 1): MGUP's gamma. 0 leaves them where they are.
       axis_name: Inside `shard_map`, the mesh axis or axes over which tensors are
         sharded, so that shards are ranked together; given like the other options.
         Elsewhere None. Under `check_vma=False` an axis must be named only for tensors
@@ -90,20 +100,21 @@ def momentum_filter(
             "`inner` must be an optax.GradientTransformation, "
             f"got {type(inner).__name__}"
         )
-    _checks.check_choice("score", score, tuple(SCORES))
+    rank = scores.resolve(score)
     _checks.check_choice("ties", ties, _threshold.TIES)
+    _checks.check_number("rest", rest, 0, 1)
     if axis_name is not None and ties == "exact":
         raise ValueError(
             'ties="exact" breaks ties by an index that shards do not know: `axis_name` '
             'must be None or `ties` "all"'
         )
-    options = _Options(
+    options = Options(
         update_fraction,
         () if block_axes is None else block_axes,
         False if dense is None else dense,
         () if axis_name is None else axis_name,
     )
-    _check_values(options)
+    check_values(options)
     wrapped = optax.with_extra_args_support(inner)
 
     def update(
@@ -115,89 +126,66 @@ def momentum_filter(
         proposed, new_state = wrapped.update(updates, state, params, **extra_args)
         gradients, structure = jax.tree.flatten(updates)
         steps = structure.flatten_up_to(proposed)
-        competing = _competing(options, updates, state)
-        if competing:
-            scores = SCORES[score](new_state, updates, tuple(competing))
-            competitions = [
-                _threshold.Competition(jnp.asarray(scored), *settings)
-                for scored, settings in zip(scores, competing.values(), strict=True)
-            ]
-            masks = _threshold.select(competitions, ties)
-            for i, ranked, mask in zip(competing, competitions, masks, strict=True):
-                moves = mask & (_threshold.magnitude_patterns(ranked.scores) > 0)
-                dtype = jnp.result_type(gradients[i])
-                steps[i] = jnp.where(moves, steps[i], 0).astype(dtype)
+        kept = _state.Kept(state, new_state, updates)
+        competing = find_competing(options, updates, state)
+        ranked = {}
+        for i, path, _, blocks, axis_name in competing:
+            given = gradients[i], steps[i], i, path, axis_name
+            tensor = scores.Tensor(*given, kept, params)
+            ranked[i] = _scored(rank, tensor, blocks)
+        masks = _threshold.select(_alike(competing, ranked), ties)
+        for settings, mask in zip(competing, masks, strict=True):
+            i = settings.number
+            moves = mask & (_threshold.magnitude_patterns(ranked[i]) > 0)
+            moves = moves.reshape(jnp.shape(steps[i]))
+            dtype = jnp.result_type(gradients[i])
+            steps[i] = jnp.where(moves, steps[i], _rest(steps[i], rest)).astype(dtype)
         new_state = jax.tree.map(_cast_like, new_state, state)
         return structure.unflatten(steps), new_state
 
     return optax.GradientTransformationExtraArgs(inner.init, update)
 
 
-class _Options(NamedTuple):
-    """The options that may differ from tensor to tensor, as the user gave them."""
-
-    update_fraction: Any
-    block_axes: Any
-    dense: Any
-    axis_name: Any
-
-
-def _check_values(options: _Options) -> None:
-    """Raises ValueError for a wrong value that is wrong whatever the tree."""
-    for name, option in options._asdict().items():
-        is_value, allowed = _VALUES[name]
-        for value in _blocks.given_values(option, is_value):
-            if not is_value(value):
-                raise ValueError(f"`{name}` must be {allowed}, got {value!r}")
-            if name == "update_fraction":
-                _checks.check_fraction(name, value)
+def _scored(
+    rank: scores.Function, tensor: scores.Tensor, blocks: _blocks.Blocks
+) -> jax.Array:
+    """Returns the scores of a tensor, in the shape that has its block axes."""
+    scored = jnp.asarray(rank(tensor))
+    shape = jnp.shape(tensor.gradient)
+    if scored.shape != shape or not jnp.issubdtype(scored.dtype, jnp.inexact):
+        raise ValueError(
+            f"`score` must return floating-point or complex numbers of shape {shape} "
+            f"for {_blocks.place(tensor.path)}, got {scored.dtype}{list(scored.shape)}"
+        )
+    return scored.reshape(blocks.shape)
 
 
-def _competing(
-    options: _Options, updates: optax.Updates, state: optax.OptState
-) -> dict[int, tuple]:
-    """Returns fraction, block axes and axis names of the leaves that are filtered."""
-    fractions, axes, dense, names = (
-        _blocks.resolve(option, name, updates, *_VALUES[name])
-        for name, option in options._asdict().items()
-    )
-    competing = {}
-    for i, (path, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(updates)):
-        fraction = fractions[i]
-        if callable(fraction):
-            fraction = fraction(_scores.step_count(state))
-        name = _blocks.path_name(path)
-        _checks.check_fraction("update_fraction", fraction, name)
-        everything = _checks.is_static_number(fraction) and fraction == 1
-        if dense[i] or everything or jnp.size(leaf) == 0:
-            continue
-        block_axes = _blocks.normalize_axes(axes[i], jnp.ndim(leaf), name)
-        axis_name = (names[i],) if isinstance(names[i], str) else names[i]
-        competing[i] = (fraction, block_axes, axis_name)
-    return competing
+def _alike(
+    competing: Sequence[Settings], ranked: dict[int, jax.Array]
+) -> list[_threshold.Competition]:
+    """Returns the competitions; what shares a block gets one dtype."""
+    dtypes: dict[str, list[Any]] = {}
+    for settings in competing:
+        score = ranked[settings.number]
+        if jnp.iscomplexobj(score):
+            ranked[settings.number] = score = jnp.abs(score)
+        dtypes.setdefault(settings.blocks.name, []).append(score.dtype)
+    competitions = []
+    for index, _, fraction, blocks, axis_name in competing:
+        if blocks.name:
+            common = jnp.result_type(*dtypes[blocks.name])
+            ranked[index] = ranked[index].astype(common)
+        score = ranked[index]
+        competitions.append(
+            _threshold.Competition(score, fraction, blocks.axes, axis_name, blocks.name)
+        )
+    return competitions
 
 
-def _is_fraction(value: Any) -> bool:
-    return _checks.is_scalar(value) or callable(value)
-
-
-def _is_bool(value: Any) -> bool:
-    return isinstance(value, (bool, np.bool_))
-
-
-def _is_axis_name(value: Any) -> bool:
-    return isinstance(value, str) or (
-        isinstance(value, tuple) and all(isinstance(name, str) for name in value)
-    )
-
-
-# What one value of each option is, and how an error says so.
-_VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "update_fraction": (_is_fraction, "a number in (0, 1] or a schedule"),
-    "block_axes": (_blocks.is_axes, "a tuple of axis numbers"),
-    "dense": (_is_bool, "True or False"),
-    "axis_name": (_is_axis_name, "a name or a tuple of names"),
-}
+def _rest(step: jax.Array, rest: Any) -> Any:
+    """Returns what is left of the step of coordinates that are not selected."""
+    # A product would turn an infinity into a NaN.
+    return 0 if _checks.is_static_number(rest) and rest == 0 else step * rest
 
 
 def _cast_like(new: Any, old: Any) -> Any:

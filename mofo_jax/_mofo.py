@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import optax
 
-from mofo_jax import _checks
+from mofo_jax import _checks, scores
 from mofo_jax._filter import momentum_filter
 
 
@@ -24,8 +24,9 @@ def mofo(
     update_fraction: Any = 0.15,
     block_axes: Any = None,
     dense: Any = None,
-    score: str = "momentum",
+    score: Any = "momentum",
     ties: str = "all",
+    rest: jax.typing.ArrayLike = 0.0,
     decay: str = "selected",
     axis_name: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -71,6 +72,7 @@ def mofo(
       dense: The tensors that take plain Adam updates; see `momentum_filter`.
       score: What ranks coordinates; see `momentum_filter`.
       ties: `"all"` or `"exact"`; see `momentum_filter`.
+      rest: How much of their step the others take; see `momentum_filter`.
       decay: `"selected"` decays the coordinates that move, so that the rest stays;
         `"all"` decays every coordinate, as the authors' code does.
       axis_name: The mesh axes of `shard_map`; see `momentum_filter`.
@@ -110,29 +112,33 @@ def mofo(
         "dense": dense,
         "score": score,
         "ties": ties,
+        "rest": rest,
         "axis_name": axis_name,
     }
     decays = not (_checks.is_static_number(weight_decay) and weight_decay == 0)
     if decay == "all":
-        chained = optax.chain(
+        decayed = optax.with_extra_args_support(
+            optax.add_decayed_weights(weight_decay, mask)
+        )
+        return optax.chain(
             scale_by_mofo(mu_dtype=mu_dtype, **adam, **selection),
-            optax.add_decayed_weights(weight_decay, mask),
+            decayed if decays else _without_params(decayed),
             optax.scale_by_learning_rate(learning_rate),
         )
-        return chained if decays else _without_params(chained)
     _check_adam(**adam)
 
     def adamw(mu_dtype: Any) -> optax.GradientTransformationExtraArgs:
-        return optax.adamw(
+        optimizer = optax.adamw(
             learning_rate,
             weight_decay=weight_decay,
             mask=mask,
             mu_dtype=mu_dtype,
             **adam,
         )
+        return optimizer if decays else _without_params(optimizer)
 
-    filtered = momentum_filter(_unrounded(adamw, mu_dtype), **selection)
-    return filtered if decays else _without_params(filtered)
+    selection["score"] = _own_ratio(score, b2, eps, eps_root)
+    return momentum_filter(_unrounded(adamw, mu_dtype), **selection)
 
 
 def scale_by_mofo(
@@ -146,8 +152,9 @@ def scale_by_mofo(
     update_fraction: Any = 0.15,
     block_axes: Any = None,
     dense: Any = None,
-    score: str = "momentum",
+    score: Any = "momentum",
     ties: str = "all",
+    rest: jax.typing.ArrayLike = 0.0,
     axis_name: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Rescales updates as Adam does and keeps those with the largest momenta.
@@ -167,6 +174,7 @@ def scale_by_mofo(
       dense: The tensors that take plain Adam updates; see `momentum_filter`.
       score: What ranks coordinates; see `momentum_filter`.
       ties: `"all"` or `"exact"`; see `momentum_filter`.
+      rest: How much of their step the others take; see `momentum_filter`.
       axis_name: The mesh axes of `shard_map`; see `momentum_filter`.
 
     Returns:
@@ -202,10 +210,17 @@ def scale_by_mofo(
         update_fraction=update_fraction,
         block_axes=block_axes,
         dense=dense,
-        score=score,
+        score=_own_ratio(score, b2, eps, eps_root),
         ties=ties,
+        rest=rest,
         axis_name=axis_name,
     )
+
+
+def _own_ratio(score: Any, b2: Any, eps: Any, eps_root: Any) -> Any:
+    """Makes "adam_ratio" of the decay rate and the eps of the optimizer itself."""
+    is_ratio = isinstance(score, str) and score == "adam_ratio"
+    return scores.adam_ratio(b2, eps, eps_root) if is_ratio else score
 
 
 def _unrounded(

@@ -5,7 +5,7 @@ devices, where a sort would gather the tensor.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -16,14 +16,34 @@ from jax import lax
 from mofo_jax import _counts
 from mofo_jax._counts import Count
 
-# Thresholds counted in one pass. In the CPU's form eight counts cost 1.4 times two;
-# in a simulation with normal and heavy-tailed magnitudes seven need 4 to 5 passes,
-# and four need 6.
-THRESHOLDS = 7
+# Moments are taken of eighths of octaves, up to 32 octaves on either side.
+_PARTS_OF_OCTAVE = 8
+_FARTHEST = 255
+
+
+class Form(NamedTuple):
+    """How a pass is written for one kind of machine.
+
+    Attributes:
+      thresholds: How many are counted in one pass.
+      together: Whether the sums of a pass are one reduction of several operands.
+    """
+
+    thresholds: int
+    together: bool
+
+
+# Seven thresholds need three or four passes on momenta of a real run, four need one
+# more. A CPU's time for eight is 1.4 times that for two, and a GPU waits for memory.
+ONE_CPU = Form(thresholds=7, together=True)
+OTHER = Form(thresholds=7, together=False)
+# A pass with seven would take the TPU 1.1 times that with one, but each count lies in a
+# buffer of 16 kB there, and 291 tensors take twice as long to compile.
+TPU = Form(thresholds=4, together=False)
 
 
 class Ranking(NamedTuple):
-    """What is ranked in one tensor, and how many coordinates each block wants.
+    """What is ranked in one tensor.
 
     Attributes:
       arrays: The arrays that the patterns are computed from.
@@ -32,9 +52,7 @@ class Ranking(NamedTuple):
       shape: The tensor's shape.
       block_axes: The axes that index separate blocks, ascending.
       bits: Patterns are below 2**bits.
-      chosen: How many coordinates each block wants: words of shape () or of one length
-        for each block axis. Zero is allowed.
-      guess: Patterns to count first, `[THRESHOLDS, *blocks]`; None divides evenly.
+      octave: How many patterns double what they stand for; 0 where they are no floats.
       axis_name: Mesh axes over which the counts of shards are summed.
     """
 
@@ -43,8 +61,7 @@ class Ranking(NamedTuple):
     shape: tuple[int, ...]
     block_axes: tuple[int, ...]
     bits: int
-    chosen: Count
-    guess: jax.Array | None = None
+    octave: int = 0
     axis_name: tuple[str, ...] = ()
 
     @property
@@ -82,72 +99,103 @@ def _varies_over(x: jax.Array) -> frozenset[str]:
     return getattr(kind, "varying", None) or getattr(kind, "vma", frozenset())
 
 
-def count_reaching(ranking: Ranking, thresholds: jax.Array) -> Count:
-    """Counts the coordinates of each block that reach each threshold.
+def count_reaching(
+    ranking: Ranking, thresholds: jax.Array, words: int, form: Form
+) -> list[Count]:
+    """Counts the coordinates of each block that reach each threshold, in this shard.
 
     Args:
       ranking: What to count.
-      thresholds: Patterns, `[THRESHOLDS, *blocks]`.
+      thresholds: Patterns, `[thresholds, *blocks]`.
+      words: How many words a count has.
+      form: How to write the pass.
 
     Returns:
-      The counts, words of `thresholds`'s shape.
+      The counts, in one or more pieces that make up words of `thresholds`'s shape when
+      they are concatenated.
     """
-    words = _counts.words_needed(ranking.block_size)
+    patterns = ranking.patterns(*ranking.arrays)
+    reached = [
+        (patterns >= lax.expand_dims(threshold, ranking.inner_axes)).astype(
+            _counts.WORD
+        )
+        for threshold in thresholds.astype(patterns.dtype)
+    ]
+    pieces, kept = _summed(reached, ranking, form)
+    return [
+        _counts.sum_exactly(
+            (piece,),
+            lambda word: jnp.sum(word, axis=kept, dtype=word.dtype),
+            math.prod(piece.shape[axis] for axis in kept),
+            words,
+        )
+        for piece in pieces
+    ]
 
-    def together(thresholds: jax.Array, *arrays: jax.Array) -> Count:
+
+def moments(ranking: Ranking, form: Form) -> tuple[list[jax.Array], np.ndarray]:
+    """Sums what tells where a block's patterns lie, in this shard.
+
+    Args:
+      ranking: What to sum.
+      form: How to write the pass.
+
+    Returns:
+      How many patterns are not zero, and the sums of their distances from
+      `usual_octave` and of the squares of these, in octaves of at most 32: pieces that
+      make up float32 `[3, *blocks]` when they are concatenated, and by what the three
+      are yet to be multiplied. They are rounded: for guesses only.
+    """
+    patterns = ranking.patterns(*ranking.arrays)
+    above = patterns > 0
+    finest = max(ranking.octave // _PARTS_OF_OCTAVE, 1)
+    distances = (patterns >> (finest.bit_length() - 1)).astype(np.int32)
+    distances -= np.int32(usual_octave(ranking) * _PARTS_OF_OCTAVE)
+    distances = jnp.where(above, jnp.clip(distances, -_FARTHEST, _FARTHEST), 0)
+    terms = [above.astype(np.int32), distances, distances * distances]
+    if form.together:
+        # The CPU adds integers four times as fast as floats, whose order it must keep.
+        length = ranking.shape[ranking.inner_axes[-1]] if ranking.inner_axes else 1
+        largest = (1, _FARTHEST, _FARTHEST**2)
+        shifts = [max((most * length).bit_length() - 31, 0) for most in largest]
+        terms = [term >> shift for term, shift in zip(terms, shifts, strict=True)]
+    else:
+        shifts = [0] * 3
+        terms = [term.astype(np.float32) for term in terms]
+    pieces, kept = _summed(terms, ranking, form)
+    scales = np.exp2(shifts) / _PARTS_OF_OCTAVE ** np.arange(3)
+    sums = [jnp.sum(piece.astype(np.float32), axis=kept) for piece in pieces]
+    return sums, scales.astype(np.float32)
+
+
+def usual_octave(ranking: Ranking) -> float:
+    """Returns about which octave of patterns momenta lie: 2**-20 in float32."""
+    return 2 ** (ranking.bits - 1) / (ranking.octave or 1) * 0.84
+
+
+def _summed(
+    terms: Sequence[jax.Array], ranking: Ranking, form: Form
+) -> tuple[list[jax.Array], tuple[int, ...]]:
+    """Sums the terms over all inner axes but some, which are left for a second sum.
+
+    Returns:
+      The sums, one leading axis before the tensor's: pieces that make up one sum for
+      each term when they are concatenated. And the axes of these that are left over:
+      none of the summed axes is there any more.
+    """
+    inner = ranking.inner_axes
+    if form.together:
         # The compiler rewrites a plain sum over more than 32 elements into one that
         # needs the compared tensor written out, which costs 10 times as much. It
         # leaves a reduction of several operands alone, which reads once for them all.
-        axis = ranking.inner_axes[-1]
-        reached = tuple(_reached(ranking, arrays, thresholds))
-        zeros = (np.zeros((), _counts.WORD),) * len(reached)
-        sums = lax.reduce(reached, zeros, _add_all, (axis,))
-        return _total(
-            [lax.expand_dims(s, (axis,)) for s in sums], ranking.inner_axes[:-1]
-        )
-
-    def apart(thresholds: jax.Array, *arrays: jax.Array) -> Count:
-        kept = _axes_to_keep(ranking)
-        at_once = tuple(i for i in ranking.inner_axes if i not in kept)
-        sums = [
-            jnp.sum(reached, axis=at_once, dtype=_counts.WORD, keepdims=True)
-            for reached in _reached(ranking, arrays, thresholds)
-        ]
-        return _total(sums, kept)
-
-    def _total(sums: list[jax.Array], axes: tuple[int, ...]) -> Count:
-        stacked = jnp.stack(sums)
-        shifted = tuple(axis + 1 for axis in axes)
-        return _counts.sum_exactly(
-            (stacked,),
-            lambda word: jnp.sum(word, axis=shifted, dtype=word.dtype, keepdims=True),
-            math.prod(ranking.shape[axis] for axis in axes),
-            words,
-        )
-
-    arguments = (thresholds, *ranking.arrays)
-    if ranking.inner_axes and _is_one_cpu():
-        counts = lax.platform_dependent(*arguments, cpu=together, default=apart)
-    else:
-        counts = apart(*arguments)
-    inner = tuple(axis + 1 for axis in ranking.inner_axes)
-    counts = tuple(jnp.squeeze(word, inner) for word in counts)
-    if not ranking.axis_name:
-        return counts
-    return _counts.sum_exactly(
-        counts, lambda word: lax.psum(word, ranking.axis_name), ranking.shards, words
-    )
-
-
-def _reached(
-    ranking: Ranking, arrays: tuple[jax.Array, ...], thresholds: jax.Array
-) -> list[jax.Array]:
-    """Returns for each threshold a 1 where a coordinate reaches it."""
-    patterns = ranking.patterns(*arrays)
-    return [
-        (patterns >= lax.expand_dims(t, ranking.inner_axes)).astype(_counts.WORD)
-        for t in thresholds.astype(patterns.dtype)
-    ]
+        zeros = tuple(np.zeros((), term.dtype) for term in terms)
+        sums = lax.reduce(tuple(terms), zeros, _add_all, inner[-1:])
+        return [jnp.stack(sums)], tuple(axis + 1 for axis in inner[:-1])
+    kept = _axes_to_keep(ranking)
+    at_once = tuple(axis for axis in inner if axis not in kept)
+    sums = [jnp.sum(term, axis=at_once, dtype=term.dtype)[None] for term in terms]
+    before = [sum(summed < axis for summed in at_once) for axis in kept]
+    return sums, tuple(a - b + 1 for a, b in zip(kept, before, strict=True))
 
 
 def _add_all(a: tuple[jax.Array, ...], b: tuple[jax.Array, ...]) -> tuple:
@@ -168,7 +216,7 @@ def _axes_to_keep(ranking: Ranking) -> tuple[int, ...]:
     return tuple(sorted(kept))
 
 
-def _is_one_cpu() -> bool:
+def is_one_cpu() -> bool:
     """Whether no array on the CPU can be sharded.
 
     A sharded reduction of several operands gathers the shards' partial results; plain

@@ -1,18 +1,13 @@
-"""The joint search: how each block's threshold is bracketed by counting.
+"""The joint search: how the thresholds of all blocks are found by counting.
 
-Each block keeps a bracket of two patterns (unsigned integers that rank coordinates):
-enough coordinates reach the lower one, too few reach the upper one. A pass counts how
-many reach each of a few thresholds in between, for all tensors at once, so the number
-of collectives does not grow with the number of tensors. A count is a reduction: it
-works under any sharding and moves a few integers, where a sort would gather the tensor.
-
-Thresholds are placed by interpolating between the counts at the bracket's ends, and one
-of them always halves the bracket: whatever the data, no search takes more passes than
-patterns have bits.
+A pass counts how many coordinates reach each of a few thresholds, for all tensors at
+once, so the number of collectives does not grow with the number of tensors. A count is
+a reduction: it works under any sharding and moves a few integers, where a sort would
+gather the tensor.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,132 +15,198 @@ import numpy as np
 from jax import lax
 
 from mofo_jax import _counts
+from mofo_jax._brackets import (
+    Bracket,
+    evenly,
+    finished,
+    first_thresholds,
+    narrowed,
+    next_thresholds,
+    pattern_dtype,
+)
 from mofo_jax._counts import Count
-from mofo_jax._passes import THRESHOLDS, Ranking, count_reaching
+from mofo_jax._passes import (
+    ONE_CPU,
+    OTHER,
+    TPU,
+    Form,
+    Ranking,
+    count_reaching,
+    is_one_cpu,
+    moments,
+)
 
 _Tree = TypeVar("_Tree")
 
-# A pass spreads its thresholds by this many standard deviations of the count that
-# interpolation guesses, and by at least this share of the bracket, since the counts of
-# a wide bracket do not lie on a line.
-_SPREAD = 2.4
-_LEAST_SPREAD = 0.003
-
-# Where the thresholds lie within the spread: denser towards the guess.
-_OFFSETS = np.sign(np.linspace(-1, 1, THRESHOLDS - 1)) * (
-    np.linspace(-1, 1, THRESHOLDS - 1) ** 2
-)
-
-# A pass that leaves more than this share of a bracket's coordinates in it has met a
-# distribution that interpolation does not fit; the next pass divides evenly.
-_STALLED_SHARE = 0.25
+# The moments of a contest's tensors, as `_passes.moments` returns them.
+_Sums = list[tuple[list[jax.Array], np.ndarray]]
 
 
-class Bracket(NamedTuple):
-    """Between which patterns the thresholds of some blocks lie.
+class Contest(NamedTuple):
+    """Tensors whose coordinates compete with one another, block by block.
 
     Attributes:
-      low: A pattern that at least as many coordinates reach as were to be chosen.
-      high: A pattern above it that fewer reach.
-      count_low: How many coordinates reach `low`.
-      count_high: How many reach `high`.
-      stalled: Whether interpolation did not fit the last time.
+      members: The tensors, whose patterns and blocks are alike.
+      chosen: How many coordinates each block wants: words of shape () or one for each
+        block. Zero is allowed.
     """
 
-    low: jax.Array
-    high: jax.Array
-    count_low: Count
-    count_high: Count
-    stalled: jax.Array
+    members: tuple[Ranking, ...]
+    chosen: Count
+
+    @property
+    def block_size(self) -> int:
+        """The number of coordinates in a block, over all tensors and shards."""
+        return sum(member.block_size for member in self.members)
 
 
-def search(rankings: Sequence[Ranking]) -> list[Bracket]:
-    """Narrows every block's bracket until it tells the chosen coordinates.
+class Found(NamedTuple):
+    """What a search found.
 
-    Args:
-      rankings: What to rank, one for each tensor.
-
-    Returns:
-      For each tensor its bracket, of the block axes' shape. Either `count_low` is the
-      number wanted, or `high` is `low + 1`, or nothing was wanted.
+    Attributes:
+      brackets: For each contest its bracket, of the shape of its blocks. Either
+        `count_low` is the number wanted, or `high` is `low + 1`, or nothing was wanted.
+      passes: How many passes of counting that took, int32.
     """
-    starts = [_start(ranking) for ranking in rankings]
-    groups = _groups(starts)
-    brackets = [_stack([starts[i][0] for i in group], axis=0) for group in groups]
-    chosen = [_stack([starts[i][1] for i in group], axis=0) for group in groups]
-    guesses = [_stack([starts[i][2] for i in group], axis=1) for group in groups]
+
+    brackets: list[Bracket]
+    passes: jax.Array
+
+
+class _Group(NamedTuple):
+    """Contests whose brackets stack, so that one operation serves them all.
+
+    Attributes:
+      indices: Which contests.
+      contests: They themselves.
+      chosen: What they want, words `[contests, *blocks]`.
+      bracket: Their widest brackets, stacked.
+      first: What to count first, `[thresholds, contests, *blocks]`.
+    """
+
+    indices: list[int]
+    contests: list[Contest]
+    chosen: Count
+    bracket: Bracket
+    first: jax.Array
+
+    @property
+    def ranking(self) -> Ranking:
+        """A tensor that stands for all in what they have in common."""
+        return self.contests[0].members[0]
+
+
+def search(contests: Sequence[Contest]) -> Found:
+    """Narrows every block's bracket until it tells the chosen coordinates."""
+    if not contests:
+        return Found([], jnp.zeros((), jnp.int32))
+    return lax.platform_dependent(
+        cpu=lambda: _search(contests, ONE_CPU if is_one_cpu() else OTHER),
+        tpu=lambda: _search(contests, TPU),
+        default=lambda: _search(contests, OTHER),
+    )
+
+
+def _search(contests: Sequence[Contest], form: Form) -> Found:
+    """Searches by passes of one form."""
+    groups = _groups(contests, form)
 
     def unfinished(carry: tuple[jax.Array, list[Bracket]]) -> jax.Array:
-        done = [_finished(b, c).all() for b, c in zip(carry[1], chosen, strict=True)]
+        done = [
+            finished(bracket, group.chosen).all()
+            for group, bracket in zip(groups, carry[1], strict=True)
+        ]
         return ~jnp.stack(done).all()
 
     def narrow(carry: tuple[jax.Array, list[Bracket]]) -> tuple:
         number, brackets = carry
-        narrowed = []
-        for group, bracket, wanted, guess in zip(
-            groups, brackets, chosen, guesses, strict=True
-        ):
-            thresholds = _next_thresholds(bracket, wanted)
-            thresholds = jnp.where(number == 0, guess, thresholds)
-            least, most = bracket.low[None] + 1, bracket.high[None] - 1
-            thresholds = jnp.clip(thresholds, least, most)
-            counts = [
-                count_reaching(_read_anew(rankings[i], number), thresholds[:, g])
-                for g, i in enumerate(group)
-            ]
-            narrowed.append(
-                _narrowed(bracket, wanted, thresholds, _stack(counts, axis=1))
-            )
-        return number + 1, narrowed
+        return number + 1, [
+            _after_a_pass(group, bracket, number, form)
+            for group, bracket in zip(groups, brackets, strict=True)
+        ]
 
-    if rankings:
-        first = jnp.zeros((), jnp.int32)
-        brackets = lax.while_loop(unfinished, narrow, (first, brackets))[1]
+    start = (jnp.zeros((), jnp.int32), [group.bracket for group in groups])
+    passes, brackets = lax.while_loop(unfinished, narrow, start)
     found: dict[int, Bracket] = {}
     for group, bracket in zip(groups, brackets, strict=True):
-        for g, i in enumerate(group):
+        for g, i in enumerate(group.indices):
             found[i] = jax.tree.map(lambda leaf, g=g: leaf[g], bracket)
-    return [found[i] for i in range(len(rankings))]
+    return Found([found[i] for i in range(len(contests))], passes)
 
 
-def _start(ranking: Ranking) -> tuple[Bracket, Count, jax.Array]:
-    """Returns a tensor's widest bracket, what it wants, and what to count first."""
-    # Everything a loop carries must be spread over devices as the counts will be, so
-    # it is built on a zero that comes from such a reduction. None of it is computed.
-    patterns = ranking.patterns(*ranking.arrays)
-    zero = jnp.sum(patterns, axis=ranking.inner_axes, dtype=_counts.WORD)
-    if ranking.axis_name:
-        zero = lax.psum(zero, ranking.axis_name)
-    zero &= 0
-    dtype = _counts.WORD if ranking.bits <= 32 else np.dtype(np.uint64)
-    size = ranking.block_size
-    size_words = _counts.constant(size, _counts.words_needed(size))
-    low = zero.astype(dtype)
-    bracket = Bracket(
-        low=low,
-        high=low + np.array(1 << ranking.bits, dtype),
-        count_low=tuple(zero + word for word in size_words),
-        count_high=tuple(zero for _ in size_words),
-        stalled=zero > 0,
+def _after_a_pass(
+    group: _Group, bracket: Bracket, number: jax.Array, form: Form
+) -> Bracket:
+    """Counts once more and narrows the brackets of a group."""
+    thresholds = next_thresholds(bracket, group.chosen, group.ranking, form.thresholds)
+    thresholds = jnp.where(number == 0, group.first, thresholds)
+    least, most = bracket.low[None] + 1, bracket.high[None] - 1
+    thresholds = jnp.clip(thresholds, least, most)
+    done = finished(bracket, group.chosen)
+    words = len(group.chosen)
+    counts = _join(
+        [
+            _count(contest, thresholds[:, g], number, done[g], words, form)
+            for g, contest in enumerate(group.contests)
+        ],
+        form.thresholds,
     )
-    guess = _evenly(bracket) if ranking.guess is None else ranking.guess.astype(dtype)
-    return bracket, tuple(zero + word for word in ranking.chosen), guess
+    ranking = group.ranking
+    if ranking.axis_name:
+        counts = _counts.sum_exactly(
+            counts,
+            lambda word: lax.psum(word, ranking.axis_name),
+            ranking.shards,
+            words,
+        )
+    return narrowed(bracket, group.chosen, thresholds, counts)
 
 
-def _groups(starts: Sequence[tuple[Bracket, Count, jax.Array]]) -> list[list[int]]:
-    """Gathers the tensors whose brackets stack, so that one operation serves them all.
+def _count(
+    contest: Contest,
+    thresholds: jax.Array,
+    number: jax.Array,
+    done: jax.Array,
+    words: int,
+    form: Form,
+) -> list[Count]:
+    """Counts in this shard how many of each block reach each threshold."""
 
-    Explicitly sharded blocks stack only with blocks that are sharded alike.
+    def count() -> list[Count]:
+        counts = [
+            count_reaching(_read_anew(member, number), thresholds, words, form)
+            for member in contest.members
+        ]
+        if len(counts) == 1:
+            return counts[0]
+        return [
+            _counts.sum_exactly(
+                tuple(jnp.stack(word) for word in zip(*pieces, strict=True)),
+                lambda word: jnp.sum(word, axis=0, dtype=word.dtype),
+                len(pieces),
+                words,
+            )
+            for pieces in zip(*counts, strict=True)
+        ]
+
+    if not form.together:
+        return count()
+    # What is found needs no further pass. Elsewhere the branch would hold a collective.
+    nothing = [tuple(jnp.zeros_like(thresholds, _counts.WORD) for _ in range(words))]
+    return lax.cond(done.all(), lambda: nothing, count)
+
+
+def _join(pieces: Sequence[Sequence[_Tree]], number: int) -> _Tree:
+    """Concatenates each contest's pieces to arrays `[number, contests, ...]`.
+
+    All at once: on TPU every intermediate array, however small, has 16 kB for itself.
     """
-    groups: dict[tuple[str, int], list[int]] = {}
-    for i, (bracket, wanted, _) in enumerate(starts):
-        groups.setdefault((str(jax.typeof(bracket.low)), len(wanted)), []).append(i)
-    return list(groups.values())
 
+    def concatenated(*leaves: jax.Array) -> jax.Array:
+        whole = jnp.concatenate(leaves)
+        return whole.reshape(-1, number, *whole.shape[1:]).swapaxes(0, 1)
 
-def _stack(trees: Sequence[_Tree], axis: int) -> _Tree:
-    """Stacks the arrays of equal trees on a new axis."""
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves, axis), *trees)
+    return jax.tree.map(concatenated, *(p for of_one in pieces for p in of_one))
 
 
 def _read_anew(ranking: Ranking, number: jax.Array) -> Ranking:
@@ -159,58 +220,75 @@ def _read_anew(ranking: Ranking, number: jax.Array) -> Ranking:
     return ranking._replace(arrays=arrays)
 
 
-def _finished(bracket: Bracket, chosen: Count) -> jax.Array:
-    """Returns for each block whether its bracket tells the chosen coordinates."""
-    nothing = _counts.equal(chosen, tuple(jnp.zeros_like(word) for word in chosen))
-    found = _counts.equal(bracket.count_low, chosen)
-    return found | nothing | (bracket.high - bracket.low <= 1)
+def _groups(contests: Sequence[Contest], form: Form) -> list[_Group]:
+    """Gathers contests that are alike and prepares their search.
+
+    Explicitly sharded blocks stack only with blocks that are sharded alike.
+    """
+    alike: dict[Any, list[tuple[int, _Sums]]] = {}
+    for i, contest in enumerate(contests):
+        ranking = contest.members[0]
+        sums = [moments(member, form) for member in contest.members]
+        kind = ranking.bits, ranking.octave, ranking.axis_name, len(contest.chosen)
+        alike.setdefault((*kind, str(jax.typeof(sums[0][0][0]))), []).append((i, sums))
+    return [
+        _group(
+            [i for i, _ in found],
+            [contests[i] for i, _ in found],
+            _join_moments([sums for _, sums in found]),
+            form,
+        )
+        for found in alike.values()
+    ]
 
 
-def _next_thresholds(bracket: Bracket, chosen: Count) -> jax.Array:
-    """Places a pass's thresholds, `[THRESHOLDS, *blocks]`, in the brackets."""
-    width = bracket.high - bracket.low
-    excess = _counts.to_float(_counts.subtract(bracket.count_low, chosen))
-    inside = _counts.to_float(_counts.subtract(bracket.count_low, bracket.count_high))
-    wanted = jnp.maximum(_counts.to_float(chosen), 1.0)
-    above = jnp.maximum(_counts.to_float(bracket.count_high), 0.5)
-    # Within an octave patterns are linear in the magnitude, and the logarithm of the
-    # count is linear in both where magnitudes fall off exponentially.
-    guess = jnp.log1p((excess + 0.5) / (wanted - 0.5)) / jnp.log1p(inside / above)
-    guess = jnp.clip(guess, 0.0, 1.0)
-    deviation = jnp.sqrt(guess * (1.0 - guess) / jnp.maximum(inside, 1.0))
-    spread = jnp.maximum(_SPREAD * deviation, _LEAST_SPREAD)
-    offsets = _OFFSETS.reshape((-1,) + (1,) * guess.ndim).astype("f4")
-    places = guess[None] + spread[None] * offsets
-    steps = jnp.clip(places, 0.0, 1.0) * width.astype(jnp.float32)[None]
-    halfway = bracket.low + width // 2
-    interpolated = bracket.low[None] + steps.astype(width.dtype)
-    interpolated = jnp.concatenate([interpolated, halfway[None]])
-    return jnp.where(bracket.stalled[None], _evenly(bracket), interpolated)
+def _join_moments(found: Sequence[_Sums]) -> jax.Array:
+    """Returns the moments of each contest, `[3, contests, *blocks]`."""
+    members = [one for sums in found for one in sums]
+    whole = _join([pieces for pieces, _ in members], 3)
+    scales = np.stack([scale for _, scale in members], axis=1)
+    whole *= scales.reshape(*scales.shape, *(1,) * (whole.ndim - 2))
+    if len(members) == len(found):
+        return whole
+    ends = np.cumsum([len(sums) for sums in found])[:-1]
+    parts = [part.sum(1, keepdims=True) for part in jnp.split(whole, ends, axis=1)]
+    return jnp.concatenate(parts, axis=1)
 
 
-def _evenly(bracket: Bracket) -> jax.Array:
-    """Divides the brackets evenly by thresholds, `[THRESHOLDS, *blocks]`."""
-    step = jnp.maximum((bracket.high - bracket.low) // (THRESHOLDS + 1), 1)
-    numbers = np.arange(1, THRESHOLDS + 1, dtype=step.dtype)
-    numbers = numbers.reshape((-1,) + (1,) * step.ndim)
-    return bracket.low[None] + step[None] * numbers
+def _group(
+    indices: list[int], contests: list[Contest], sums: jax.Array, form: Form
+) -> _Group:
+    """Prepares the search of alike contests, given their moments in this shard."""
+    ranking = contests[0].members[0]
+    if ranking.axis_name:
+        sums = lax.psum(sums, ranking.axis_name)
+    # Everything that a loop carries must be spread over devices as the counts will be,
+    # so it is built on a zero that comes from such a reduction. None of it is computed.
+    zero = lax.bitcast_convert_type(sums[0], _counts.WORD) & 0
+    chosen = _stack_words([contest.chosen for contest in contests], zero)
+    words = len(chosen)
+    sizes = [_counts.constant(contest.block_size, words) for contest in contests]
+    low = zero.astype(pattern_dtype(ranking))
+    bracket = Bracket(
+        low=low,
+        high=low + np.array(1 << ranking.bits, low.dtype),
+        count_low=_stack_words(sizes, zero),
+        count_high=tuple(zero for _ in range(words)),
+        stalled=zero > 0,
+    )
+    if ranking.octave:
+        first = first_thresholds(sums, chosen, ranking, form.thresholds)
+    else:
+        first = evenly(bracket, form.thresholds)
+    return _Group(indices, contests, chosen, bracket, first)
 
 
-def _narrowed(
-    bracket: Bracket, chosen: Count, thresholds: jax.Array, counts: Count
-) -> Bracket:
-    """Returns the brackets after a pass: between the nearest counts on either side."""
-    low, high, count_low, count_high, _ = bracket
-    for i in range(THRESHOLDS):
-        threshold, count = thresholds[i], tuple(word[i] for word in counts)
-        enough = _counts.at_least(count, chosen)
-        raises = enough & (threshold > low)
-        lowers = ~enough & (threshold < high)
-        low = jnp.where(raises, threshold, low)
-        count_low = _counts.where(raises, count, count_low)
-        high = jnp.where(lowers, threshold, high)
-        count_high = _counts.where(lowers, count, count_high)
-    before = _counts.subtract(bracket.count_low, bracket.count_high)
-    after = _counts.subtract(count_low, count_high)
-    left = _counts.to_float(after) / jnp.maximum(_counts.to_float(before), 1.0)
-    return Bracket(low, high, count_low, count_high, left > _STALLED_SHARE)
+def _stack_words(counts: Sequence[Count], zero: jax.Array) -> Count:
+    """Stacks counts of shape () or of the blocks', to the shape of `zero`."""
+    stacked = []
+    for words in zip(*counts, strict=True):
+        known = all(isinstance(word, np.ndarray) for word in words)
+        whole = np.stack(words) if known else jnp.stack(words)
+        missing = tuple(range(whole.ndim, zero.ndim))
+        stacked.append(zero + jnp.expand_dims(whole, missing))
+    return tuple(stacked)

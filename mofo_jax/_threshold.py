@@ -14,15 +14,11 @@ import numpy as np
 from jax import lax
 
 from mofo_jax import _blocks, _checks, _counts
-from mofo_jax._counts import Count
 from mofo_jax._passes import Ranking, varying_axes
-from mofo_jax._search import Bracket, search
+from mofo_jax._search import Contest, search
+from mofo_jax._ties import masks_with_ties, masks_without_ties, reaches
 
 TIES = ("all", "exact")
-
-# Where the first pass looks, in octaves from mean * log(n / k): for exponentially
-# distributed magnitudes that is the threshold itself.
-_FIRST_OCTAVES = np.array((-6.0, -2.0, -0.7, -0.1, 0.25, 1.0))
 
 
 def top_fraction_mask(
@@ -63,16 +59,24 @@ def top_fraction_mask(
 
     Source: the filter of the paper's algorithm 1; blocks by axis are ours.
     """
-    x = _checks.as_inexact(x)
     _checks.check_choice("ties", ties, TIES)
+    competition = _checked(x, fraction, block_axes)
+    if competition.scores.size == 0:
+        return jnp.zeros(competition.scores.shape, bool)
+    (mask,) = select([competition], ties)
+    return mask
+
+
+def _checked(
+    x: jax.typing.ArrayLike, fraction: float | jax.Array, block_axes: tuple[int, ...]
+) -> "Competition":
+    """Returns what a user gave, or raises."""
+    x = _checks.as_inexact(x)
     if not _checks.is_scalar(fraction):
         raise TypeError(f"`fraction` must be a number in (0, 1], got {fraction!r}")
     _checks.check_fraction("fraction", fraction)
     axes = _blocks.normalize_axes(block_axes, x.ndim, "x")
-    if x.size == 0:
-        return jnp.zeros(x.shape, bool)
-    (mask,) = select([Competition(x, fraction, axes)], ties)
-    return mask
+    return Competition(x, fraction, axes)
 
 
 def magnitude_threshold(
@@ -113,17 +117,65 @@ def magnitude_threshold(
     return _kth_largest(x, int(k), axes)
 
 
+def selection_passes(
+    x: jax.typing.ArrayLike,
+    fraction: float | jax.Array,
+    *,
+    block_axes: tuple[int, ...] = (),
+) -> jax.Array:
+    """Counts how often a selection reads `x` to find its thresholds.
+
+    Beside these passes, every selection reads `x` once before, for the mean and spread
+    of the magnitudes, and once after, to compare it with the thresholds; a compiled
+    step makes both in the loops that compute momentum and updates, where it can.
+
+    Args:
+      x: Real or complex floating-point array of any shape.
+      fraction: The share of each block to select, in (0, 1], shape ().
+      block_axes: The axes that index separate blocks.
+
+    Returns:
+      The number of passes, int32, shape (). Never more than the bits of a magnitude:
+      31 for float32, 15 for bfloat16.
+
+    Raises:
+      TypeError: As `top_fraction_mask`.
+      ValueError: As `top_fraction_mask`.
+
+    Examples:
+      >>> import jax, mofo_jax
+      >>> x = jax.random.normal(jax.random.key(0), (1000, 1000))
+      >>> print(bool(mofo_jax.selection_passes(x, 0.15) < 8))
+      True
+
+    Source: ours.
+    """
+    competition = _checked(x, fraction, block_axes)
+    if competition.scores.size == 0:
+        return jnp.zeros((), jnp.int32)
+    return _passes(competition.scores, competition.fraction, competition.block_axes)
+
+
+@functools.partial(jax.jit, static_argnames=("block_axes",))
+def _passes(
+    x: jax.Array, fraction: float | jax.Array, block_axes: tuple[int, ...]
+) -> jax.Array:
+    """Is `selection_passes` of checked arguments."""
+    ranking = _rank(x, block_axes)
+    chosen = _counts.fraction_of(jnp.asarray(fraction), ranking.block_size)
+    return search([Contest((ranking,), chosen)]).passes
+
+
 @functools.partial(jax.jit, static_argnames=("k", "block_axes"))
 def _kth_largest(x: jax.Array, k: int, block_axes: tuple[int, ...]) -> jax.Array:
     """Returns the k-th largest magnitude of each block, the inner axes kept as 1."""
     ranking = _rank(x, block_axes)
     words = _counts.words_needed(ranking.block_size)
-    ranking = _with_guess(ranking, _counts.constant(k, words))
-    (bracket,) = search([ranking])
+    (bracket,) = search([Contest((ranking,), _counts.constant(k, words))]).brackets
     # The search stops at any pattern that parts the k largest from the rest.
     patterns = magnitude_patterns(x)
     most = np.array(np.iinfo(patterns.dtype).max, patterns.dtype)
-    reaching = jnp.where(_reaches(ranking, bracket.low), patterns, most)
+    reaching = jnp.where(reaches(ranking, bracket.low), patterns, most)
     smallest = jnp.min(reaching, axis=ranking.inner_axes, keepdims=True)
     return lax.bitcast_convert_type(smallest, jnp.abs(x).dtype)
 
@@ -137,12 +189,15 @@ class Competition(NamedTuple):
         shape ().
       block_axes: The axes that index separate blocks, ascending.
       axis_name: Mesh axes over which the tensor is sharded inside `shard_map`.
+      block: Tensors of the same name here compete with one another; "" for none. They
+        have the same dtype, fraction and lengths of block axes.
     """
 
     scores: jax.Array
     fraction: float | jax.Array
     block_axes: tuple[int, ...] = ()
     axis_name: tuple[str, ...] = ()
+    block: str = ""
 
 
 def select(competitions: Sequence[Competition], ties: str) -> list[jax.Array]:
@@ -151,14 +206,14 @@ def select(competitions: Sequence[Competition], ties: str) -> list[jax.Array]:
     Args:
       competitions: One for each tensor, none of them empty.
       ties: `"all"` selects all that equal the threshold, `"exact"` exactly the wanted
-        number, of equals those that come first in row-major order.
+        number, of equals those that come first: by tensor, then in row-major order.
 
     Returns:
       For each tensor a boolean mask of its shape.
     """
     arrays = [
         (scores, fraction if isinstance(fraction, jax.Array) else None)
-        for scores, fraction, _, _ in competitions
+        for scores, fraction, *_ in competitions
     ]
     settings = tuple(
         # Where the fraction is an array, this one is not looked at.
@@ -172,26 +227,35 @@ def select(competitions: Sequence[Competition], ties: str) -> list[jax.Array]:
 @functools.partial(jax.jit, static_argnames=("settings", "ties"))
 def _select(
     arrays: list[tuple[jax.Array, jax.Array | None]],
-    settings: tuple[tuple[float, tuple[int, ...], tuple[str, ...]], ...],
+    settings: tuple[tuple[float, tuple[int, ...], tuple[str, ...], str], ...],
     ties: str,
 ) -> list[jax.Array]:
     """Is `select`, with what may be traced apart from what may not."""
     rankings = []
-    for (scores, traced), (static, block_axes, axis_name) in zip(
-        arrays, settings, strict=True
+    together: dict[str | int, list[int]] = {}
+    for i, ((scores, _), (_, block_axes, axis_name, block)) in enumerate(
+        zip(arrays, settings, strict=True)
     ):
         names = varying_axes(scores, axis_name)
-        ranking = _rank(scores, block_axes)._replace(axis_name=names)
+        rankings.append(_rank(scores, block_axes)._replace(axis_name=names))
+        together.setdefault(block or i, []).append(i)
+    contests = []
+    for members in together.values():
+        contest = Contest(tuple(rankings[i] for i in members), ())
+        (_, traced), (static, *_) = arrays[members[0]], settings[members[0]]
         fraction = static if traced is None else traced
-        chosen = _counts.fraction_of(fraction, ranking.block_size)
-        rankings.append(_with_guess(ranking, chosen))
-    brackets = search(rankings)
-    if ties == "exact":
-        return _break_ties(rankings, brackets)
-    return [
-        _reaches(ranking, bracket.low)
-        for ranking, bracket in zip(rankings, brackets, strict=True)
-    ]
+        chosen = _counts.fraction_of(fraction, contest.block_size)
+        contests.append(contest._replace(chosen=chosen))
+    brackets = search(contests).brackets
+    masks = (masks_with_ties if ties == "all" else masks_without_ties)(
+        contests, brackets
+    )
+    order = [i for members in together.values() for i in members]
+    return [mask for _, mask in sorted(zip(order, masks, strict=True), key=_first)]
+
+
+def _first(pair: tuple[int, jax.Array]) -> int:
+    return pair[0]
 
 
 def magnitude_patterns(x: jax.Array) -> jax.Array:
@@ -210,89 +274,12 @@ def magnitude_patterns(x: jax.Array) -> jax.Array:
 
 def _rank(x: jax.Array, block_axes: tuple[int, ...]) -> Ranking:
     """Returns the search that ranks the magnitudes of one tensor."""
+    info = jnp.finfo(x.dtype)
     return Ranking(
         arrays=(x,),
         patterns=magnitude_patterns,
         shape=x.shape,
         block_axes=block_axes,
-        bits=8 * jnp.finfo(x.dtype).dtype.itemsize - 1,
-        chosen=(),
-    )
-
-
-def _with_guess(ranking: Ranking, chosen: Count) -> Ranking:
-    """Sets how many to choose, and guesses the threshold from the mean magnitude."""
-    magnitude = jnp.abs(ranking.arrays[0])
-    wide = jnp.promote_types(magnitude.dtype, jnp.float32)
-    total = jnp.sum(magnitude, axis=ranking.inner_axes, dtype=wide)
-    if ranking.axis_name:
-        total = lax.psum(total, ranking.axis_name)
-    size = float(ranking.block_size)  # As an integer it may not fit JAX's 32 bits.
-    share = jnp.maximum(_counts.to_float(chosen), 1.0) / size
-    guess = total / size * jnp.maximum(-jnp.log(share), 0.1)
-    octaves = np.exp2(_FIRST_OCTAVES).reshape((-1,) + (1,) * guess.ndim)
-    patterns = magnitude_patterns((guess[None] * octaves).astype(magnitude.dtype))
-    # The least pattern above zero shows whether zeros have to be chosen.
-    return ranking._replace(
-        chosen=chosen,
-        guess=jnp.concatenate([jnp.ones_like(patterns[:1]), patterns]),
-    )
-
-
-def _spread(per_block: jax.Array, ranking: Ranking, dtype: np.dtype) -> jax.Array:
-    """Gives each block's pattern a shape and dtype that compare with the tensor's."""
-    return lax.expand_dims(per_block, ranking.inner_axes).astype(dtype)
-
-
-def _reaches(ranking: Ranking, per_block: jax.Array) -> jax.Array:
-    """Returns where the tensor reaches its block's pattern."""
-    patterns = ranking.patterns(*ranking.arrays)
-    return patterns >= _spread(per_block, ranking, patterns.dtype)
-
-
-def _break_ties(
-    rankings: Sequence[Ranking], brackets: Sequence[Bracket]
-) -> list[jax.Array]:
-    """Selects exactly the wanted number, ties by lowest row-major index.
-
-    What is tied is ranked again by its index along each axis in turn: the same search,
-    with the same few collectives, however the tensor is sharded.
-    """
-    found = list(zip(rankings, brackets, strict=True))
-    masks = [_reaches(ranking, _cut(ranking, bracket)) for ranking, bracket in found]
-    depth = max((len(ranking.inner_axes) for ranking in rankings), default=0)
-    for step in range(depth):
-        deeper = [i for i, (r, _) in enumerate(found) if step < len(r.inner_axes)]
-        ranked = [_rank_tied(*found[i], found[i][0].inner_axes[step]) for i in deeper]
-        for i, ranking, bracket in zip(deeper, ranked, search(ranked), strict=True):
-            found[i] = ranking, bracket
-            masks[i] |= _reaches(ranking, _cut(ranking, bracket))
-    return masks
-
-
-def _cut(ranking: Ranking, bracket: Bracket) -> jax.Array:
-    """Returns the pattern from which on all are chosen without a choice among ties."""
-    exact = _counts.equal(bracket.count_low, ranking.chosen)
-    return jnp.where(exact, bracket.low, bracket.high)
-
-
-def _rank_tied(ranking: Ranking, bracket: Bracket, axis: int) -> Ranking:
-    """Returns the search among the tied coordinates, by their index along an axis."""
-    length = ranking.shape[axis]
-    exact = _counts.equal(bracket.count_low, ranking.chosen)
-    missing = _counts.subtract(ranking.chosen, bracket.count_high)
-    none = tuple(jnp.zeros_like(word) for word in missing)
-
-    def patterns(low: jax.Array, *arrays: jax.Array) -> jax.Array:
-        ranked = ranking.patterns(*arrays)
-        index = lax.broadcasted_iota(np.uint32, ranking.shape, axis)
-        tied = ranked == _spread(low, ranking, ranked.dtype)
-        return jnp.where(tied, np.uint32(length) - index, np.uint32(0))
-
-    return ranking._replace(
-        arrays=(bracket.low, *ranking.arrays),
-        patterns=patterns,
-        bits=length.bit_length(),
-        chosen=_counts.where(exact, none, missing),
-        guess=None,
+        bits=info.bits - 1,
+        octave=2**info.nmant,
     )

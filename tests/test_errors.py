@@ -60,7 +60,32 @@ BUILDING: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "score": (
         lambda: mofo_jax.mofo(1e-3, score="magnitude"),
         ValueError,
-        "`score` must be 'momentum', got 'magnitude'",
+        "or a callable, got 'magnitude'",
+    ),
+    "rest": (
+        lambda: mofo_jax.mofo(1e-3, rest=1.0),
+        ValueError,
+        "`rest` must be in [0, 1), got 1.0",
+    ),
+    "seed": (
+        lambda: mofo_jax.scores.random(0.5),  # pyright: ignore[reportArgumentType]
+        TypeError,
+        "`seed` must be an integer, got 0.5",
+    ),
+    "every": (
+        lambda: mofo_jax.scores.random_tensors(every=-1),
+        ValueError,
+        "`every` must not be negative, got -1",
+    ),
+    "exponent": (
+        lambda: mofo_jax.scores.gain_for_cost(exponent=-0.5),
+        ValueError,
+        "`exponent` must be in [0,",
+    ),
+    "damping": (
+        lambda: mofo_jax.scores.gain_for_fisher(-1.0),
+        ValueError,
+        "`damping` must be in [0,",
     ),
     "ties": (
         lambda: mofo_jax.mofo(1e-3, ties="some"),

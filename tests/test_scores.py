@@ -1,6 +1,7 @@
-"""Where a state keeps its momentum and its count."""
+"""What each score ranks by, against its definition in NumPy's float64."""
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,112 +9,212 @@ import numpy as np
 import optax
 import pytest
 
-from mofo_jax import _scores
+import mofo_jax
+from mofo_jax import scores
+from tests.helpers import few, random_generator, selected
 
-PARAMS = {"a": jnp.arange(1.0, 5.0), "b": {"c": jnp.ones((2, 3)), "none": None}}
-LABELS = {"a": "first", "b": "second"}
-
-
-def state_after(inner: Any, params: Any = PARAMS) -> optax.OptState:
-    """Returns an optimizer's state after one step."""
-    tx = optax.with_extra_args_support(inner)
-    return tx.update(params, tx.init(params), params)[1]
+B1, B2, EPS = 0.9, 0.99, 0.05
 
 
-@pytest.mark.parametrize(
-    "inner",
-    [
-        optax.scale_by_adam(),
-        optax.adam(1e-2),
-        optax.adamw(1e-2),
-        optax.nadam(1e-2),
-        optax.adabelief(1e-2),
-        optax.amsgrad(1e-2),
-        optax.chain(optax.clip_by_global_norm(1e9), optax.adamw(1e-2)),
-        optax.chain(optax.chain(optax.adam(1e-2)), optax.scale(2.0)),
-        optax.inject_hyperparams(optax.adam)(1e-2),
-        optax.apply_if_finite(optax.adam(1e-2), 3),
-        optax.MultiSteps(optax.adam(1e-2), 1),
-        optax.masked(optax.adam(1e-2), True),
-        optax.partition({"first": optax.adam(1e-2), "second": optax.adam(1.0)}, LABELS),
-    ],
-)
-def test_adams_momentum_is_found(inner: Any) -> None:
-    found = _scores.momentum(state_after(inner), PARAMS, (0, 1))
-    for momentum, gradient in zip(found, jax.tree.leaves(PARAMS), strict=True):
-        np.testing.assert_allclose(momentum, 0.1 * gradient, rtol=1e-6)
+class Adam:
+    """One tensor's moments in float64."""
+
+    def __init__(self, param: np.ndarray) -> None:
+        self.param = param.astype(np.float64)
+        self.momentum = np.zeros_like(self.param)
+        self.second = np.zeros_like(self.param)
+        self.count = 0
+
+    def see(self, gradient: np.ndarray) -> None:
+        """Updates the moments."""
+        self.gradient = gradient.astype(np.float64)
+        self.momentum = B1 * self.momentum + (1 - B1) * self.gradient
+        self.second = B2 * self.second + (1 - B2) * self.gradient**2
+        self.count += 1
+
+    @property
+    def step(self) -> np.ndarray:
+        """Adam's direction."""
+        root = np.sqrt(self.second / (1 - B2**self.count)) + EPS
+        return self.momentum / (1 - B1**self.count) / root
 
 
-@pytest.mark.parametrize(
-    ("inner", "scale"),
-    [(optax.sgd(1.0, 0.9), 1.0), (optax.trace(0.9), 1.0), (optax.lion(1e-2), 0.01)],
-)
-def test_other_momenta_are_found(inner: Any, scale: float) -> None:
-    found = _scores.momentum(state_after(inner), PARAMS, (0, 1))
-    for momentum, gradient in zip(found, jax.tree.leaves(PARAMS), strict=True):
-        np.testing.assert_allclose(momentum, scale * gradient, rtol=1e-4)
+FISHER = np.abs(random_generator(7).normal(size=(6, 5))) + 0.1
+DEFINITIONS: dict[str, tuple[Any, Callable[[Adam], np.ndarray]]] = {
+    "momentum": ("momentum", lambda adam: np.abs(adam.momentum)),
+    "gradient": ("gradient", lambda adam: np.abs(adam.gradient)),
+    "adam_ratio": ("adam_ratio", lambda adam: np.abs(adam.step)),
+    "update": ("update", lambda adam: np.abs(adam.step + 0.1 * adam.param)),
+    "relative_momentum": (
+        "relative_momentum",
+        lambda adam: np.abs(adam.momentum) / (np.abs(adam.param) + 1e-8),
+    ),
+    "agreement": (
+        "agreement",
+        lambda adam: np.maximum(adam.momentum * adam.gradient, 0),
+    ),
+    "gain for v": (
+        scores.gain_for_cost(exponent=0.75),
+        lambda adam: adam.momentum**2 / (adam.second**0.75 + 1e-16),
+    ),
+    "a callable": (
+        lambda tensor: tensor.momentum * tensor.second_moment,
+        lambda adam: np.abs(adam.momentum * adam.second),
+    ),
+    "a Score": (
+        scores.Score(lambda tensor: tensor.param),
+        lambda adam: np.abs(adam.param),
+    ),
+}
 
 
-def test_groups_of_different_optimizers_fill_each_others_holes() -> None:
-    inner = optax.partition(
-        {"first": optax.trace(0.9), "second": optax.adam(1.0)}, LABELS
+@pytest.mark.parametrize("axes", [(), (0,)])
+@pytest.mark.parametrize("name", DEFINITIONS)
+def test_each_score_ranks_as_it_is_defined(name: str, axes: tuple) -> None:
+    score, definition = DEFINITIONS[name]
+    rng = random_generator(3)
+    params = rng.normal(size=(6, 5)).astype(np.float32)
+    optimizer = mofo_jax.mofo(
+        1.0,
+        B1,
+        B2,
+        EPS,
+        weight_decay=0.1,
+        update_fraction=0.4,
+        score=score,
+        block_axes=axes,
     )
-    found = _scores.momentum(state_after(inner), PARAMS, (0, 1))
-    np.testing.assert_allclose(found[0], PARAMS["a"])
-    np.testing.assert_allclose(found[1], 0.1 * PARAMS["b"]["c"], rtol=1e-6)
+    state, adam = optimizer.init(params), Adam(params)
+    update = jax.jit(optimizer.update)
+    for _ in range(4):
+        gradient = rng.normal(size=(6, 5)).astype(np.float32)
+        updates, state = update(gradient, state, params)
+        adam.see(gradient)
+        expected = definition(adam)
+        mask = selected(expected, 0.4, axes) & (expected > 0)
+        np.testing.assert_array_equal(np.asarray(updates) != 0, mask)
 
 
-def test_only_what_is_ranked_needs_a_momentum() -> None:
-    groups = {"first": optax.adam(1e-2), "second": optax.set_to_zero()}
-    state = state_after(optax.partition(groups, LABELS))
-    (found,) = _scores.momentum(state, PARAMS, (0,))
-    np.testing.assert_allclose(found, 0.1 * PARAMS["a"], rtol=1e-6)
-    with pytest.raises(ValueError, match="no momentum for b/c"):
-        _scores.momentum(state, PARAMS, (0, 1))
+def test_gain_for_fisher_takes_the_information_from_the_state() -> None:
+    gradient = random_generator(1).normal(size=(6, 5)).astype(np.float32)
+    inner = optax.chain(mofo_jax.keep_fisher(jnp.asarray(FISHER)), optax.sgd(1.0, 0.9))
+    score = scores.gain_for_fisher(0.05)
+    optimizer = mofo_jax.momentum_filter(inner, update_fraction=0.3, score=score)
+    updates, _ = optimizer.update(gradient, optimizer.init(gradient))
+    mask = selected(gradient.astype(np.float64) ** 2 / (FISHER + 0.05), 0.3)
+    np.testing.assert_array_equal(np.asarray(updates) != 0, mask)
 
 
-def test_a_momentum_for_each_of_two_optimizers_is_one_too_many() -> None:
-    state = state_after(optax.chain(optax.trace(0.9), optax.scale_by_adam()))
-    with pytest.raises(ValueError, match="two momenta for a in the state"):
-        _scores.momentum(state, PARAMS, (0, 1))
+@pytest.mark.parametrize("axes", [(), (1,)])
+def test_random_masks_are_fresh_exact_in_number_and_repeatable(axes: tuple) -> None:
+    params = jnp.ones((40, 50))
+    optimizer = mofo_jax.mofo(1.0, update_fraction=0.3, score="random", block_axes=axes)
+    masks, states = [], [optimizer.init(params)]
+    for _ in range(3):
+        updates, state = optimizer.update(params, states[-1])
+        masks.append(np.asarray(updates) != 0)
+        states.append(state)
+    for mask in masks:
+        if axes:
+            np.testing.assert_array_equal(mask.sum(0), 12)
+        assert mask.sum() == 600
+    # Independent masks share the square of the fraction: 180, within 6 deviations.
+    shared = [(masks[i] & masks[j]).sum() for i, j in ((0, 1), (1, 2), (0, 2))]
+    assert all(abs(number - 180) < 60 for number in shared)
+    # From a state that was kept, the same masks follow.
+    again, _ = optimizer.update(params, states[2])
+    np.testing.assert_array_equal(np.asarray(again) != 0, masks[2])
 
 
-class Named(NamedTuple):
-    """Parameters with the names of an optimizer's fields."""
+def test_random_tensors_of_one_tree_and_of_two_seeds_differ() -> None:
+    params = {"a": jnp.ones((30, 30)), "b": jnp.ones((30, 30))}
 
-    mu: jax.Array
-    trace: jax.Array
-    count: jax.Array
+    def mask(seed: int) -> dict[str, np.ndarray]:
+        score = scores.random(seed)
+        optimizer = mofo_jax.mofo(1.0, update_fraction=0.5, score=score)
+        updates, _ = optimizer.update(params, optimizer.init(params))
+        return {name: np.asarray(update) != 0 for name, update in updates.items()}
 
-
-@pytest.mark.parametrize(
-    "params",
-    [
-        Named(jnp.arange(3.0), jnp.ones(2), jnp.ones(4)),
-        {"mu": jnp.arange(3.0), "trace": jnp.ones(2), "count": jnp.ones(4)},
-        {"nested": Named(jnp.ones(3), jnp.ones(2), jnp.ones(4)), "mu": jnp.ones(2)},
-    ],
-    ids=["named tuple", "dict", "both"],
-)
-def test_a_parameter_called_mu_is_no_momentum(params: Any) -> None:
-    leaves = jax.tree.leaves(params)
-    everything = tuple(range(len(leaves)))
-    state = state_after(optax.adam(1e-2), params)
-    found = _scores.momentum(state, params, everything)
-    for momentum, gradient in zip(found, leaves, strict=True):
-        np.testing.assert_allclose(momentum, 0.1 * gradient, rtol=1e-6)
-    assert _scores.step_count(state) == 1
-    without = state_after(optax.sgd(1e-2), params)
-    with pytest.raises(ValueError, match="no momentum"):
-        _scores.momentum(without, params, everything)
-    # A trace keeps no count, but here there is a parameter called so.
-    with pytest.raises(ValueError, match="keeps no `count`"):
-        _scores.step_count(state_after(optax.trace(0.9), params))
+    first, second = mask(0), mask(1)
+    assert (first["a"] != first["b"]).any()
+    assert (first["a"] != second["a"]).any()
 
 
-def test_the_count_is_that_of_the_updates_seen() -> None:
-    tx = optax.chain(optax.clip(1.0), optax.adam(optax.constant_schedule(1e-2)))
-    state = tx.init(PARAMS)
-    for count in range(3):
-        assert _scores.step_count(state) == count
-        _, state = tx.update(PARAMS, state)
+@pytest.mark.parametrize("every", [0, 2])
+def test_half_of_the_tensors_of_each_category_train(every: int) -> None:
+    names = ["attention/query", "attention/key", "mlp/up", "mlp/down"]
+    params = {f"{i}/{name}": jnp.ones((3, 4)) for i in range(5) for name in names}
+    params |= {"embed": jnp.ones((7, 4)), "final_norm/scale": jnp.ones(4)}
+    params |= {"other_norm/scale": jnp.ones(4)}
+    optimizer = mofo_jax.half_fine_tuning(optax.adam(1.0), seed=5, every=every)
+    state, drawn = optimizer.init(params), []
+    update = jax.jit(optimizer.update)
+    for _ in range(6):
+        updates, state = update(params, state)
+        moved = {name: np.asarray(u) != 0 for name, u in updates.items()}
+        assert all(mask.all() or not mask.any() for mask in moved.values())
+        trained = {name for name, mask in moved.items() if mask.any()}
+        assert "embed" in trained
+        assert sum("attention" in name for name in trained) == 5
+        assert sum("mlp" in name for name in trained) == 5
+        assert sum("norm" in name for name in trained) == 1
+        drawn.append(frozenset(trained))
+    stages = [0, 0, 1, 1, 2, 2] if every else [0] * 6
+    for stage in set(stages):
+        assert len({d for d, s in zip(drawn, stages, strict=True) if s == stage}) == 1
+    assert len(set(drawn)) == (3 if every else 1)
+
+
+def test_half_of_the_layers_of_a_stacked_tensor_train() -> None:
+    params = {
+        "layers": {"mlp": {"up": jnp.ones((8, 3, 4)), "down": jnp.ones((8, 2, 6))}}
+    }
+    optimizer = mofo_jax.half_fine_tuning(optax.adam(1.0), stacked_axes=(0,))
+    updates, _ = optimizer.update(params, optimizer.init(params))
+    moved = [np.asarray(u != 0) for u in jax.tree.leaves(updates)]
+    whole = [[layer.all() for layer in mask] for mask in moved]
+    assert all(layer.all() or not layer.any() for mask in moved for layer in mask)
+    assert np.sum(whole) == 8
+
+
+@pytest.mark.parametrize("score", ["momentum", "update", "random"])
+def test_the_rest_takes_a_part_of_its_step(score: str) -> None:
+    params, gradients = few(3)
+    options = {"update_fraction": 0.25, "score": score}
+    rest = mofo_jax.mofo(1e-2, rest=0.1, **options)
+    nothing = mofo_jax.mofo(1e-2, **options)
+    everything = optax.adamw(1e-2, weight_decay=0.0)
+    states = [tx.init(params) for tx in (rest, nothing, everything)]
+    for gradient in gradients:
+        found = []
+        for i, tx in enumerate((rest, nothing, everything)):
+            updates, states[i] = tx.update(gradient, states[i], params)
+            found.append(jax.tree.leaves(updates))
+        for scaled, kept, whole in zip(*found, strict=True):
+            expected = np.where(np.asarray(kept) != 0, whole, 0.1 * np.asarray(whole))
+            np.testing.assert_allclose(scaled, expected, rtol=1e-5, atol=1e-9)
+
+
+def test_a_score_of_another_shape_is_an_error() -> None:
+    optimizer = mofo_jax.mofo(1e-3, score=lambda tensor: jnp.ones(2))
+    params = {"kernel": jnp.ones((3, 4))}
+    with pytest.raises(
+        ValueError, match=r"shape \(3, 4\) for kernel, got float32\[2\]"
+    ):
+        optimizer.update(params, optimizer.init(params))
+    optimizer = mofo_jax.mofo(1e-3, score="relative_momentum")
+    with pytest.raises(ValueError, match="must be given `params`"):
+        optimizer.update(params, optimizer.init(params))
+
+
+def test_scores_pass_through_inject_hyperparams() -> None:
+    injected = optax.inject_hyperparams(
+        mofo_jax.mofo, hyperparam_dtype=jnp.float32, static_args=()
+    )
+    score = scores.Score(lambda tensor: tensor.gradient)
+    gradient = jnp.array([3.0, -1.0, 2.0, 0.5])
+    for given in (score, "adam_ratio", "random"):
+        optimizer = injected(1.0, update_fraction=0.5, score=given)
+        state = optimizer.init(gradient)
+        updates, _ = jax.jit(optimizer.update)(gradient, state, gradient)
+        assert int(jnp.count_nonzero(updates)) == (4 if given == "adam_ratio" else 2)

@@ -1,7 +1,7 @@
 """How many passes the joint search takes, whatever the numbers are."""
 
+import functools
 import math
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -9,61 +9,37 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mofo_jax import _search, _threshold
+import mofo_jax
+from mofo_jax import _counts, _search, _threshold, _ties
+from mofo_jax._passes import ONE_CPU, OTHER, TPU, Form
 from tests.awkward import numbers
 from tests.helpers import DTYPES, patterns, random_generator, x64
 from tests.helpers import selected as reference_mask
 
 
-class CountedLoop:
-    """A `lax` that remembers how many passes its last loop took."""
-
-    def __init__(self) -> None:
-        self.passes = 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(jax.lax, name)
-
-    def while_loop(self, unfinished: Callable, narrow: Callable, carry: Any) -> Any:
-        """Is `jax.lax.while_loop`, counted."""
-        passes, carry = jax.lax.while_loop(
-            lambda counted: unfinished(counted[1]),
-            lambda counted: (counted[0] + 1, narrow(counted[1])),
-            (jnp.int32(0), carry),
-        )
-        jax.debug.callback(self._remember, passes)
-        return carry
-
-    def _remember(self, passes: jax.Array) -> None:
-        self.passes = int(passes)
+@functools.partial(jax.jit, static_argnames="form")
+def counted(
+    tensors: list[Any], fraction: jax.Array, form: Form = ONE_CPU
+) -> tuple[jax.Array, list[jax.Array]]:
+    """Returns how many passes a selection took, and its masks."""
+    contests = []
+    for x in tensors:
+        ranking = _threshold._rank(x, ())
+        chosen = _counts.fraction_of(fraction, ranking.block_size)
+        contests.append(_search.Contest((ranking,), chosen))
+    found = _search._search(contests, form)
+    return found.passes, _ties.masks_with_ties(contests, found.brackets)
 
 
-class Counted:
-    """Selections, with the number of passes they took."""
-
-    def __init__(self, loop: CountedLoop) -> None:
-        self._loop = loop
-        self._select = jax.jit(_select_tree)
-
-    def __call__(self, tensors: list[Any], fraction: float) -> tuple[int, list]:
-        """Returns how many passes a selection took, and its masks."""
-        masks = self._select(tensors, np.float32(fraction))
-        jax.effects_barrier()
-        return self._loop.passes, masks
+def count(
+    tensors: list[Any], fraction: float, form: Form = ONE_CPU
+) -> tuple[int, list[Any]]:
+    """Is `counted` with a fraction that is traced."""
+    passes, masks = counted(tensors, jnp.float32(fraction), form)
+    return int(passes), masks
 
 
-def _select_tree(tensors: list[jax.Array], fraction: jax.Array) -> list[jax.Array]:
-    competitions = [_threshold.Competition(x, fraction) for x in tensors]
-    return _threshold.select(competitions, "all")
-
-
-@pytest.fixture
-def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counted]:
-    loop = CountedLoop()
-    monkeypatch.setattr(_search, "lax", loop)
-    jax.clear_caches()  # What was compiled before does not count.
-    yield Counted(loop)
-    jax.clear_caches()
+FORMS = {"one CPU": ONE_CPU, "plain sums": OTHER, "TPU": TPU}
 
 
 def hard_inputs(dtype: np.dtype) -> dict[str, np.ndarray]:
@@ -94,23 +70,22 @@ def hard_inputs(dtype: np.dtype) -> dict[str, np.ndarray]:
     }
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_no_input_takes_more_passes_than_its_patterns_have_bits(
-    dtype: str, counted: Counted
+    dtype: str, form: str
 ) -> None:
     bits = 8 * DTYPES[dtype].itemsize - 1
     with x64(dtype == "float64"):
         for name, x in hard_inputs(DTYPES[dtype]).items():
             for fraction in np.array([1e-4, 0.15, 0.5, 0.999], np.float32).tolist():
-                passes, (mask,) = counted([x], fraction)
-                assert 1 <= passes <= bits, (name, fraction)
+                passes, (mask,) = count([x], fraction, FORMS[form])
+                assert passes <= bits, (name, fraction)
                 np.testing.assert_array_equal(mask, reference_mask(x, fraction))
 
 
 @pytest.mark.parametrize("size", [1000, 300_000])
-def test_momenta_as_training_has_them_take_at_most_eight_passes(
-    size: int, counted: Counted
-) -> None:
+def test_momenta_as_training_has_them_take_at_most_eight_passes(size: int) -> None:
     rng = random_generator(size)
     rows = rng.normal(size=(size // 100, 100))
     momenta = {
@@ -126,20 +101,41 @@ def test_momenta_as_training_has_them_take_at_most_eight_passes(
         for scale in (1e-9, 1.0):
             for fraction in np.array([0.03, 0.15, 0.5], np.float32).tolist():
                 x = (momentum * scale).astype(np.float32).ravel()
-                passes, (mask,) = counted([x], fraction)
+                passes, (mask,) = count([x], fraction)
                 assert 1 <= passes <= 8, (name, scale, fraction)
                 np.testing.assert_array_equal(mask, reference_mask(x, fraction))
 
 
-def test_all_tensors_share_one_search(counted: Counted) -> None:
+def test_all_tensors_share_one_search() -> None:
     rng = random_generator()
     tensors = [
         (rng.normal(size=(20, 30)) ** (1 + 2 * (i % 3))).astype(np.float32)
         for i in range(12)
     ]
     fraction = float(np.float32(0.15))
-    alone = [counted([x], fraction)[0] for x in tensors]
-    passes, masks = counted(tensors, fraction)
+    alone = [count([x], fraction)[0] for x in tensors]
+    passes, masks = count(tensors, fraction)
     assert passes == max(alone)
     for x, mask in zip(tensors, masks, strict=True):
         np.testing.assert_array_equal(mask, reference_mask(x, fraction))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_passes_are_told_by_the_public_function(dtype: str) -> None:
+    rng = random_generator()
+    x = rng.laplace(size=(3, 70, 500)).astype(DTYPES[dtype])
+    whole = int(mofo_jax.selection_passes(x, 0.15))
+    assert whole == count([x], 0.15)[0]
+    blocks = int(mofo_jax.selection_passes(x, 0.15, block_axes=(0,)))
+    # All blocks are counted in the same passes.
+    assert blocks == max(count([x], 0.15)[0] for x in x)
+
+
+def test_narrow_momenta_take_fewer_passes() -> None:
+    x = random_generator().normal(size=300_000) ** 3
+    passes = {name: count([x.astype(DTYPES[name])], 0.15)[0] for name in NARROW}
+    assert passes["bfloat16"] <= passes["float16"] <= passes["float32"]
+    assert passes["bfloat16"] < passes["float32"]
+
+
+NARROW = ("float32", "float16", "bfloat16")

@@ -18,6 +18,7 @@ SMALLEST = {
     "batch_size": 1,
     "accumulation_steps": 1,
     "sequence_length": 2,
+    "lora": 0,
     "seed": 0,
     "checkpoint_every": 1,
     "log_every": 1,
@@ -51,6 +52,11 @@ def check_options(config: Config) -> None:
         f"below --steps, {config.steps}",
     )
     _check_optimizers(config)
+    if config.lora_alpha is not None:
+        positive = 0 < config.lora_alpha < math.inf
+        _require(config, "lora_alpha", positive, "positive")
+        if not config.lora:
+            raise InputError("--lora-alpha needs --lora, the rank of what it scales")
     if config.train_file and not config.task_eval_file:
         raise InputError(
             "--train-file needs --task-eval-file, the held-out rows that measure "

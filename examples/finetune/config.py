@@ -64,6 +64,11 @@ class Config:
     """Peak learning rate: a number for all arms, NAME=RATE for one, or both."""
     update_fraction: float = 0.15
     """Share of each tensor's coordinates that MoFO moves in a step, in (0, 1]."""
+    lora: int = 0
+    """Train LoRA factors of this rank beside every kernel of the layers, with all else
+    frozen, and merge them at the end; 0 trains the parameters themselves."""
+    lora_alpha: float | None = None
+    """LoRA's factors are scaled by this over their rank; by 1 if it is not given."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """Course of the learning rate after the warm-up; cosine falls to zero."""
     warmup_steps: int = WARMUP_STEPS

@@ -19,6 +19,7 @@ from examples.finetune.attention import Cache as Cache
 from examples.finetune.attention import causal_mask as causal_mask
 from examples.finetune.attention import init_cache as init_cache
 from examples.finetune.llama_config import LlamaConfig as LlamaConfig
+from examples.finetune.lora import Adapter, linear_maker
 from examples.finetune.rotary import RopeScaling as RopeScaling
 from examples.finetune.rotary import Rotary, frequencies
 from examples.finetune.sharding import keep_rows
@@ -86,6 +87,7 @@ class Llama(nnx.Module):
         scan_layers: bool = False,
         remat: bool = False,
         mesh: Mesh | None = None,
+        adapter: Adapter | None = None,
     ) -> None:
         """Makes a randomly initialised model.
 
@@ -102,12 +104,12 @@ class Llama(nnx.Module):
             2.9 to 2.7.
           mesh: from ``sharding.make_mesh``, over which activations are split by rows;
             None for one device.
+          adapter: gives the layers' kernels LoRA factors, ``<kernel's
+            place>/lora/lora_a [in, rank]`` and ``lora_b [rank, out]``.
         """
         kinds = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         normal = nnx.initializers.normal(0.02)
-        linear = functools.partial(
-            nnx.Linear, use_bias=False, kernel_init=normal, **kinds
-        )
+        linear = {"use_bias": False, "kernel_init": normal, **kinds}
         norm = functools.partial(
             nnx.RMSNorm, config.hidden_size, epsilon=config.norm_eps, **kinds
         )
@@ -118,11 +120,12 @@ class Llama(nnx.Module):
         self.embed = nnx.Embed(
             config.vocab_size, config.hidden_size, embedding_init=normal, **kinds
         )
-        layers = [Layer(config, linear, norm) for _ in range(config.num_layers)]
+        adapted = linear_maker(adapter, **linear)
+        layers = [Layer(config, adapted, norm) for _ in range(config.num_layers)]
         self.layers = _stacked(layers) if scan_layers else nnx.List(layers)
         self.final_norm = norm()
         if not config.tied_embedding:
-            self.head = linear(config.hidden_size, config.vocab_size)
+            self.head = nnx.Linear(config.hidden_size, config.vocab_size, **linear)
 
     @overload
     def hidden(

@@ -1,4 +1,4 @@
-"""A model's parameters as a plain tree, and what is measured on the tree.
+"""A model's parameters as a plain tree.
 
 Training and evaluation are pure functions of a nested dict of arrays; the NNX module
 is put together from it inside them.
@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -17,8 +16,6 @@ from examples.finetune.sharding import parameter_path
 
 if TYPE_CHECKING:
     from examples.finetune.llama import Llama
-
-KINDS = ("embedding", "attention", "mlp", "norm", "head")
 
 
 def split(model: "Llama") -> tuple[nnx.GraphDef, dict[str, Any]]:
@@ -37,25 +34,6 @@ def flat(params: Mapping[str, Any]) -> dict[str, Any]:
     leaves = jax.tree_util.tree_leaves_with_path(params)
     named = {parameter_path(path): leaf for path, leaf in leaves}
     return dict(sorted(named.items()))
-
-
-def kind(path: str) -> str:
-    """Which of KINDS a parameter belongs to, by its path.
-
-    Raises:
-      ValueError: no kind is known for the path.
-    """
-    parts = path.split("/")
-    if parts[0] == "embed":
-        return "embedding"
-    if parts[0] == "head":
-        return "head"
-    for part in parts[:-1]:
-        if part.endswith("norm"):
-            return "norm"
-        if part in ("attention", "mlp"):
-            return part
-    raise ValueError(f"No tensor kind is known for the parameter {path}.")
 
 
 def to_host(params: Any) -> Any:
@@ -91,44 +69,3 @@ def sha256(params: Mapping[str, Any]) -> str:
         little = array.astype(array.dtype.newbyteorder("<"), copy=False)
         digest.update(np.ascontiguousarray(little).tobytes())
     return digest.hexdigest()
-
-
-@jax.jit
-def _difference(leaf: jax.Array, start: jax.Array) -> tuple[jax.Array, jax.Array]:
-    step = leaf.astype(jnp.float32) - start.astype(jnp.float32)
-    return jnp.sum(jnp.square(step), axis=-1), count_moved(leaf, start)
-
-
-def count_moved(new: jax.Array, old: jax.Array) -> jax.Array:
-    """Counts the coordinates in which two arrays differ, as a float32 scalar."""
-    # Whole numbers along the last axis first: a float32 sum of ones stops growing at
-    # 2**24, and a tensor may have more than 2**31 coordinates.
-    moved = jnp.atleast_1d(new != old)
-    return jnp.sum(jnp.sum(moved, axis=-1, dtype=jnp.int32).astype(jnp.float32))
-
-
-def travelled(
-    params: Mapping[str, Any], start: Mapping[str, Any]
-) -> tuple[dict[str, float], float]:
-    """How far parameters are from where they started.
-
-    Args:
-      params: a nested dict of arrays.
-      start: the same tree, for example on the host; compared one tensor at a time.
-
-    Returns:
-      The Euclidean distance, under "total" and by tensor kind, and the share of
-      coordinates that differ.
-    """
-    squares: dict[str, float] = dict.fromkeys(KINDS, 0.0)
-    moved, size = 0.0, 0
-    starts = flat(start)
-    for path, leaf in flat(params).items():
-        row_squares, count = _difference(leaf, starts[path])
-        squares[kind(path)] += float(np.sum(np.asarray(row_squares, np.float64)))
-        moved += float(count)
-        size += leaf.size
-    distance = {"total": sum(squares.values()) ** 0.5}
-    present = {kind(path) for path in starts}
-    distance |= {name: squares[name] ** 0.5 for name in KINDS if name in present}
-    return distance, moved / size

@@ -18,6 +18,7 @@ from examples.finetune.default_model import open_default_model
 from examples.finetune.errors import InputError
 from examples.finetune.huggingface import open_directory, open_repository
 from examples.finetune.llama import Llama
+from examples.finetune.lora import Adapter
 from examples.finetune.sharding import param_shardings, parameter_path
 from examples.finetune.source import Source as Source
 
@@ -47,7 +48,7 @@ def open_model(model: str) -> Source:
     )
 
 
-def build(
+def structure(
     source: Source,
     *,
     dtype: DTypeLike = jnp.float32,
@@ -55,8 +56,9 @@ def build(
     scan_layers: bool = False,
     remat: bool = False,
     mesh: Mesh | None = None,
-) -> Llama:
-    """Reads a model's weights, one parameter at a time, straight to where they lie.
+    adapter: Adapter | None = None,
+) -> tuple[nnx.GraphDef, nnx.State]:
+    """A model without its weights.
 
     Args:
       source: from ``open_model``.
@@ -65,10 +67,10 @@ def build(
       scan_layers: whether the layers are stacked and scanned.
       remat: whether layers are recomputed in the backward pass.
       mesh: from ``sharding.make_mesh``; None for the default device.
+      adapter: whether kernels have LoRA factors.
 
     Returns:
-      The model. On the host there is never more than one of its parameters, and with
-      ``scan_layers`` one layer's share of it again.
+      The model's graph and the shapes of its parameters.
     """
 
     def fresh() -> Llama:
@@ -80,9 +82,32 @@ def build(
             scan_layers=scan_layers,
             remat=remat,
             mesh=mesh,
+            adapter=adapter,
         )
 
-    graph, shapes = nnx.split(nnx.eval_shape(fresh))
+    return nnx.split(nnx.eval_shape(fresh))
+
+
+def build(
+    source: Source,
+    *,
+    scan_layers: bool = False,
+    mesh: Mesh | None = None,
+    **options: Any,
+) -> Llama:
+    """Reads a model's weights, one parameter at a time, straight to where they lie.
+
+    Args:
+      source: from ``open_model``.
+      scan_layers: as for ``structure``.
+      mesh: as for ``structure``.
+      options: the other arguments of ``structure`` but for ``adapter``.
+
+    Returns:
+      The model. On the host there is never more than one of its parameters, and with
+      ``scan_layers`` one layer's share of it again.
+    """
+    graph, shapes = structure(source, scan_layers=scan_layers, mesh=mesh, **options)
 
     def place(
         path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct, where: NamedSharding | None

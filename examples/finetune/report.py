@@ -48,11 +48,31 @@ def table(base: Mapping[str, Any], arms: Mapping[str, Mapping[str, Any]]) -> lis
         ("distance from base", "{:.2f}", "distance", "total"),
         ("coordinates ever moved", "{:.1%}", "moved_fraction", "ever"),
         ("coordinates moved a step", "{:.1%}", "moved_fraction", "per_step"),
+        ("selected as at the step before", "{:.1%}", "mask_overlap"),
         ("steps", "{:,d}", "steps"),
         ("tokens", "{:,d}", "tokens"),
         ("seconds a step", "{:.2f}", "seconds_per_step"),
     ):
         rows.append((title, _cells(models, form, *keys)))
+    return rows
+
+
+def movement_table(arms: Mapping[str, Mapping[str, Any]]) -> list[Row]:
+    """What moved by kind of tensor, in the form of `table`, without the base model."""
+    rows: list[Row] = [("", list(arms))]
+    for title, form, key in (
+        ("selected a step", "{:.1%}", "selected_share"),
+        ("ever moved", "{:.1%}", "ever_moved"),
+        ("distance", "{:.3f}", "distance"),
+        ("relative distance", "{:.5f}", "relative_distance"),
+    ):
+        kinds = dict.fromkeys(
+            kind for arm in arms.values() for kind in arm.get(key, {})
+        )
+        kinds.pop("total", None)
+        for kind in sorted(kinds):
+            cells = _cells(list(arms.values()), form, key, kind)
+            rows.append((f"{title}, {kind}", cells))
     return rows
 
 
@@ -89,27 +109,36 @@ def write(
     write_json_lines(
         run / "metrics.jsonl", [row for rows in metrics.values() for row in rows]
     )
-    write_text(run / "report.md", markdown(config, table(base, arms), samples))
+    text = markdown(config, table(base, arms), movement_table(arms), samples)
+    write_text(run / "report.md", text)
     write_json(
         run / "summary.json", {"config": to_json(config), "base": base, "arms": arms}
     )
 
 
 def markdown(
-    config: Config, rows: Sequence[Row], samples: Mapping[str, Sequence[str]]
+    config: Config,
+    rows: Sequence[Row],
+    moved: Sequence[Row],
+    samples: Mapping[str, Sequence[str]],
 ) -> str:
-    """The report as Markdown; arguments as for `write` and from `table`."""
-    (_, names), *body = rows
+    """The report as Markdown.
+
+    Args:
+      config: as for `write`.
+      rows: from `table`.
+      moved: from `movement_table`.
+      samples: as for `write`.
+    """
     lines = [
         f"# {config.model} fine-tuned",
         "",
         f"Task: {config.train_file or 'generated school mathematics'}; "
         f"{config.steps} steps of {config.batch_size * config.accumulation_steps} "
         f"sequences of {config.sequence_length} tokens, seed {config.seed}.",
+        *_about_lora(config),
         "",
-        f"| | {' | '.join(names)} |",
-        f"|---|{'---:|' * len(names)}",
-        *(f"| {title} | {' | '.join(cells)} |" for title, cells in body),
+        *_markdown_table(rows),
         "",
         "Losses and KL divergences are means in nats per token. Accuracy of the "
         "knowledge questions is by likelihood among four choices.",
@@ -117,6 +146,15 @@ def markdown(
         "![Training curves](training.png)",
         "",
         "![Learned against forgotten](forgetting.png)",
+        "",
+        "## What moved, by kind of tensor",
+        "",
+        *_markdown_table(moved),
+        "",
+        "Selected are the coordinates whose update is not zero, in the mean over the "
+        "logged steps. A coordinate has ever moved if its value is not the base "
+        "model's. The relative distance is divided by the norm of the base model's "
+        "tensors.",
     ]
     if samples:
         lines += ["", "## Answers before and after"]
@@ -125,6 +163,25 @@ def markdown(
         for heading, text in zip(samples, texts, strict=True):
             lines += ["", f"**{heading}**", "", _quoted(text)]
     return "\n".join(lines) + "\n"
+
+
+def _about_lora(config: Config) -> list[str]:
+    if not config.lora:
+        return []
+    scaled = "" if config.lora_alpha is None else f", alpha {config.lora_alpha:g}"
+    return [
+        f"LoRA of rank {config.lora}{scaled}: what a step selects and moves are its "
+        "factors; all else is measured with them merged into the kernels."
+    ]
+
+
+def _markdown_table(rows: Sequence[Row]) -> list[str]:
+    (_, names), *body = rows
+    return [
+        f"| | {' | '.join(names)} |",
+        f"|---|{'---:|' * len(names)}",
+        *(f"| {title} | {' | '.join(cells)} |" for title, cells in body),
+    ]
 
 
 def _quoted(text: str) -> str:

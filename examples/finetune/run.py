@@ -1,7 +1,6 @@
 """The whole run: load, measure the base, train and measure each arm, report."""
 
 import dataclasses
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,6 +14,8 @@ from examples.finetune import (
     data,
     evaluate,
     export,
+    lora,
+    movement,
     parameters,
     pretrained,
     report,
@@ -36,7 +37,6 @@ from examples.finetune.config import (
     to_json,
 )
 from examples.finetune.files import digest, write_json
-from examples.finetune.llama_config import parameter_shapes
 from examples.finetune.train import Arm, train
 
 Rows = Sequence[Mapping[str, Any]]
@@ -50,6 +50,7 @@ class Setup:
       config: the run's settings.
       source: the opened model.
       graph: the model's structure.
+      trained: the part of it that is trained.
       start: its parameters on the host.
       places: their shardings.
       place: puts a batch on the devices.
@@ -60,6 +61,7 @@ class Setup:
     config: Config
     source: pretrained.Source
     graph: nnx.GraphDef
+    trained: lora.Trained
     start: Any
     places: Any
     place: evaluate.Place
@@ -105,6 +107,8 @@ def _prepare(config: Config) -> tuple[Setup, Any]:
     train_rows, task_rows, retained = _read(config)
     source = pretrained.open_model(config.model)
     checks.check_context(config, source.name, source.config.max_positions)
+    adapter = lora.adapter_of(config)
+    lora.check_rank(adapter, source.config)
     mesh = sharding.make_mesh(config.mesh)
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
     checks.check_rows(config, rows)
@@ -124,20 +128,21 @@ def _prepare(config: Config) -> tuple[Setup, Any]:
             export.check_directory(config.export / name)
     claim(config.output, _settings(config))
     say(f"Loading {source.name}")
-    model = pretrained.build(
-        source,
-        dtype=config.compute_dtype,
-        param_dtype=config.param_dtype,
-        scan_layers=config.scan_layers,
-        remat=config.remat,
-        mesh=mesh,
-    )
-    graph, params = parameters.split(model)
+    options: dict[str, Any] = {
+        "dtype": config.compute_dtype,
+        "param_dtype": config.param_dtype,
+        "scan_layers": config.scan_layers,
+        "remat": config.remat,
+        "mesh": mesh,
+    }
+    graph, params = parameters.split(pretrained.build(source, **options))
+    adapted = pretrained.structure(source, **options, adapter=adapter)
     spec = sharding.batch_sharding(mesh)
     setup = Setup(
         config=config,
         source=source,
         graph=graph,
+        trained=lora.Trained(*adapted, adapter, config.seed, mesh),
         start=parameters.to_host(params),
         places=parameters.shardings(params),
         place=lambda batch: jax.device_put(batch, spec),
@@ -186,20 +191,20 @@ def _settings(config: Config) -> dict[str, Any]:
 
 def _needed(config: Config, source: pretrained.Source) -> dict[Any, int]:
     """Bytes to be written, by directory."""
-    numbers = sum(
-        math.prod(shape) for shape in parameter_shapes(source.config).values()
-    )
-    model = numbers * jnp.dtype(config.param_dtype).itemsize
+    numbers = lora.trained_count(None, source.config)
+    trained = lora.trained_count(lora.adapter_of(config), source.config)
+    itemsize = jnp.dtype(config.param_dtype).itemsize
     begun = [
         name
         for name in config.optimizer
         if any((config.output / "arms" / name / "checkpoints").glob("*"))
     ]
-    # Parameters and two moments each, and one more while the old one still stands.
+    # What is trained, two moments and what was selected each, and one more while the
+    # old one still stands.
     checkpoints = KEPT_CHECKPOINTS * (len(config.optimizer) - len(begun)) + 1
-    needed = {config.output: 3 * model * checkpoints}
+    needed = {config.output: trained * (3 * itemsize + 1) * checkpoints}
     if config.export:
-        needed[config.export] = model * len(config.optimizer)
+        needed[config.export] = numbers * itemsize * len(config.optimizer)
     return needed
 
 
@@ -209,7 +214,9 @@ def _run_arm(setup: Setup, arm: Arm, files: ArmFiles, base: evaluate.Base) -> No
         say(f"{arm.name} is finished already")
         if not config.export:
             return
-        params = files.restore_params(parameters.place(setup.start, setup.places))
+        start = parameters.place(setup.start, setup.places)
+        trained, frozen = setup.trained.begin(start)
+        params = setup.trained.finish(files.restore_params(trained), frozen)
     else:
         params = _train_and_measure(setup, arm, files, base)
     if config.export:
@@ -221,7 +228,7 @@ def _run_arm(setup: Setup, arm: Arm, files: ArmFiles, base: evaluate.Base) -> No
 def _train_and_measure(
     setup: Setup, arm: Arm, files: ArmFiles, base: evaluate.Base
 ) -> Any:
-    config, graph = setup.config, setup.graph
+    config, graph, part = setup.config, setup.graph, setup.trained
     say(f"Training with {arm.name}, learning rate {arm.peak:g}")
     batches = data.training_batches(
         setup.training,
@@ -230,21 +237,23 @@ def _train_and_measure(
         seed=config.seed,
         pack=config.pack,
     )
-    params = parameters.place(setup.start, setup.places)
-    params, position = train(
-        config, arm, graph, params, iter(batches), setup.place, files
+    start, frozen = part.begin(parameters.place(setup.start, setup.places))
+    trained, position = train(
+        config, arm, part.graph, start, iter(batches), setup.place, files, frozen
     )
+    params = part.finish(trained, frozen)
+    del trained, frozen
     say(f"Measuring {arm.name}")
     measured, answers, _ = evaluate.measure(
         graph, params, setup.suite, setup.place, base, say_step
     )
-    distance, ever = parameters.travelled(params, setup.start)
     rows = files.metrics()
-    per_step = statistics.fmean(row["moved_fraction"] for row in rows)
+    whole, steps = movement.of_run(params, setup.start), movement.of_steps(rows)
     result = {
         **measured,
-        "distance": distance,
-        "moved_fraction": {"ever": ever, "per_step": per_step},
+        **whole,
+        **steps,
+        "moved_fraction": whole["moved_fraction"] | steps["moved_fraction"],
         "steps": position.step,
         "tokens": position.tokens,
         "learning_rate": arm.peak,

@@ -31,6 +31,13 @@ _TABLE: dict[str, tuple[str | None, ...]] = {
     "final_norm/scale": (None,),
     "head/kernel": ("fsdp", "tensor"),
 }
+# LoRA's factors, [in, rank] and [rank, out], are split as their kernel's own sides are.
+_TABLE |= {
+    path.removesuffix("kernel") + f"lora/lora_{factor}": split
+    for path, axes in [*_TABLE.items()]
+    if path.endswith("/kernel")
+    for factor, split in (("a", (axes[0], None)), ("b", (None, axes[-1])))
+}
 
 
 def make_mesh(description: str) -> Mesh:

@@ -1,9 +1,10 @@
 """One arm of the run: the training step, and the loop around it."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,21 +13,37 @@ import optax
 import tqdm
 from flax import nnx
 
+from examples.finetune import movement
 from examples.finetune.checkpoints import ArmFiles, Position
 from examples.finetune.config import Config
 from examples.finetune.data import Batch, loss_targets
 from examples.finetune.llama import Llama, causal_mask
 from examples.finetune.optimizers import make, schedule
-from examples.finetune.parameters import count_moved, shardings
+from examples.finetune.parameters import shardings
 from examples.finetune.sharding import param_shardings
 
 Params = Any
-Metrics = dict[str, jax.Array]
-Step = Callable[
-    [Params, optax.OptState, Mapping[str, jax.Array]],
-    tuple[Params, optax.OptState, Metrics],
-]
 Place = Callable[[Batch], dict[str, jax.Array]]
+
+
+class State(NamedTuple):
+    """What a step leaves to the next, beside the parameters.
+
+    Attributes:
+      optimizer: the optimizer's state.
+      selected: where the step's update was not zero, a boolean for each coordinate: a
+        quarter of the memory of float32 parameters, so that successive selections can
+        be compared.
+    """
+
+    optimizer: optax.OptState
+    selected: Params
+
+
+Step = Callable[
+    [Params, State, Mapping[str, jax.Array]],
+    tuple[Params, State, movement.Metrics],
+]
 
 
 def summed_loss(model: Llama, batch: Mapping[str, jax.Array]) -> jax.Array:
@@ -54,6 +71,7 @@ def gradients(
     params: Params,
     batch: Mapping[str, jax.Array],
     accumulation_steps: int,
+    frozen: Params | None = None,
 ) -> tuple[jax.Array, Params]:
     """The mean loss per token that carries loss, and its gradient.
 
@@ -63,6 +81,7 @@ def gradients(
       batch: arrays [A * B, T] with A = accumulation_steps; B rows at a time go through
         the model. However they are split, every token counts the same.
       accumulation_steps: at least 1.
+      frozen: the rest of its parameters, if `params` are not all.
 
     Returns:
       The loss, a float32 scalar, and a tree like `params`.
@@ -70,7 +89,7 @@ def gradients(
 
     @jax.value_and_grad
     def loss_and_gradient(params: Params, part: Mapping[str, jax.Array]) -> jax.Array:
-        return summed_loss(nnx.merge(graph, params), part)
+        return summed_loss(nnx.merge(graph, params, frozen or {}), part)
 
     def add(total: Any, part: Mapping[str, jax.Array]) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, loss_and_gradient(params, part)), None
@@ -95,7 +114,8 @@ def make_step(
     transformation: optax.GradientTransformationExtraArgs,
     accumulation_steps: int,
     params: Params,
-    state: optax.OptState,
+    state: State,
+    frozen: Params | None = None,
 ) -> Step:
     """Compiles the training step of one arm.
 
@@ -104,57 +124,56 @@ def make_step(
       transformation: the optimizer, with its learning rate.
       accumulation_steps: passes summed into one step.
       params: the parameters, for their sharding.
-      state: the optimizer's state, for its sharding.
+      state: from `init_state`, for its sharding.
+      frozen: as for `gradients`.
 
     Returns:
       `step(params, state, batch)`, which returns the new parameters, state and the
-      metrics `loss`, `gradient_norm` and `moved_fraction`. The given parameters and
-      state must not be used again.
+      metrics `loss`, `gradient_norm` and those of `movement.of_step`. The given
+      parameters and state must not be used again.
     """
 
     def step(
         params: Params,
-        state: optax.OptState,
+        state: State,
         batch: Mapping[str, jax.Array],
-    ) -> tuple[Params, optax.OptState, Metrics]:
-        loss, grads = gradients(graph, params, batch, accumulation_steps)
-        updates, state = transformation.update(grads, state, params)
+        frozen: Params | None,
+    ) -> tuple[Params, State, movement.Metrics]:
+        loss, grads = gradients(graph, params, batch, accumulation_steps, frozen)
+        updates, optimizer = transformation.update(grads, state.optimizer, params)
+        new = optax.apply_updates(params, updates)
+        # Measured at every step: under a `cond` on whether it is logged, XLA keeps the
+        # old parameters beside the new, and the optimizer's part took three times as
+        # long.
         metrics = {
             "loss": loss,
             "gradient_norm": optax.tree.norm(grads),
-            "moved_fraction": _moved_fraction(params, updates),
+            **movement.of_step(new, params, updates, state.selected),
         }
-        return optax.apply_updates(params, updates), state, metrics
+        return new, State(optimizer, movement.selected(updates)), metrics
 
     # The state goes out in the order in which it came in, parameters first: JAX pairs
     # donated buffers with outputs of equal shape in order, and in another order the
     # momentum's buffer would become the parameter's and every tensor be copied round.
-    return jax.jit(
+    compiled = jax.jit(
         step,
         donate_argnums=(0, 1),
         out_shardings=(shardings(params), shardings(state), None),
     )
+    return functools.partial(compiled, frozen=frozen)
 
 
 def init_state(
     transformation: optax.GradientTransformationExtraArgs, params: Params
-) -> optax.OptState:
-    """An optimizer's first state, sharded as the parameters are."""
+) -> State:
+    """The first state, sharded as the parameters are; nothing was selected before."""
     # Eagerly, so that the moments are made where their parameters lie. Counters are
     # made on no particular device; left so, the second step, which gets them from the
     # first, would be compiled anew.
-    state = transformation.init(params)
+    nothing = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, bool), params)
+    state = State(transformation.init(params), nothing)
     mesh = jax.tree.leaves(params)[0].sharding.mesh
     return jax.device_put(state, param_shardings(state, mesh))
-
-
-def _moved_fraction(params: Params, updates: Params) -> jax.Array:
-    # Not `update != 0`: an update below half a unit in the last place moves nothing.
-    # Counted at every step: under a `cond` on whether it is logged, XLA keeps the old
-    # parameters beside the new ones, and the optimizer's part took three times as long.
-    new = optax.apply_updates(params, updates)
-    counts = jax.tree.map(count_moved, new, params)
-    return jnp.asarray(optax.tree.sum(counts)) / optax.tree.size(params)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,6 +197,7 @@ def train(
     batches: Iterator[Batch],
     place: Place,
     files: ArmFiles,
+    frozen: Params | None = None,
 ) -> tuple[Params, Position]:
     """Trains one arm to its last step, from its newest checkpoint if it has one.
 
@@ -185,18 +205,21 @@ def train(
       config: the run's settings.
       arm: which optimizer.
       graph: the model's structure.
-      params: the start; donated, so it must not be used again.
+      params: the start of what is trained; donated, so it must not be used again.
       batches: Grain's iterator over batches of batch_size * accumulation_steps rows.
       place: puts a batch on the devices.
       files: where the arm's checkpoints and metrics go.
+      frozen: the rest of the model's parameters, if `params` are not all. It is in no
+        checkpoint.
 
     Returns:
-      The final parameters, and how far the arm came.
+      The final `params`, and how far the arm came.
     """
     transformation = make(arm.name, config, arm.peak)
     state = init_state(transformation, params)
     params, state, position = files.restore(params, state, batches)
-    step = make_step(graph, transformation, config.accumulation_steps, params, state)
+    passes = config.accumulation_steps
+    step = make_step(graph, transformation, passes, params, state, frozen)
     rate = schedule(config, arm.peak)
     with _progress(config.steps, position.step, arm.name) as bar:
         meter = _Meter(position)
@@ -209,6 +232,8 @@ def train(
             position = dataclasses.replace(position, step=number, tokens=tokens)
             if logged:
                 values = {name: float(value) for name, value in metrics.items()}
+                if number == 1:  # No step before it.
+                    del values["mask_overlap"]
                 position, speeds = meter.read(position)
                 values["learning_rate"] = float(np.asarray(rate(number - 1)))
                 row = {"arm": arm.name, "step": number, "tokens": tokens}

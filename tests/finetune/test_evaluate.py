@@ -168,33 +168,6 @@ def test_spread_is_even_and_keeps_the_order() -> None:
     assert evaluate.spread("ab", 4) == ["a", "b"]
 
 
-def test_travelled(base: Built, moved: dict[str, Any]) -> None:
-    start = parameters.to_host(base[1])
-    moved = {**moved, "final_norm": base[1]["final_norm"]}
-    distance, share = parameters.travelled(moved, start)
-    new, old = parameters.flat(moved), parameters.flat(start)
-    differences = {path: np.asarray(new[path]) - old[path] for path in old}
-
-    def norm(*parts: str) -> float:
-        chosen = [d for p, d in differences.items() if any(x in p for x in parts)]
-        return float(np.sqrt(sum((d.astype(np.float64) ** 2).sum() for d in chosen)))
-
-    assert distance == pytest.approx(
-        {
-            "total": norm("/"),
-            "embedding": norm("embed/"),
-            "attention": norm("attention/"),
-            "mlp": norm("mlp/"),
-            "norm": norm("norm/"),
-            "head": norm("head/"),
-        },
-        rel=1e-5,
-    )
-    counts = [np.count_nonzero(d) for d in differences.values()]
-    assert share == pytest.approx(sum(counts) / sum(map(np.size, differences.values())))
-    assert parameters.travelled(base[1], start)[0]["total"] == 0
-
-
 def test_digest_depends_on_values_names_types_and_shapes() -> None:
     one = np.arange(4, dtype=np.float32)
     trees = [

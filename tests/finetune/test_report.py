@@ -20,8 +20,12 @@ def arm(**changed: Any) -> dict[str, Any]:
     return {
         **BASE,
         "kl_to_base": {"task_prompts": 0.5, "prose": 0.125, "own": 0.25},
-        "distance": {"total": 12.345, "mlp": 10.0},
+        "distance": {"total": 12.345, "mlp": 10.0, "attention": 2.0},
+        "relative_distance": {"total": 0.5, "mlp": 0.25, "attention": 0.125},
         "moved_fraction": {"ever": 0.9, "per_step": 0.15},
+        "ever_moved": {"mlp": 0.875},
+        "selected_share": {"mlp": 0.1625},
+        "mask_overlap": 0.75,
         "steps": 1000,
         "tokens": 1234567,
         "learning_rate": 3e-4,
@@ -60,7 +64,24 @@ def test_the_table_has_a_line_for_every_measurement() -> None:
     assert lines["KL to base, own"] == ["-", "0.2500", "0.2500"]
     assert lines["distance from base"] == ["-", "12.35", "12.35"]
     assert lines["coordinates moved a step"] == ["-", "15.0%", "15.0%"]
+    assert lines["selected as at the step before"] == ["-", "75.0%", "75.0%"]
     assert lines["tokens"] == ["-", "1,234,567", "1,234,567"]
+
+
+def test_what_moved_has_a_line_for_every_kind_of_tensor() -> None:
+    # A run of an earlier version measured less.
+    earlier = arm()
+    for name in ("relative_distance", "ever_moved", "selected_share"):
+        del earlier[name]
+    assert report.movement_table({"adamw": arm(), "mofo": earlier}) == [
+        ("", ["adamw", "mofo"]),
+        ("selected a step, mlp", ["16.2%", "-"]),
+        ("ever moved, mlp", ["87.5%", "-"]),
+        ("distance, attention", ["2.000", "2.000"]),
+        ("distance, mlp", ["10.000", "10.000"]),
+        ("relative distance, attention", ["0.12500", "-"]),
+        ("relative distance, mlp", ["0.25000", "-"]),
+    ]
 
 
 def test_writes_everything(tmp_path: pathlib.Path) -> None:
@@ -74,6 +95,7 @@ def test_writes_everything(tmp_path: pathlib.Path) -> None:
         assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
     text = (tmp_path / "report.md").read_text()
     assert "| task loss | 1.500 | 0.750 | - |" in text
+    assert "| distance, mlp | 10.000 | 10.000 |" in text
     assert "(training.png)" in text
     assert "(forgetting.png)" in text
     assert "**Right answer**\n\n```text\n#### 2\n```" in text

@@ -1,0 +1,131 @@
+"""The trees of parameters that steps are timed and compiled on, as shapes."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from examples.finetune.llama_config import LlamaConfig, parameter_shapes
+
+Shape = tuple[int, ...]
+
+SMOLLM2_135M = LlamaConfig(
+    vocab_size=49152,
+    hidden_size=576,
+    intermediate_size=1536,
+    num_layers=30,
+    num_heads=9,
+    num_kv_heads=3,
+    head_dim=64,
+    rope_theta=100_000.0,
+    norm_eps=1e-5,
+    max_positions=8192,
+    tied_embedding=True,
+)
+# The shapes of Llama 3.2 1B: 1.2 billion coordinates.
+LLAMA_1B = LlamaConfig(
+    vocab_size=128256,
+    hidden_size=2048,
+    intermediate_size=8192,
+    num_layers=16,
+    num_heads=32,
+    num_kv_heads=8,
+    head_dim=64,
+    rope_theta=500_000.0,
+    norm_eps=1e-5,
+    max_positions=131072,
+    tied_embedding=True,
+)
+# The shapes of Llama 2 7B: 291 tensors.
+LLAMA_7B = LlamaConfig(
+    vocab_size=32000,
+    hidden_size=4096,
+    intermediate_size=11008,
+    num_layers=32,
+    num_heads=32,
+    num_kv_heads=32,
+    head_dim=128,
+    rope_theta=10_000.0,
+    norm_eps=1e-5,
+    max_positions=4096,
+    tied_embedding=False,
+)
+# 40 million coordinates in 12 tensors, as in a small language model.
+_SMALL = (
+    *[(4096, 2048)] * 2,
+    *[(2048, 2048)] * 3,
+    *[(1024, 4096)] * 2,
+    *[(1536, 576)] * 2,
+    *[(2048,)] * 3,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tree:
+    """A tree of parameters that is not made yet.
+
+    Attributes:
+      shapes: of the tensors, by name.
+      block_axes: of each tensor, by the same names.
+    """
+
+    shapes: Mapping[str, Shape]
+    block_axes: Mapping[str, tuple[int, ...]]
+
+    @property
+    def coordinates(self) -> int:
+        """How many numbers all tensors hold."""
+        return sum(math.prod(shape) for shape in self.shapes.values())
+
+    def abstract(self, sharding: Callable[[Shape], Any] | None = None) -> Any:
+        """The parameters as float32 `jax.ShapeDtypeStruct`s, by name.
+
+        Args:
+          sharding: from a tensor's shape; None where there is one device.
+        """
+        import jax
+        import jax.numpy as jnp
+
+        return {
+            name: jax.ShapeDtypeStruct(
+                shape, jnp.float32, sharding=sharding(shape) if sharding else None
+            )
+            for name, shape in self.shapes.items()
+        }
+
+
+def whole(*shapes: Shape) -> Tree:
+    """A tree of numbered tensors, each of them one block."""
+    named = {f"{number:02}": shape for number, shape in enumerate(shapes)}
+    return Tree(named, dict.fromkeys(named, ()))
+
+
+def llama(config: LlamaConfig) -> Tree:
+    """A Llama with a tensor for each kernel of each layer."""
+    shapes = parameter_shapes(config)
+    return Tree(shapes, dict.fromkeys(shapes, ()))
+
+
+def scanned(config: LlamaConfig) -> Tree:
+    """A Llama whose layers are stacked on axis 0, each of them a block."""
+    shapes = parameter_shapes(dataclasses.replace(config, num_layers=1))
+    stacked = {
+        name.replace("layers/0/", "layers/"): (
+            (config.num_layers, *shape) if name.startswith("layers/") else shape
+        )
+        for name, shape in shapes.items()
+    }
+    axes = {name: (0,) if name.startswith("layers/") else () for name in stacked}
+    return Tree(stacked, axes)
+
+
+TREES: dict[str, Tree] = {
+    "small": whole(*_SMALL),
+    "matrix": whole((4096, 11008)),
+    "smollm2-135m": llama(SMOLLM2_135M),
+    "smollm2-135m-scanned": scanned(SMOLLM2_135M),
+    "llama-1.2b": llama(LLAMA_1B),
+    "llama-1.2b-scanned": scanned(LLAMA_1B),
+    # To try the command.
+    "tiny": whole((8, 6), (5,)),
+}

@@ -1,0 +1,170 @@
+"""A fraction that adapts itself, so that the model stays within a budget."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mofo_jax import _checks, _start
+
+MEASURES = ("distance", "divergence")
+
+
+class ControlFractionState(NamedTuple):
+    """The fraction in force, and what it takes to adapt it."""
+
+    # Optax's name for it, though it hides a method of tuples.
+    count: jax.typing.ArrayLike  # pyright: ignore[reportIncompatibleMethodOverride]
+    fraction: jax.Array  # shape=(), dtype=jnp.float32.
+    start: Any  # Shaped as the parameters; None for the divergence.
+    inner: optax.OptState
+
+
+def control_fraction(
+    factory: Callable[[jax.Array], optax.GradientTransformation],
+    *,
+    budget: optax.ScalarOrSchedule,
+    measure: str = "distance",
+    initial: jax.typing.ArrayLike = 0.15,
+    gain: jax.typing.ArrayLike = 0.1,
+    least: jax.typing.ArrayLike = 1e-4,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Adapts the fraction that moves so that the model keeps to a budget.
+
+    Before each step it measures how far the model is from where training began,
+    :math:`D`, compares that with the budget :math:`B`, and multiplies the fraction:
+
+    .. math::
+
+      \log\alpha \leftarrow
+        \log\alpha + k \, \mathrm{clip}\left(\log\frac{B}{D}, -1, 1\right),
+      \qquad \alpha \in [\alpha_{\min}, 1]
+
+    so by a factor of at most :math:`e^k` a step. Then the transformation for that
+    fraction runs.
+
+    Where the model settles at a distance that grows with the fraction, the fraction
+    converges to the one that settles at the budget. Where nothing draws the model back,
+    a distance once reached does not shrink: under a constant budget the fraction grows
+    until the budget is passed and then falls to `least`. Give a budget that grows with
+    the training, such as `optax.linear_schedule(1.0, 20.0, steps)`, to spread it.
+
+    `optax.inject_hyperparams` mistakes a callable for a schedule. Around this it needs
+    ``static_args=("factory",)``, and a `budget` that is a schedule is then evaluated by
+    it. Better give `factory` what is to be injected.
+
+    Args:
+      factory: Takes the fraction, an array of shape () that may be traced, and returns
+        the transformation to run, such as
+        ``lambda fraction: mofo(1e-4, update_fraction=fraction)``. Its state must not
+        depend on the fraction. It is called at every trace, and must be quick.
+      budget: The distance or divergence to keep to, > 0; a number or a schedule of the
+        step count (from 0).
+      measure: `"distance"` is the Euclidean distance of all parameters from those at
+        `init`, which the state then keeps. `"divergence"` is what the caller reports as
+        the extra argument `divergence` of `update`, such as a Kullback-Leibler
+        divergence from the model before training.
+      initial: The fraction at first, in (0, 1].
+      gain: How fast to adapt, > 0. The later the measure follows the fraction, the
+        smaller the gain must be, or both of them swing.
+      least: The fraction not to go below, in (0, 1].
+
+    Returns:
+      An `optax.GradientTransformationExtraArgs`. Where `divergence` is not given, None,
+      or NaN, the fraction stays for that step: measure as seldom as you like. A
+      distance that is NaN leaves it, too.
+
+    Raises:
+      TypeError: If `factory` returns no gradient transformation.
+      ValueError: If an argument has a wrong value, or, at an update that measures the
+        distance, `params` is None.
+
+    Examples:
+      >>> import jax.numpy as jnp, mofo_jax, optax
+      >>> optimizer = mofo_jax.control_fraction(
+      ...   lambda fraction: mofo_jax.mofo(1.0, update_fraction=fraction),
+      ...   budget=0.1, measure="divergence", gain=0.5,
+      ... )
+      >>> params = jnp.zeros(20)
+      >>> state = optimizer.init(params)
+      >>> for divergence in (0.1, 0.2, None, 5.0):
+      ...   _, state = optimizer.update(params, state, params, divergence=divergence)
+      ...   print(f"{state.fraction:.3f}")
+      0.150
+      0.106
+      0.106
+      0.064
+
+    Source: ours.
+    """
+    _check(budget, measure, initial, gain, least)
+
+    def run(fraction: jax.Array) -> optax.GradientTransformationExtraArgs:
+        return _with_extra_args(factory(fraction))
+
+    def init(params: optax.Params) -> Any:
+        fraction = jnp.asarray(initial, jnp.float32)
+        return ControlFractionState(
+            count=jnp.zeros([], jnp.int32),
+            fraction=fraction,
+            start=_start.remember(params) if measure == "distance" else None,
+            inner=run(fraction).init(params),
+        )
+
+    def update(
+        updates: optax.Updates,
+        state: Any,
+        params: optax.Params | None = None,
+        *,
+        divergence: jax.typing.ArrayLike | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, Any]:
+        measured = divergence
+        if measure == "distance":
+            way = _start.way_from_start("control_fraction", params, state.start)
+            measured = optax.tree.norm(way)
+        fraction = state.fraction
+        if measured is not None:
+            allowed = budget(state.count) if callable(budget) else budget
+            fraction = _adapt(fraction, allowed, measured, gain, least)
+        steps, inner = run(fraction).update(updates, state.inner, params, **extra_args)
+        count = optax.safe_increment(state.count)
+        return steps, ControlFractionState(count, fraction, state.start, inner)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _with_extra_args(made: Any) -> optax.GradientTransformationExtraArgs:
+    """Returns what a factory made, ready for extra arguments.
+
+    Raises:
+      TypeError: If that is no gradient transformation.
+    """
+    if not (hasattr(made, "init") and hasattr(made, "update")):
+        raise TypeError(
+            "`factory` must return an optax.GradientTransformation, "
+            f"got {type(made).__name__}"
+        )
+    return optax.with_extra_args_support(made)
+
+
+def _adapt(
+    fraction: jax.Array, budget: Any, measured: Any, gain: Any, least: Any
+) -> jax.Array:
+    """Returns the fraction for the next step; the same where a measure is missing."""
+    budget, measured = (jnp.asarray(x, jnp.float32) for x in (budget, measured))
+    error = jnp.clip(jnp.log(budget) - jnp.log(measured), -1, 1)
+    adapted = jnp.clip(fraction * jnp.exp(gain * error), least, 1)
+    return jnp.where(jnp.isnan(error), fraction, adapted).astype(jnp.float32)
+
+
+def _check(budget: Any, measure: Any, initial: Any, gain: Any, least: Any) -> None:
+    """Raises ValueError for an argument that has a wrong value."""
+    _checks.check_choice("measure", measure, MEASURES)
+    _checks.check_fraction("initial", initial)
+    _checks.check_fraction("least", least)
+    for name, value in (("budget", budget), ("gain", gain)):
+        if _checks.is_static_number(value) and not value > 0:
+            raise ValueError(f"`{name}` must be positive, got {value!r}")

@@ -1,0 +1,286 @@
+"""Fisher information: what a step costs what the model already knows."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from mofo_jax import _blocks, _checks
+
+
+def fisher_information(
+    log_likelihood: Callable[[Any, Any], jax.Array],
+    params: optax.Params,
+    samples: Any,
+) -> optax.Params:
+    r"""Estimates the diagonal of the Fisher information from a model's own samples.
+
+    .. math::
+
+      F_i = \frac{1}{n} \sum_{j=1}^{n}
+        \left( \frac{\partial \log p_\theta(x_j)}{\partial \theta_i} \right)^2,
+      \qquad x_j \sim p_\theta
+
+    A small step :math:`\Delta` costs a Kullback-Leibler divergence of about
+    :math:`\frac{1}{2} \sum_i F_i \Delta_i^2` on what the samples stand for. They must
+    be drawn from the model itself, at `params`; then no pre-training data are needed.
+    With labels that were given instead of drawn, the result is the "empirical Fisher",
+    which is another matrix and may point elsewhere.
+
+    Args:
+      log_likelihood: Takes the parameters and one sample and returns the logarithm of
+        its probability, of shape (). For a language model the sum over the tokens that
+        were drawn, none of them padding or prompt.
+      params: The model's parameters, real or complex floating-point arrays.
+      samples: A pytree of arrays that have the samples along their leading axis, one or
+        more. One sample at a time is differentiated: squares do not average in a batch.
+
+    Returns:
+      A tree with the structure and shapes of `params`, real, accumulated in float32, or
+      in float64 for parameters of that precision.
+
+    Raises:
+      ValueError: If `samples` is empty or its arrays have no common leading axis.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, mofo_jax
+      >>> def log_likelihood(logits, token):
+      ...   return jax.nn.log_softmax(logits)[token]
+      >>> logits = jnp.log(jnp.array([0.5, 0.3, 0.2]))
+      >>> tokens = jnp.array([0, 1, 0, 2, 0, 1, 0, 1, 2, 0])
+      >>> fisher = mofo_jax.fisher_information(log_likelihood, logits, tokens)
+      >>> print(*(f"{f:.2f}" for f in fisher))
+      0.25 0.21 0.16
+
+    Source: Amari, Natural gradient works efficiently in learning, 1998; on given labels
+    Kunstner et al, `Limitations of the empirical Fisher approximation
+    <https://arxiv.org/abs/1905.12558>`_, 2019.
+    """
+    count = _sample_count(samples)
+
+    def add(total: Any, sample: Any) -> tuple[Any, None]:
+        gradient = jax.grad(log_likelihood)(params, sample)
+        return jax.tree.map(_add_square, total, gradient), None
+
+    zeros = jax.tree.map(lambda p: jnp.zeros_like(p, dtype=_real_dtype(p)), params)
+    total, _ = lax.scan(add, zeros, samples)
+    return jax.tree.map(lambda t: t / count, total)
+
+
+class KeepFisherState(NamedTuple):
+    """The Fisher information that an optimizer's state keeps."""
+
+    fisher: optax.Params  # Shaped as the parameters.
+
+
+def keep_fisher(fisher: optax.Params) -> optax.GradientTransformationExtraArgs:
+    """Lets updates pass and keeps the Fisher information in the optimizer's state.
+
+    There a score finds it by the name `fisher`, as it finds a momentum by `mu`, and it
+    is sharded, saved and restored with the rest of the state.
+
+    Args:
+      fisher: A tree of non-negative arrays with the structure and shapes of the
+        parameters, such as `fisher_information` returns. Under `optax.masked` or
+        `optax.partition` that of all parameters, or of those that are trained.
+
+    Returns:
+      An `optax.GradientTransformationExtraArgs`.
+
+    Raises:
+      ValueError: If `fisher` has another number of arrays than the parameters, at
+        `init`, or other shapes, at the first update.
+
+    Examples:
+      >>> import jax.numpy as jnp, mofo_jax, optax
+      >>> optimizer = optax.chain(
+      ...   mofo_jax.keep_fisher(jnp.array([1., 4.])), optax.sgd(0.1)
+      ... )
+      >>> state = optimizer.init(jnp.zeros(2))
+      >>> updates, state = optimizer.update(jnp.array([3., -2.]), state)
+      >>> print(updates, optax.tree.get(state, "fisher"))
+      [-0.3  0.2] [1. 4.]
+
+    Source: ours.
+    """
+
+    def init(params: optax.Params) -> Any:
+        return KeepFisherState(place_fisher(fisher, params))
+
+    def update(
+        updates: optax.Updates,
+        state: Any,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, Any]:
+        del params, extra_args
+        check_fisher(state.fisher, updates)
+        return updates, state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+class ScaleByNaturalGradientState(NamedTuple):
+    """The momentum, and the Fisher information that divides it."""
+
+    # Optax's name for it, though it hides a method of tuples.
+    count: jax.typing.ArrayLike  # pyright: ignore[reportIncompatibleMethodOverride]
+    mu: optax.Updates
+    fisher: optax.Params  # Shaped as the parameters.
+
+
+def scale_by_natural_gradient(
+    fisher: optax.Params,
+    *,
+    damping: jax.typing.ArrayLike,
+    b1: jax.typing.ArrayLike = 0.9,
+    mu_dtype: jax.typing.DTypeLike | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Divides the momentum by a given Fisher information.
+
+    .. math::
+
+      m \leftarrow \beta_1 m + (1 - \beta_1) g, \qquad
+      u = \frac{m / (1 - \beta_1^t)}{F + \lambda}
+
+    The step that lowers the loss most for a given Kullback-Leibler divergence from the
+    model that `fisher` was measured on. Nothing scales it further: it is as large as
+    the Fisher information is small, and the learning rate is not that of Adam.
+
+    Args:
+      fisher: As in `keep_fisher`.
+      damping: Added to the Fisher information, >= 0. It bounds the step where the
+        samples left a coordinate's estimate near zero; 0 fits only where none is.
+      b1: Decay rate of the momentum, in [0, 1).
+      mu_dtype: The dtype in which the state keeps the momentum; None for the
+        parameters'.
+
+    Returns:
+      An `optax.GradientTransformationExtraArgs`. Updates have the dtype of the
+      gradients.
+
+    Raises:
+      ValueError: If a number is out of range, or `fisher` does not fit the parameters,
+        as in `keep_fisher`.
+
+    Examples:
+      >>> import jax.numpy as jnp, mofo_jax
+      >>> optimizer = mofo_jax.scale_by_natural_gradient(
+      ...   jnp.array([1., 3.]), damping=1.0
+      ... )
+      >>> state = optimizer.init(jnp.zeros(2))
+      >>> for gradient in (jnp.array([4., 4.]), jnp.array([4., -4.])):
+      ...   updates, state = optimizer.update(gradient, state)
+      ...   print(*(f"{u:.2f}" for u in updates))
+      2.00 1.00
+      2.00 -0.05
+
+    Source: Amari, Natural gradient works efficiently in learning, 1998; the diagonal
+    with damping as in Martens, `New insights <https://arxiv.org/abs/1412.1193>`_, 2014.
+    """
+    _checks.check_number("damping", damping, 0)
+    _checks.check_number("b1", b1, 0, 1)
+
+    def init(params: optax.Params) -> Any:
+        count = jnp.zeros([], jnp.int32)
+        mu = optax.tree.zeros_like(params, dtype=mu_dtype)
+        return ScaleByNaturalGradientState(count, mu, place_fisher(fisher, params))
+
+    def update(
+        updates: optax.Updates,
+        state: Any,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, Any]:
+        del params, extra_args
+        check_fisher(state.fisher, updates)
+        count = optax.safe_increment(state.count)
+        mu = optax.tree.update_moment(updates, state.mu, b1, 1)
+        mu_hat = optax.tree.bias_correction(mu, b1, count)
+        steps = jax.tree.map(lambda m, f: m / (f + damping), mu_hat, state.fisher)
+        new_state = ScaleByNaturalGradientState(count, mu, state.fisher)
+        return (
+            optax.tree.cast_like(steps, updates),
+            optax.tree.cast_like(new_state, state),
+        )
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def place_fisher(fisher: optax.Params, params: optax.Params) -> optax.Params:
+    """Returns a copy of the Fisher information in the structure of the parameters.
+
+    By the order of leaves: under Flax NNX the parameters are wrapped at `init`, and
+    Optax asks for the state of a placeholder without leaves. A copy, since trainers
+    donate the state.
+
+    Raises:
+      ValueError: If the numbers of arrays differ.
+    """
+    structure = jax.tree.structure(params)
+    values = jax.tree.leaves(fisher)
+    if structure.num_leaves == 0:
+        return params
+    slots = jax.tree.leaves(params, is_leaf=_is_masked)
+    if len(values) == len(slots):
+        values = [
+            value
+            for value, slot in zip(values, slots, strict=True)
+            if not _is_masked(slot)
+        ]
+    if len(values) != structure.num_leaves:
+        raise ValueError(
+            "`fisher` must have one array for each parameter: "
+            f"{structure.num_leaves}, got {len(values)}"
+        )
+    return structure.unflatten(jnp.array(value, copy=True) for value in values)
+
+
+def check_fisher(fisher: optax.Params, updates: optax.Updates) -> None:
+    """Raises ValueError for the first parameter whose Fisher information misfits."""
+    structure = jax.tree.structure(updates)
+    for value, (path, leaf) in zip(
+        structure.flatten_up_to(fisher),
+        jax.tree_util.tree_leaves_with_path(updates),
+        strict=True,
+    ):
+        if jnp.shape(value) != jnp.shape(leaf):
+            place = _blocks.place(_blocks.path_name(path))
+            raise ValueError(
+                f"`fisher` for {place} must have the parameter's shape "
+                f"{jnp.shape(leaf)}, got {jnp.shape(value)}"
+            )
+
+
+def _is_masked(node: Any) -> bool:
+    return isinstance(node, optax.MaskedNode)
+
+
+def _add_square(total: jax.Array, gradient: jax.Array) -> jax.Array:
+    # Widened before it is squared: bfloat16 would round the square once more.
+    wide = gradient.astype(jnp.promote_types(gradient.dtype, total.dtype))
+    return total + jnp.square(jnp.abs(wide))
+
+
+def _real_dtype(x: jax.typing.ArrayLike) -> Any:
+    """Returns the real dtype to accumulate in: at least float32."""
+    return jnp.finfo(jnp.promote_types(jnp.result_type(x), jnp.float32)).dtype
+
+
+def _sample_count(samples: Any) -> int:
+    """Returns how many samples there are.
+
+    Raises:
+      ValueError: If there is none, or the arrays disagree.
+    """
+    lengths = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(samples)}
+    if len(lengths) != 1 or lengths <= {(), (0,)}:
+        shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(samples)]
+        raise ValueError(
+            "`samples` must be arrays with one common leading axis of 1 or more, got "
+            f"shapes {shapes}"
+        )
+    return lengths.pop()[0]

@@ -1,0 +1,76 @@
+"""Half fine-tuning: whole tensors, drawn at random, stay where they are."""
+
+from typing import Any
+
+import optax
+
+from mofo_jax import scores
+from mofo_jax._blocks import PathRules
+from mofo_jax._filter import momentum_filter
+
+CATEGORIES = PathRules(
+    {
+        r"(?i)embed|head|lm_head": "always",
+        r"(?i)norm|scale$": "norms",
+        r"(?i)attention|attn|query|key|value|[qkvo]_proj": "attention",
+        r"(?i)mlp|ffn|feed_forward|gate|up|down|wi|wo": "feed-forward",
+    },
+    default="others",
+)
+"""The categories of HFT's authors, for the names of Flax, Tunix, MaxText and our Llama.
+
+The embedding and the head are always trained: `half_fine_tuning` leaves "always" out.
+"""
+
+
+def half_fine_tuning(
+    inner: optax.GradientTransformation,
+    *,
+    seed: int = 0,
+    every: int = 0,
+    categories: PathRules = CATEGORIES,
+    stacked_axes: Any = (),
+) -> optax.GradientTransformationExtraArgs:
+    """Trains a random half of the tensors of every category.
+
+    It is `momentum_filter` with one block for each category, a fraction of one half and
+    `scores.random_tensors`: half of a category's coordinates, to within one tensor.
+
+    Args:
+      inner: Any transformation that keeps a `count`.
+      seed: Decides what is drawn.
+      every: How many steps a stage lasts, after which another half is drawn; 0 keeps
+        the first. In HFT a stage is one task or one epoch.
+      categories: The name of each parameter's category. Those named "always" are all
+        trained.
+      stacked_axes: The axes along which layers are stacked: each is drawn by itself. A
+        tuple of axis numbers, or `PathRules` of such tuples.
+
+    Returns:
+      An `optax.GradientTransformationExtraArgs` with the state of `inner`.
+
+    Raises:
+      TypeError: If `seed` or `every` is not an integer.
+      ValueError: If an option has a wrong value.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, mofo_jax, optax
+      >>> optimizer = mofo_jax.half_fine_tuning(optax.adam(0.1), seed=3)
+      >>> params = {name: jnp.ones(2) for name in ("query", "key", "up", "down")}
+      >>> updates, _ = optimizer.update(params, optimizer.init(params))
+      >>> print({name: bool(update.any()) for name, update in updates.items()})
+      {'down': True, 'key': False, 'query': True, 'up': False}
+
+    Source: HFT, Hui et al, `Half Fine-Tuning <https://arxiv.org/abs/2404.18466>`_,
+    2024. There half of the matrices of each layer's attention are drawn, here half of
+    those of all layers.
+    """
+    always = {rule: name == "always" for rule, name in categories.rules}
+    rest = categories.default == "always" if categories.default is not ... else ...
+    return momentum_filter(
+        inner,
+        update_fraction=0.5,
+        block_axes=categories,
+        dense=PathRules(always, default=rest),
+        score=scores.random_tensors(seed, every=every, axes=stacked_axes),
+    )

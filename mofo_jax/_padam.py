@@ -1,0 +1,231 @@
+"""Adam with another exponent: its state and the size of its step, another direction."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mofo_jax import _blocks, _checks
+
+
+def scale_by_padam(
+    b1: jax.typing.ArrayLike = 0.9,
+    b2: jax.typing.ArrayLike = 0.999,
+    eps: jax.typing.ArrayLike = 1e-8,
+    eps_root: jax.typing.ArrayLike = 0.0,
+    mu_dtype: jax.typing.DTypeLike | None = None,
+    *,
+    nesterov: bool = False,
+    exponent: jax.typing.ArrayLike = 0.75,
+    block_axes: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Rescales updates by a chosen power of Adam's second moment.
+
+    Adam divides the momentum by :math:`\hat v^{1/2}`. Here it is :math:`\hat v^p`, and
+    each tensor is then scaled so that its root mean square is that of Adam's own step:
+
+    .. math::
+
+      \begin{align*}
+        u &= \frac{\hat m}{\sqrt{\hat v + \bar\epsilon} + \epsilon}, \qquad
+        d = \frac{\hat m}{(\hat v + \bar\epsilon)^p + \epsilon} \\
+        u' &= d \, \frac{\mathrm{rms}(u)}{\mathrm{rms}(d)}
+      \end{align*}
+
+    so that a learning rate keeps its meaning. An exponent of 0 is the direction of
+    momentum, 1/2 that of Adam, and 1 close to that of a natural gradient, with
+    :math:`\hat v` for the Fisher information.
+
+    The mean is over a whole tensor, however it is sharded; inside `shard_map` it is
+    over the local shard. A tensor whose momentum is zero stays where it is.
+
+    Args:
+      b1: Decay rate of the momentum, in [0, 1).
+      b2: Decay rate of the second moment, in [0, 1).
+      eps: Added to the power of the second moment, >= 0. Under an exponent above 1/2
+        the powers are smaller, and the same `eps` weighs more.
+      eps_root: Added to the second moment before the power is taken, >= 0.
+      mu_dtype: The dtype in which the state keeps the momentum; None for the
+        parameters'. The update uses it before it is rounded.
+      nesterov: Whether to use Nesterov's momentum.
+      exponent: The power of the second moment, in [0, 1]; may be traced. A static 1/2
+        is `optax.scale_by_adam` to the last bit.
+      block_axes: The axes of each tensor that index separate blocks, each scaled on its
+        own, such as `(0,)` for the layers of a `[layers, ...]` tensor; given as in
+        `momentum_filter`.
+
+    Returns:
+      An `optax.GradientTransformationExtraArgs` with an `optax.ScaleByAdamState`.
+      Updates have the dtype of the gradients.
+
+    Raises:
+      ValueError: If an argument has a wrong value, here or, where only the tree of
+        updates tells, at the first update.
+
+    Examples:
+      >>> import jax.numpy as jnp, mofo_jax
+      >>> gradients = jnp.array([4., 1., -2.]), jnp.array([4., 2., -2.])
+      >>> for exponent in (0.0, 0.5, 1.0):
+      ...   optimizer = mofo_jax.scale_by_padam(exponent=exponent)
+      ...   state = optimizer.init(jnp.zeros(3))
+      ...   for gradient in gradients:
+      ...     updates, state = optimizer.update(gradient, state)
+      ...   print(*(f"{u:5.2f}" for u in updates))
+       1.45  0.55 -0.72
+       1.00  0.97 -1.00
+       0.52  1.26 -1.03
+
+    Source: Chen et al, `Padam <https://arxiv.org/abs/1806.06763>`_, 2018, whose
+    exponents are at most 1/2; larger ones and the scaling are ours.
+    """
+    options = {"b1": b1, "b2": b2, "eps": eps, "eps_root": eps_root}
+    _check(exponent=exponent, **options)
+    check_axes(block_axes)
+    if _checks.is_static_number(exponent) and exponent == 0.5:
+        adam = optax.scale_by_adam(mu_dtype=mu_dtype, nesterov=nesterov, **options)
+        return optax.with_extra_args_support(adam)
+    padam = unrounded_padam(
+        **options,
+        mu_dtype=mu_dtype,
+        nesterov=nesterov,
+        exponent=exponent,
+        block_axes=block_axes,
+    )
+
+    def update(
+        updates: optax.Updates,
+        state: Any,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, Any]:
+        directions, new_state = padam.update(updates, state, params, **extra_args)
+        return directions, optax.tree.cast_like(new_state, state)
+
+    return optax.GradientTransformationExtraArgs(padam.init, update)
+
+
+def unrounded_padam(
+    b1: Any,
+    b2: Any,
+    eps: Any,
+    eps_root: Any,
+    mu_dtype: Any,
+    nesterov: bool,
+    exponent: Any,
+    block_axes: Any,
+) -> optax.GradientTransformationExtraArgs:
+    """Is `scale_by_padam` that returns the momentum before it is rounded to `mu_dtype`.
+
+    For a filter around it, which ranks the momentum and rounds the state by itself.
+    """
+    options = {"b1": b1, "b2": b2, "eps": eps, "eps_root": eps_root}
+    init = optax.scale_by_adam(mu_dtype=mu_dtype, nesterov=nesterov, **options).init
+    adam = optax.scale_by_adam(nesterov=nesterov, **options)
+    adams_own = _checks.is_static_number(exponent) and exponent == 0.5
+
+    def update(
+        updates: optax.Updates,
+        state: Any,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, Any]:
+        del extra_args
+        new_state: Any
+        proposed, new_state = adam.update(updates, state, params)
+        if adams_own:
+            return proposed, new_state
+        correction = 1 - jnp.asarray(b2) ** new_state.count
+
+        def redirect(g: jax.Array, step: jax.Array, nu: jax.Array, axes: Any) -> Any:
+            nu_hat = jnp.asarray(nu, _wide(nu)) / correction
+            turned = _redirect(step, nu_hat, exponent, eps, eps_root, axes)
+            return turned.astype(jnp.result_type(g))
+
+        axes = resolve_axes(block_axes, updates)
+        return jax.tree.map(redirect, updates, proposed, new_state.nu, axes), new_state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _redirect(
+    step: jax.Array,
+    nu_hat: jax.Array,
+    exponent: Any,
+    eps: Any,
+    eps_root: Any,
+    block_axes: tuple[int, ...],
+) -> jax.Array:
+    """Returns Adam's step with another power of the second moment, and the same size.
+
+    Adam's step is multiplied by the quotient of the two denominators, so that its
+    numerator, Nesterov's or not, need not be known.
+    """
+    if step.size == 0:
+        return step
+    nu_hat = nu_hat + eps_root
+    quotient = (jnp.sqrt(nu_hat) + eps) / (nu_hat**exponent + eps)
+    direction = jnp.asarray(step, _wide(step)) * quotient
+    axes = inner_axes(step.ndim, block_axes)
+    size, wanted = root_mean_square(direction, axes), root_mean_square(step, axes)
+    return direction * (wanted / jnp.where(size == 0, 1, size))
+
+
+def root_mean_square(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """Returns the root mean square over some axes, which are kept as 1."""
+    magnitude = jnp.abs(jnp.asarray(x, _wide(x)))
+    # Relative to the largest: under an exponent of 1 a direction may reach 1e19, whose
+    # square float32 does not hold, and that of a small one is no longer above zero.
+    largest = jnp.max(magnitude, axis=axes, keepdims=True)
+    unit = jnp.where(largest == 0, 1, largest)
+    mean = jnp.mean(jnp.square(magnitude / unit), axis=axes, keepdims=True)
+    return unit * jnp.sqrt(mean)
+
+
+def check_axes(block_axes: Any) -> None:
+    """Raises ValueError for block axes that are wrong whatever the tree."""
+    for value in _blocks.given_values(_axes_option(block_axes), _blocks.is_axes):
+        if not _blocks.is_axes(value):
+            raise ValueError(
+                f"`block_axes` must be a tuple of axis numbers, got {value!r}"
+            )
+
+
+def resolve_axes(block_axes: Any, updates: optax.Updates) -> Any:
+    """Returns a tree with the block axes of each leaf of another, ascending."""
+    values = _blocks.resolve(
+        _axes_option(block_axes),
+        "block_axes",
+        updates,
+        _blocks.is_axes,
+        "a tuple of axis numbers",
+    )
+    leaves = jax.tree_util.tree_leaves_with_path(updates)
+    return jax.tree.structure(updates).unflatten(
+        _blocks.normalize_axes(value, jnp.ndim(leaf), _blocks.path_name(path))
+        for value, (path, leaf) in zip(values, leaves, strict=True)
+    )
+
+
+def inner_axes(ndim: int, block_axes: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns the axes along which a block extends."""
+    return tuple(axis for axis in range(ndim) if axis not in block_axes)
+
+
+def _axes_option(block_axes: Any) -> Any:
+    return () if block_axes is None else block_axes
+
+
+def _wide(x: jax.Array) -> Any:
+    """Returns the dtype to compute in: at least float32."""
+    return jnp.promote_types(jnp.result_type(x), jnp.float32)
+
+
+def _check(b1: Any, b2: Any, eps: Any, eps_root: Any, exponent: Any) -> None:
+    """Raises ValueError where the result would be nonsense."""
+    _checks.check_number("b1", b1, 0, 1)
+    _checks.check_number("b2", b2, 0, 1)
+    _checks.check_number("eps", eps, 0)
+    _checks.check_number("eps_root", eps_root, 0)
+    if _checks.is_static_number(exponent) and not 0 <= exponent <= 1:
+        raise ValueError(f"`exponent` must be in [0, 1], got {exponent!r}")

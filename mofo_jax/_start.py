@@ -1,0 +1,200 @@
+"""Transformations that remember where training began, and hold the model near it."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mofo_jax import _checks, _fisher
+
+NORMS = ("l2", "l1")
+
+
+class PullToStartState(NamedTuple):
+    """The parameters that the pull leads back to."""
+
+    start: optax.Params
+
+
+def pull_to_start(
+    strength: jax.typing.ArrayLike, norm: str = "l2", mask: Any = None
+) -> optax.GradientTransformationExtraArgs:
+    r"""Adds a decoupled pull towards the parameters with which training began.
+
+    Placed in an `optax.chain` after the transformation that proposes a step and before
+    `optax.scale_by_learning_rate`, as weight decay is, it gives
+
+    .. math::
+
+      \theta \leftarrow \theta - \eta (u + \lambda (\theta - \theta_0))
+      \quad \text{or} \quad
+      \theta \leftarrow \theta - \eta (u + \lambda \, \mathrm{sign}(\theta - \theta_0)).
+
+    The learning rate comes later in the chain, so how far the sign will move is not
+    known here: as in the authors' code, an `"l1"` pull may step past the start by at
+    most :math:`\eta \lambda`. Exactly at the start there is no pull.
+
+    Args:
+      strength: How hard to pull, >= 0; may be traced.
+      norm: `"l2"` pulls in proportion to the distance, `"l1"` all alike.
+      mask: The parameters to pull, as in `optax.add_decayed_weights`.
+
+    Returns:
+      An `optax.GradientTransformationExtraArgs`. It needs `params`; updates keep their
+      dtype.
+
+    Raises:
+      ValueError: If `strength` or `norm` has a wrong value, or, at an update, `params`
+        is None.
+
+    Examples:
+      >>> import jax.numpy as jnp, mofo_jax, optax
+      >>> optimizer = optax.chain(
+      ...   mofo_jax.pull_to_start(0.5), optax.scale_by_learning_rate(1.0)
+      ... )
+      >>> params = jnp.array([1., 2.])
+      >>> state = optimizer.init(params)
+      >>> params = params + jnp.array([4., -4.])
+      >>> for _ in range(3):
+      ...   updates, state = optimizer.update(jnp.zeros(2), state, params)
+      ...   params = optax.apply_updates(params, updates)
+      ...   print(params)
+      [3. 0.]
+      [2. 1.]
+      [1.5 1.5]
+
+    Source: the regularised baselines of Chen et al,
+    `MoFO <https://arxiv.org/abs/2407.20999>`_, 2024; L2 to the start first in Xuhong et
+    al, `L2-SP <https://arxiv.org/abs/1802.01483>`_, 2018.
+    """
+    _checks.check_number("strength", strength, 0)
+    _checks.check_choice("norm", norm, NORMS)
+
+    def init(params: optax.Params) -> Any:
+        return PullToStartState(remember(params))
+
+    def pull(update: jax.Array, way: jax.Array) -> jax.Array:
+        direction = jnp.sign(way) if norm == "l1" else way
+        return (update + strength * direction).astype(jnp.result_type(update))
+
+    def update(
+        updates: optax.Updates,
+        state: Any,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, Any]:
+        del extra_args
+        way = way_from_start("pull_to_start", params, state.start)
+        return jax.tree.map(pull, updates, way), state
+
+    transformation = optax.GradientTransformationExtraArgs(init, update)
+    return transformation if mask is None else optax.masked(transformation, mask)
+
+
+class ElasticWeightConsolidationState(NamedTuple):
+    """Where training began, and how dear each coordinate was there."""
+
+    start: optax.Params
+    fisher: optax.Params
+
+
+def elastic_weight_consolidation(
+    strength: jax.typing.ArrayLike, fisher: optax.Params
+) -> optax.GradientTransformationExtraArgs:
+    r"""Adds to gradients those of elastic weight consolidation.
+
+    Placed first in an `optax.chain`, it makes the rest of the chain minimise
+
+    .. math::
+
+      L(\theta) + \frac{\lambda}{2} \sum_i F_i (\theta_i - \theta_{0,i})^2,
+
+    with :math:`\theta_0` the parameters with which training began.
+
+    Args:
+      strength: How hard to hold, >= 0; may be traced.
+      fisher: The diagonal Fisher information, as in `keep_fisher`.
+
+    Returns:
+      An `optax.GradientTransformationExtraArgs`. It needs `params`; updates have the
+      dtype of the gradients.
+
+    Raises:
+      ValueError: If `strength` is negative, `fisher` does not fit the parameters, as in
+        `keep_fisher`, or, at an update, `params` is None.
+
+    Examples:
+      >>> import jax.numpy as jnp, mofo_jax, optax
+      >>> fisher = jnp.array([0., 1., 9.])
+      >>> optimizer = optax.chain(
+      ...   mofo_jax.elastic_weight_consolidation(1.0, fisher), optax.sgd(0.1)
+      ... )
+      >>> params = jnp.zeros(3)
+      >>> state = optimizer.init(params)
+      >>> for _ in range(200):
+      ...   updates, state = optimizer.update(params - 1.0, state, params)
+      ...   params = optax.apply_updates(params, updates)
+      >>> print(params.round(1))
+      [1.  0.5 0.1]
+
+    Source: Kirkpatrick et al, `Overcoming catastrophic forgetting
+    <https://arxiv.org/abs/1612.00796>`_, 2017.
+    """
+    _checks.check_number("strength", strength, 0)
+
+    def init(params: optax.Params) -> Any:
+        return ElasticWeightConsolidationState(
+            remember(params), _fisher.place_fisher(fisher, params)
+        )
+
+    def hold(gradient: jax.Array, way: jax.Array, fisher: jax.Array) -> jax.Array:
+        held = gradient + strength * fisher * way
+        return held.astype(jnp.result_type(gradient))
+
+    def update(
+        updates: optax.Updates,
+        state: Any,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, Any]:
+        del extra_args
+        _fisher.check_fisher(state.fisher, updates)
+        way = way_from_start("elastic_weight_consolidation", params, state.start)
+        return jax.tree.map(hold, updates, way, state.fisher), state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def remember(params: optax.Params) -> optax.Params:
+    """Returns a copy of the parameters, in buffers of its own.
+
+    Trainers donate both the parameters and the state, and a buffer can be donated once.
+    """
+    return jax.tree.map(_copy, params)
+
+
+def _copy(leaf: Any) -> Any:
+    abstract = isinstance(leaf, jax.ShapeDtypeStruct)
+    return leaf if abstract else jnp.array(leaf, copy=True)
+
+
+def way_from_start(
+    name: str, params: optax.Params | None, start: optax.Params
+) -> optax.Updates:
+    """Returns how far each parameter has come, in float32 or wider.
+
+    Raises:
+      ValueError: If there are no parameters.
+    """
+    if params is None:
+        raise ValueError(
+            f"`params` must be given to `update`: `{name}` compares them with those "
+            "that training began with"
+        )
+    return jax.tree.map(lambda p, s: widen(p) - widen(s), params, start)
+
+
+def widen(x: jax.typing.ArrayLike) -> jax.Array:
+    """Returns an array in float32, or in its own dtype where that is wider."""
+    return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))

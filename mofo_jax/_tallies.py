@@ -1,0 +1,144 @@
+"""How many coordinates of a tensor have moved, by whatever is called moving."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from mofo_jax import _counts
+from mofo_jax._counts import Count
+from mofo_jax._passes import is_one_cpu
+from mofo_jax._threshold import magnitude_patterns
+
+# From this size on the faster code saves more time than it takes to compile.
+_LARGE = 2**16
+
+
+def count(levels: Callable[..., jax.Array], *arrays: Any) -> tuple[Count, Count]:
+    """Counts the coordinates at level 1 or above, and at level 2.
+
+    Args:
+      levels: Computes a number from 0 to 2 for each coordinate.
+      arrays: What it computes it from, all of one shape.
+
+    Returns:
+      Two counts, words of shape ().
+    """
+    if np.size(arrays[0]) == 0:
+        return _counts.constant(0, 1), _counts.constant(0, 1)
+    return _jitted_count(levels, *map(jnp.asarray, arrays))
+
+
+def _count_levels(
+    levels: Callable[..., jax.Array], *arrays: jax.Array
+) -> tuple[Count, Count]:
+    words = _counts.words_needed(arrays[0].size)
+
+    def apart(*arrays: jax.Array) -> Count:
+        # Axes are left for the second sum only where a word would overflow: devices
+        # exchange what the first leaves.
+        axes = tuple(range(_axes_left(arrays[0].shape), arrays[0].ndim))
+        reached = _reached(levels(*arrays))
+        return _sum_rest([jnp.sum(r, axis=axes, dtype=r.dtype) for r in reached], words)
+
+    def together(*arrays: jax.Array) -> Count:
+        # The CPU compiles a reduction of several operands to code ten times faster than
+        # a single sum. Hence two levels where one is asked for, and stacked, or the
+        # compiler would drop the other.
+        zeros = (np.zeros((), _counts.WORD),) * 2
+        last = (arrays[0].ndim - 1,)
+        sums = lax.reduce(_reached(levels(*arrays)), zeros, _add_both, last)
+        return _sum_rest(sums, words)
+
+    if arrays[0].size >= _LARGE and is_one_cpu():
+        both = lax.platform_dependent(*arrays, cpu=together, default=apart)
+    else:
+        both = apart(*arrays)
+    return tuple(word[0] for word in both), tuple(word[1] for word in both)
+
+
+def _sum_rest(sums: Sequence[jax.Array], words: int) -> Count:
+    """Adds up what is left of each of two sums, into words of shape (2,)."""
+    stacked = jnp.stack(sums)
+    axes = tuple(range(1, stacked.ndim))
+    return _counts.sum_exactly(
+        (stacked,),
+        lambda word: jnp.sum(word, axis=axes, dtype=word.dtype),
+        sums[0].size,
+        words,
+    )
+
+
+def _axes_left(shape: tuple[int, ...]) -> int:
+    """Returns how many of the first axes to leave so that the others fit a word."""
+    left = 0
+    while math.prod(shape[left:]) > np.iinfo(_counts.WORD).max:
+        left += 1
+    return left
+
+
+def _reached(levels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return (levels >= 1).astype(_counts.WORD), (levels >= 2).astype(_counts.WORD)
+
+
+def _add_both(a: tuple[jax.Array, ...], b: tuple[jax.Array, ...]) -> tuple:
+    return a[0] + b[0], a[1] + b[1]
+
+
+# Compiled here, so that outside of `jax.jit` no tensor of levels is made.
+_jitted_count = jax.jit(_count_levels, static_argnums=0)
+
+
+def nonzero(update: jax.Array) -> jax.Array:
+    """Returns 1 where an update moves its coordinate."""
+    return _moves(update).astype(np.uint8)
+
+
+def nonzero_and_before(update: jax.Array, previous: jax.Array) -> jax.Array:
+    """Returns 1 where an update moves its coordinate, 2 if the one before did too."""
+    moves = _moves(update)
+    return moves.astype(np.uint8) + (moves & _moves(previous)).astype(np.uint8)
+
+
+def _moves(update: jax.Array) -> jax.Array:
+    if jnp.issubdtype(update.dtype, jnp.inexact):
+        return magnitude_patterns(update) > 0
+    return update != 0
+
+
+def differs(x: jax.Array, start: jax.Array) -> jax.Array:
+    """Returns 1 where the bits of two arrays differ, but for the sign of a zero."""
+    start = start.astype(x.dtype)
+    if jnp.iscomplexobj(x):
+        return differs(x.real, start.real) | differs(x.imag, start.imag)
+    if not jnp.issubdtype(x.dtype, jnp.inexact):
+        return (x != start).astype(np.uint8)
+    magnitude, start_magnitude = magnitude_patterns(x), magnitude_patterns(start)
+    unsigned = magnitude.dtype
+    changed = lax.bitcast_convert_type(x, unsigned) != lax.bitcast_convert_type(
+        start, unsigned
+    )
+    return (changed & ((magnitude | start_magnitude) > 0)).astype(np.uint8)
+
+
+def total(counts: Sequence[Count], size: int) -> Count:
+    """Adds up counts that come to at most `size`."""
+    words = _counts.words_needed(size)
+    zero = jnp.zeros((), _counts.WORD)
+    padded = [(*count, *[zero] * (words - len(count))) for count in counts]
+    stacked = tuple(jnp.stack(word) for word in zip(*padded, strict=True))
+    if not stacked:
+        return _counts.constant(0, words)
+    return _counts.sum_exactly(
+        stacked, lambda word: jnp.sum(word, dtype=word.dtype), len(counts), words
+    )
+
+
+def ratio(part: Count, whole: Count) -> jax.Array:
+    """Returns part / whole as float32, 0 of nothing."""
+    of = _counts.to_float(whole)
+    return jnp.where(of > 0, _counts.to_float(part) / jnp.maximum(of, 1), 0)
