@@ -21,25 +21,11 @@ _PARTS_OF_OCTAVE = 8
 _FARTHEST = 255
 
 
-class Form(NamedTuple):
-    """How a pass is written for one kind of machine.
-
-    Attributes:
-      thresholds: How many are counted in one pass.
-      together: Whether the sums of a pass are one reduction of several operands.
-    """
-
-    thresholds: int
-    together: bool
-
-
-# Seven thresholds need three or four passes on momenta of a real run, four need one
-# more. A CPU's time for eight is 1.4 times that for two, and a GPU waits for memory.
-ONE_CPU = Form(thresholds=7, together=True)
-OTHER = Form(thresholds=7, together=False)
-# A pass with seven would take the TPU 1.1 times that with one, but each count lies in a
-# buffer of 16 kB there, and 291 tensors take twice as long to compile.
-TPU = Form(thresholds=4, together=False)
+# Thresholds counted in one pass. Seven need three or four passes on momenta of a real
+# run, four need one more. The CPU's time for eight is 1.4 times that for two, by the
+# compiler's estimate the TPU's for seven 1.1 times that for one, and a GPU waits for
+# memory.
+THRESHOLDS = 7
 
 
 class Ranking(NamedTuple):
@@ -100,7 +86,7 @@ def _varies_over(x: jax.Array) -> frozenset[str]:
 
 
 def count_reaching(
-    ranking: Ranking, thresholds: jax.Array, words: int, form: Form
+    ranking: Ranking, thresholds: jax.Array, words: int, together: bool
 ) -> list[Count]:
     """Counts the coordinates of each block that reach each threshold, in this shard.
 
@@ -108,7 +94,7 @@ def count_reaching(
       ranking: What to count.
       thresholds: Patterns, `[thresholds, *blocks]`.
       words: How many words a count has.
-      form: How to write the pass.
+      together: Whether to sum in the form for one CPU.
 
     Returns:
       The counts, in one or more pieces that make up words of `thresholds`'s shape when
@@ -121,7 +107,7 @@ def count_reaching(
         )
         for threshold in thresholds.astype(patterns.dtype)
     ]
-    pieces, kept = _summed(reached, ranking, form)
+    pieces, kept = _summed(reached, ranking, together)
     return [
         _counts.sum_exactly(
             (piece,),
@@ -133,12 +119,12 @@ def count_reaching(
     ]
 
 
-def moments(ranking: Ranking, form: Form) -> tuple[list[jax.Array], np.ndarray]:
+def moments(ranking: Ranking, together: bool) -> tuple[list[jax.Array], np.ndarray]:
     """Sums what tells where a block's patterns lie, in this shard.
 
     Args:
       ranking: What to sum.
-      form: How to write the pass.
+      together: Whether to sum in the form for one CPU.
 
     Returns:
       How many patterns are not zero, and the sums of their distances from
@@ -153,7 +139,7 @@ def moments(ranking: Ranking, form: Form) -> tuple[list[jax.Array], np.ndarray]:
     distances -= np.int32(usual_octave(ranking) * _PARTS_OF_OCTAVE)
     distances = jnp.where(above, jnp.clip(distances, -_FARTHEST, _FARTHEST), 0)
     terms = [above.astype(np.int32), distances, distances * distances]
-    if form.together:
+    if together:
         # The CPU adds integers four times as fast as floats, whose order it must keep.
         length = ranking.shape[ranking.inner_axes[-1]] if ranking.inner_axes else 1
         largest = (1, _FARTHEST, _FARTHEST**2)
@@ -162,7 +148,7 @@ def moments(ranking: Ranking, form: Form) -> tuple[list[jax.Array], np.ndarray]:
     else:
         shifts = [0] * 3
         terms = [term.astype(np.float32) for term in terms]
-    pieces, kept = _summed(terms, ranking, form)
+    pieces, kept = _summed(terms, ranking, together)
     scales = np.exp2(shifts) / _PARTS_OF_OCTAVE ** np.arange(3)
     sums = [jnp.sum(piece.astype(np.float32), axis=kept) for piece in pieces]
     return sums, scales.astype(np.float32)
@@ -174,7 +160,7 @@ def usual_octave(ranking: Ranking) -> float:
 
 
 def _summed(
-    terms: Sequence[jax.Array], ranking: Ranking, form: Form
+    terms: Sequence[jax.Array], ranking: Ranking, together: bool
 ) -> tuple[list[jax.Array], tuple[int, ...]]:
     """Sums the terms over all inner axes but some, which are left for a second sum.
 
@@ -184,7 +170,7 @@ def _summed(
       none of the summed axes is there any more.
     """
     inner = ranking.inner_axes
-    if form.together:
+    if together:
         # The compiler rewrites a plain sum over more than 32 elements into one that
         # needs the compared tensor written out, which costs 10 times as much. It
         # leaves a reduction of several operands alone, which reads once for them all.

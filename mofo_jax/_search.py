@@ -26,10 +26,7 @@ from mofo_jax._brackets import (
 )
 from mofo_jax._counts import Count
 from mofo_jax._passes import (
-    ONE_CPU,
-    OTHER,
-    TPU,
-    Form,
+    THRESHOLDS,
     Ranking,
     count_reaching,
     is_one_cpu,
@@ -100,16 +97,18 @@ def search(contests: Sequence[Contest]) -> Found:
     """Narrows every block's bracket until it tells the chosen coordinates."""
     if not contests:
         return Found([], jnp.zeros((), jnp.int32))
+    # On one CPU passes are written in another form. Elsewhere that is not even traced.
+    if not is_one_cpu():
+        return _search(contests, together=False)
     return lax.platform_dependent(
-        cpu=lambda: _search(contests, ONE_CPU if is_one_cpu() else OTHER),
-        tpu=lambda: _search(contests, TPU),
-        default=lambda: _search(contests, OTHER),
+        cpu=lambda: _search(contests, together=True),
+        default=lambda: _search(contests, together=False),
     )
 
 
-def _search(contests: Sequence[Contest], form: Form) -> Found:
+def _search(contests: Sequence[Contest], together: bool) -> Found:
     """Searches by passes of one form."""
-    groups = _groups(contests, form)
+    groups = _groups(contests, together)
 
     def unfinished(carry: tuple[jax.Array, list[Bracket]]) -> jax.Array:
         done = [
@@ -121,7 +120,7 @@ def _search(contests: Sequence[Contest], form: Form) -> Found:
     def narrow(carry: tuple[jax.Array, list[Bracket]]) -> tuple:
         number, brackets = carry
         return number + 1, [
-            _after_a_pass(group, bracket, number, form)
+            _after_a_pass(group, bracket, number, together)
             for group, bracket in zip(groups, brackets, strict=True)
         ]
 
@@ -135,10 +134,10 @@ def _search(contests: Sequence[Contest], form: Form) -> Found:
 
 
 def _after_a_pass(
-    group: _Group, bracket: Bracket, number: jax.Array, form: Form
+    group: _Group, bracket: Bracket, number: jax.Array, together: bool
 ) -> Bracket:
     """Counts once more and narrows the brackets of a group."""
-    thresholds = next_thresholds(bracket, group.chosen, group.ranking, form.thresholds)
+    thresholds = next_thresholds(bracket, group.chosen, group.ranking, THRESHOLDS)
     thresholds = jnp.where(number == 0, group.first, thresholds)
     least, most = bracket.low[None] + 1, bracket.high[None] - 1
     thresholds = jnp.clip(thresholds, least, most)
@@ -146,10 +145,10 @@ def _after_a_pass(
     words = len(group.chosen)
     counts = _join(
         [
-            _count(contest, thresholds[:, g], number, done[g], words, form)
+            _count(contest, thresholds[:, g], number, done[g], words, together)
             for g, contest in enumerate(group.contests)
         ],
-        form.thresholds,
+        THRESHOLDS,
     )
     ranking = group.ranking
     if ranking.axis_name:
@@ -168,13 +167,13 @@ def _count(
     number: jax.Array,
     done: jax.Array,
     words: int,
-    form: Form,
+    together: bool,
 ) -> list[Count]:
     """Counts in this shard how many of each block reach each threshold."""
 
     def count() -> list[Count]:
         counts = [
-            count_reaching(_read_anew(member, number), thresholds, words, form)
+            count_reaching(_read_anew(member, number), thresholds, words, together)
             for member in contest.members
         ]
         if len(counts) == 1:
@@ -189,7 +188,7 @@ def _count(
             for pieces in zip(*counts, strict=True)
         ]
 
-    if not form.together:
+    if not together:
         return count()
     # What is found needs no further pass. Elsewhere the branch would hold a collective.
     nothing = [tuple(jnp.zeros_like(thresholds, _counts.WORD) for _ in range(words))]
@@ -220,7 +219,7 @@ def _read_anew(ranking: Ranking, number: jax.Array) -> Ranking:
     return ranking._replace(arrays=arrays)
 
 
-def _groups(contests: Sequence[Contest], form: Form) -> list[_Group]:
+def _groups(contests: Sequence[Contest], together: bool) -> list[_Group]:
     """Gathers contests that are alike and prepares their search.
 
     Explicitly sharded blocks stack only with blocks that are sharded alike.
@@ -228,7 +227,7 @@ def _groups(contests: Sequence[Contest], form: Form) -> list[_Group]:
     alike: dict[Any, list[tuple[int, _Sums]]] = {}
     for i, contest in enumerate(contests):
         ranking = contest.members[0]
-        sums = [moments(member, form) for member in contest.members]
+        sums = [moments(member, together) for member in contest.members]
         kind = ranking.bits, ranking.octave, ranking.axis_name, len(contest.chosen)
         alike.setdefault((*kind, str(jax.typeof(sums[0][0][0]))), []).append((i, sums))
     return [
@@ -236,7 +235,7 @@ def _groups(contests: Sequence[Contest], form: Form) -> list[_Group]:
             [i for i, _ in found],
             [contests[i] for i, _ in found],
             _join_moments([sums for _, sums in found]),
-            form,
+            together,
         )
         for found in alike.values()
     ]
@@ -256,7 +255,7 @@ def _join_moments(found: Sequence[_Sums]) -> jax.Array:
 
 
 def _group(
-    indices: list[int], contests: list[Contest], sums: jax.Array, form: Form
+    indices: list[int], contests: list[Contest], sums: jax.Array, together: bool
 ) -> _Group:
     """Prepares the search of alike contests, given their moments in this shard."""
     ranking = contests[0].members[0]
@@ -277,9 +276,9 @@ def _group(
         stalled=zero > 0,
     )
     if ranking.octave:
-        first = first_thresholds(sums, chosen, ranking, form.thresholds)
+        first = first_thresholds(sums, chosen, ranking, THRESHOLDS)
     else:
-        first = evenly(bracket, form.thresholds)
+        first = evenly(bracket, THRESHOLDS)
     return _Group(indices, contests, chosen, bracket, first)
 
 

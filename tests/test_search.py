@@ -11,15 +11,14 @@ import pytest
 
 import mofo_jax
 from mofo_jax import _counts, _search, _threshold, _ties
-from mofo_jax._passes import ONE_CPU, OTHER, TPU, Form
 from tests.awkward import numbers
 from tests.helpers import DTYPES, patterns, random_generator, x64
 from tests.helpers import selected as reference_mask
 
 
-@functools.partial(jax.jit, static_argnames="form")
+@functools.partial(jax.jit, static_argnames="together")
 def counted(
-    tensors: list[Any], fraction: jax.Array, form: Form = ONE_CPU
+    tensors: list[Any], fraction: jax.Array, together: bool = True
 ) -> tuple[jax.Array, list[jax.Array]]:
     """Returns how many passes a selection took, and its masks."""
     contests = []
@@ -27,19 +26,19 @@ def counted(
         ranking = _threshold._rank(x, ())
         chosen = _counts.fraction_of(fraction, ranking.block_size)
         contests.append(_search.Contest((ranking,), chosen))
-    found = _search._search(contests, form)
+    found = _search._search(contests, together)
     return found.passes, _ties.masks_with_ties(contests, found.brackets)
 
 
 def count(
-    tensors: list[Any], fraction: float, form: Form = ONE_CPU
+    tensors: list[Any], fraction: float, together: bool = True
 ) -> tuple[int, list[Any]]:
     """Is `counted` with a fraction that is traced."""
-    passes, masks = counted(tensors, jnp.float32(fraction), form)
+    passes, masks = counted(tensors, jnp.float32(fraction), together)
     return int(passes), masks
 
 
-FORMS = {"one CPU": ONE_CPU, "plain sums": OTHER, "TPU": TPU}
+FORMS = {"one CPU": True, "plain sums": False}
 
 
 def hard_inputs(dtype: np.dtype) -> dict[str, np.ndarray]:

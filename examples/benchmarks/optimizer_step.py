@@ -1,176 +1,198 @@
 """What a step of MoFO costs beside a step of AdamW: time, memory, compilation.
 
-Run it with `python -m examples.benchmarks.optimizer_step`. Whole donated steps of each
-optimizer are timed in turn, so that a drift of the machine's speed meets all of them,
-and given as ratios to `optax.adamw` in the same round.
+Run it with `python -m examples.benchmarks.optimizer_step`. Its parts:
+
+- `steps`: whole donated steps of `optax.adamw`, of `mofo`, and of the same filter with
+  `lax.top_k` and `jnp.sort`, timed in turn, as ratios to AdamW's of the same round.
+- `pytorch`: ours beside `torch.optim.AdamW` and MoFO by `torch.topk`.
+- `passes`: a short fine-tuning run of a real model: how often its momenta are read to
+  find the thresholds, and what its training steps take.
+- `compiled`: the step compiled for TPUs and GPUs that need not be here: temporary
+  memory, collectives, sorts and seconds of compilation.
+
+The results go to one JSON file for each kind of device, where every entry stays until
+the same case is measured again, and to a picture beside it. Parts may thus be run one by
+one and in different environments: `compiled` needs libtpu or the plug-ins for CUDA,
+`pytorch` needs torch. What cannot run leaves an entry that says why.
 """
 
 import dataclasses
-import json
 import pathlib
-import statistics
-import time
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import tyro
 
+from examples.benchmarks import tables
+from examples.benchmarks.results import Results
+from examples.benchmarks.topologies import TOPOLOGIES
+from examples.benchmarks.trees import LLAMA_7B, TREES
+from examples.finetune.config import Config
+from examples.finetune.errors import InputError
+
+Part = Literal["steps", "pytorch", "passes", "compiled"]
+PROGRAM = "python -m examples.benchmarks.optimizer_step"
+
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Times optimizer steps on one tree of parameters."""
+    """Measures what a step of MoFO costs beside a step of AdamW."""
 
+    parts: tuple[Part, ...] = ("steps", "pytorch", "passes", "compiled")
+    """What to measure."""
+    output: pathlib.Path = pathlib.Path(__file__).parent / "results"
+    """Directory of the JSON files and pictures."""
+
+    trees: tuple[str, ...] = tuple(name for name in TREES if name != "tiny")
+    """Trees of parameters of the part steps."""
+    momenta: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
+    """Precisions in which the part steps keeps the momentum."""
+    pytorch_tree: str = "small"
+    """Tree of parameters of the part pytorch."""
     rounds: int = 15
-    """Timed steps of each optimizer, after two that are not counted."""
-    momentum_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision in which the momentum is kept."""
-    output: pathlib.Path | None = None
-    """JSON file to write."""
+    """Timed steps of each optimizer."""
+    seconds: float = 30.0
+    """A step that would take longer in all its rounds gets fewer of them."""
+    slowest: float = 30.0
+    """A step by top_k or sort that would take more seconds than this is left out."""
+
+    model: str = Config.model
+    """Model of the part passes, as in examples.finetune."""
+    run_steps: int = 24
+    """Training steps of each optimizer in the part passes."""
+
+    topologies: tuple[str, ...] = TOPOLOGIES
+    """Machines of the part compiled: TPU topologies, or h100: and hosts x GPUs."""
+    layers: int = LLAMA_7B.num_layers
+    """Layers of the 7B Llama that is compiled, fewer to try the command."""
+    training_layers: int = 4
+    """Layers of the one in a training step that compiles them one by one, minutes for
+    each of them on TPU. Beside it all layers are compiled scanned."""
 
 
-# 40 million coordinates in 12 tensors, as in a small language model.
-SHAPES = (
-    *[(4096, 2048)] * 2,
-    *[(2048, 2048)] * 3,
-    *[(1024, 4096)] * 2,
-    *[(1536, 576)] * 2,
-    *[(2048,)] * 3,
-)
-WARMUP_ROUNDS = 2
-
-
-def optimizers(momentum_dtype: str) -> dict[str, Any]:
-    """Returns what is compared, by name; AdamW comes first."""
-    import optax
-
-    import mofo_jax
-
-    common = {"learning_rate": 1e-4, "mu_dtype": momentum_dtype, "weight_decay": 0.0}
-    return {
-        "adamw": optax.adamw(**common),
-        "mofo": mofo_jax.mofo(**common),
-        'mofo, ties="exact"': mofo_jax.mofo(**common, ties="exact"),
+def measure(options: Options, results: Results) -> None:
+    """Measures the parts one after the other; each entry is stored when it is there."""
+    parts: dict[Part, Callable[[Options, Results], None]] = {
+        "steps": _steps,
+        "pytorch": _pytorch,
+        "passes": _passes,
+        "compiled": _compiled,
     }
+    for part in options.parts:
+        parts[part](options, results)
 
 
-class Arm:
-    """An optimizer with its parameters and state, ready to step."""
+def _steps(options: Options, results: Results) -> None:
+    from examples.benchmarks import steps
 
-    def __init__(self, optimizer: Any, params: Any, grads: Any) -> None:
-        """Compiles the donated step on a copy of the parameters."""
-        import jax
-        import jax.numpy as jnp
-        import optax
+    for name in options.trees:
+        for momenta in options.momenta:
 
-        def step(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
-            updates, state = optimizer.update(grads, state, params)
-            # In the order in which they came: donated buffers are paired in order.
-            return optax.apply_updates(params, updates), state
+            def case(name: str = name, momenta: str = momenta) -> dict[str, Any]:
+                settings = steps.Settings(
+                    options.rounds, options.seconds, options.slowest
+                )
+                return steps.measure(name, TREES[name], momenta, settings)
 
-        self.grads = grads
-        self.params = jax.tree.map(jnp.copy, params)
-        self.state = optimizer.init(self.params)
-        lowered = jax.jit(step, donate_argnums=(0, 1)).lower(
-            self.params, self.state, grads
+            _put(results, "steps", f"{name}, {momenta}", case)
+
+
+def _pytorch(options: Options, results: Results) -> None:
+    def case() -> dict[str, Any]:
+        from examples.benchmarks import pytorch, steps
+
+        settings = steps.Settings(options.rounds, options.seconds, options.slowest)
+        tree = TREES[options.pytorch_tree]
+        return pytorch.measure(options.pytorch_tree, tree, settings)
+
+    _put(results, "pytorch", options.pytorch_tree, case)
+
+
+def _passes(options: Options, results: Results) -> None:
+    def case() -> dict[str, Any]:
+        from examples.benchmarks import passes
+
+        return passes.measure(options.model, options.run_steps)
+
+    _put(results, "passes", "8 x 128 tokens", case)
+
+
+def _compiled(options: Options, results: Results) -> None:
+    from examples.benchmarks import topologies
+
+    arguments = [
+        *("--layers", str(options.layers)),
+        *("--training-layers", str(options.training_layers)),
+    ]
+    for topology in options.topologies:
+        topologies.measure(
+            topology,
+            arguments,
+            lambda case, entry: results.put("compiled", case, entry),
         )
-        start = time.perf_counter()
-        self.compiled = lowered.compile()
-        self.compile_seconds = time.perf_counter() - start
-        memory = self.compiled.memory_analysis()
-        # Not every backend tells.
-        self.temporary_bytes = memory.temp_size_in_bytes if memory else None
-        self.seconds: list[float] = []
-
-    def step(self) -> None:
-        """Takes a step and remembers its time."""
-        import jax
-
-        start = time.perf_counter()
-        self.params, self.state = self.compiled(self.params, self.state, self.grads)
-        jax.block_until_ready((self.params, self.state))
-        self.seconds.append(time.perf_counter() - start)
 
 
-def measure(options: Options) -> dict[str, Any]:
-    """Times the steps.
+def _put(
+    results: Results, part: Part, name: str, case: Callable[[], dict[str, Any]]
+) -> None:
+    """Stores what a case gives, or why it gives nothing."""
+    import jax
+
+    try:
+        entry = case()
+    except ImportError as error:
+        entry = {"skipped": f"needs {error.name}, which is not installed"}
+    except InputError as error:
+        entry = {"skipped": str(error)}
+    except jax.errors.JaxRuntimeError as error:
+        # Out of memory, for one.
+        reason = str(error).strip().partition("\n")[0]
+        entry = {"skipped": f"the runtime refused it: {reason[:300]}"}
+    results.put(part, name, entry)
+
+
+def check(options: Options) -> None:
+    """Checks what types do not say.
+
+    Raises:
+      InputError: a wrong value.
+    """
+    for name in (*options.trees, options.pytorch_tree):
+        if name not in TREES:
+            raise InputError(f"--trees must be among {', '.join(TREES)}, got {name!r}")
+    least = {"rounds": 1, "run_steps": 1, "layers": 1, "training_layers": 1}
+    for name, bound in least.items():
+        if getattr(options, name) < bound:
+            option = "--" + name.replace("_", "-")
+            raise InputError(
+                f"{option} must be at least {bound}, got {getattr(options, name)}"
+            )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measures, stores, prints and draws.
 
     Args:
-      options: What to time, and how often.
-
-    Returns:
-      The device, the number of coordinates, and for each optimizer its median seconds,
-      the least, median and greatest ratio to AdamW's step of the same round, temporary
-      bytes and seconds of compilation.
+      arguments: of the command; those of the process if they are not given.
     """
-    import jax
-    import jax.numpy as jnp
-    import tqdm
+    options = tyro.cli(Options, prog=PROGRAM, args=arguments)
+    try:
+        check(options)
+        import jax
 
-    keys = jax.random.split(jax.random.key(0), len(SHAPES))
-    params = [
-        0.02 * jax.random.normal(key, shape)
-        for key, shape in zip(keys, SHAPES, strict=True)
-    ]
-    # Heavier tails than the normal distribution's, as gradients have.
-    grads = [param * jnp.abs(param) for param in params]
-    arms = {
-        name: Arm(optimizer, params, grads)
-        for name, optimizer in optimizers(options.momentum_dtype).items()
-    }
-    for _ in tqdm.trange(options.rounds + WARMUP_ROUNDS, unit="round"):
-        for arm in arms.values():
-            arm.step()
-    counted = {name: arm.seconds[WARMUP_ROUNDS:] for name, arm in arms.items()}
-    results = {}
-    for name, arm in arms.items():
-        pairs = zip(counted[name], counted["adamw"], strict=True)
-        ratios = [ours / adamw for ours, adamw in pairs]
-        results[name] = {
-            "seconds": statistics.median(counted[name]),
-            "ratio": [min(ratios), statistics.median(ratios), max(ratios)],
-            "temporary_bytes": arm.temporary_bytes,
-            "compile_seconds": arm.compile_seconds,
-        }
-    return {
-        "device": jax.devices()[0].device_kind,
-        "coordinates": sum(param.size for param in params),
-        "momentum_dtype": options.momentum_dtype,
-        "optimizers": results,
-    }
+        from examples.benchmarks import picture
 
-
-def show(measured: dict[str, Any]) -> None:
-    """Prints the measurements as a table."""
-    import rich.console
-    import rich.table
-
-    table = rich.table.Table(
-        title=f"{measured['coordinates'] / 1e6:.1f} million coordinates, "
-        f"{measured['momentum_dtype']} momenta, {measured['device']}"
-    )
-    table.add_column("")
-    for heading in ("ms", "ratio", "least to most", "temporary MB", "compile s"):
-        table.add_column(heading, justify="right")
-    for name, row in measured["optimizers"].items():
-        least, median, most = row["ratio"]
-        temporary = row["temporary_bytes"]
-        table.add_row(
-            name,
-            f"{1e3 * row['seconds']:.1f}",
-            f"{median:.2f}",
-            f"{least:.2f} to {most:.2f}",
-            "-" if temporary is None else f"{temporary / 1e6:.2f}",
-            f"{row['compile_seconds']:.1f}",
-        )
-    rich.console.Console().print(table)
-
-
-def main() -> None:
-    """Measures, prints, and writes the JSON file that was asked for."""
-    options = tyro.cli(Options, prog="python -m examples.benchmarks.optimizer_step")
-    measured = measure(options)
-    show(measured)
-    if options.output:
-        options.output.write_text(json.dumps(measured, indent=2) + "\n")
+        device = jax.devices()[0].device_kind
+        results = Results(options.output, device)
+        measure(options, results)
+        parts = results.read()
+        tables.show(parts)
+        picture.draw(results.picture, parts, device)
+        print(f"Results: {results.path}")
+    except InputError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

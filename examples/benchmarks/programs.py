@@ -1,6 +1,8 @@
 """Donated steps of an optimizer, compiled for abstract parameters."""
 
+import contextlib
 import os
+import pathlib
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -66,14 +68,10 @@ def free_bytes() -> int | None:
         return stats["bytes_limit"] - stats["bytes_in_use"]
     if device.platform != "cpu":
         return None
-    try:
-        with open("/proc/meminfo") as file:  # noqa: PTH123
-            for line in file:
-                if line.startswith("MemAvailable:"):
-                    return 1024 * int(line.split()[1])
-    except OSError:
-        pass
-    try:
+    with contextlib.suppress(OSError):
+        for line in pathlib.Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return 1024 * int(line.split()[1])
+    with contextlib.suppress(AttributeError, ValueError, OSError):
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return None
+    return None

@@ -1,0 +1,266 @@
+"""Compiles AdamW's and MoFO's steps for machines that are not here.
+
+`topologies.py` starts it, once for each topology, in a process of its own:
+`python -m examples.benchmarks.compiled v5p:4x4x4`. It prints JSON, a line at a time.
+"""
+
+import dataclasses
+import json
+import math
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+from flax import nnx
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+import mofo_jax
+from examples.benchmarks import hlo
+from examples.benchmarks.programs import Program, Step, bare_step, build
+from examples.benchmarks.trees import LLAMA_7B, Shape, Tree, llama, whole
+from examples.finetune import sharding
+from examples.finetune.llama import Llama
+from examples.finetune.llama_config import LlamaConfig
+from examples.finetune.optimizers import layer_blocks
+from examples.finetune.train import gradients
+
+H100 = pathlib.Path(__file__).with_name("h100.txtpb")
+# One row a device in a training step.
+TOKENS = 128
+RATE = 1e-4
+
+
+class Case(NamedTuple):
+    """What both optimizers' steps are compiled for.
+
+    Attributes:
+      step: from an optimizer.
+      params: abstract parameters with their shardings.
+      last: abstract gradients or batch.
+      clips: whether gradients are clipped by their global norm before.
+      block_axes: MoFO's.
+    """
+
+    step: Callable[[optax.GradientTransformation], Step]
+    params: Any
+    last: Any
+    clips: bool
+    block_axes: Any = None
+
+
+def mesh_of(topology: str) -> Mesh:
+    """All devices of a topology in one line, as `examples.finetune` names the axes.
+
+    Args:
+      topology: a TPU's, such as `v5p:4x4x4`, or `h100:` and hosts x GPUs of a host.
+    """
+    name, _, sizes = topology.partition(":")
+    if name == "h100":
+        described = topologies.get_topology_desc(
+            platform="cuda",
+            topology_name=name,
+            target_config=H100.read_text(),
+            # Partitions of hosts, hosts, GPUs of a host.
+            topology=f"1x{sizes}",
+        )
+    else:
+        described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+    devices = np.array(described.devices).reshape(1, -1, 1)
+    return Mesh(devices, sharding.AXES)
+
+
+def cases(
+    topology: str, mesh: Mesh, layers: int, training_layers: int
+) -> dict[str, Callable[[], Case]]:
+    """What is compiled for a topology, by name.
+
+    Args:
+      topology: its name.
+      mesh: its devices.
+      layers: of the 7B Llama; it has 32.
+      training_layers: of the one whose layers are compiled one by one in a training
+        step, which takes minutes for each of them.
+    """
+    config = dataclasses.replace(LLAMA_7B, num_layers=layers)
+    few = dataclasses.replace(LLAMA_7B, num_layers=min(layers, training_layers))
+    tree = llama(config)
+    found: dict[str, Callable[[], Case]] = {
+        f"bare step, {layers} layers": lambda: _on_tree(tree, mesh, clips=False),
+        f"clipped step, {layers} layers": lambda: _on_tree(tree, mesh, clips=True),
+        f"training step, {few.num_layers} layers": lambda: _training(few, mesh, False),
+        f"training step, {layers} layers scanned": lambda: _training(
+            config, mesh, True
+        ),
+    }
+    if topology == "v5p:4x4x4":  # The others' memory is too small.
+        found["bare step, shards of 2^32"] = lambda: _on_tree(
+            _huge(mesh.size), mesh, clips=False
+        )
+    return found
+
+
+def _huge(devices: int) -> Tree:
+    """Two blocks that pass 2^32 coordinates, one of them on every device."""
+    # The feed-forward kernels of 80 layers of width 8192, in one block; and 4.4e9
+    # coordinates a device.
+    return whole((8192, 28672, 80), (devices * 264, 4096, 4096))
+
+
+def _on_tree(tree: Tree, mesh: Mesh, clips: bool) -> Case:
+    def split(shape: Shape) -> NamedSharding:
+        axes = ("fsdp",) if len(shape) > 1 else ()
+        return NamedSharding(mesh, PartitionSpec(*axes))
+
+    params = tree.abstract(split)
+    return Case(bare_step, params, params, clips)
+
+
+def _training(config: LlamaConfig, mesh: Mesh, scan_layers: bool) -> Case:
+    """The step of `examples.finetune` with recomputed layers, one row a device."""
+
+    def fresh() -> Llama:
+        return Llama(
+            config, rngs=nnx.Rngs(0), scan_layers=scan_layers, remat=True, mesh=mesh
+        )
+
+    graph, state = nnx.split(nnx.eval_shape(fresh))
+    shapes = nnx.to_pure_dict(state)
+    params = _placed(shapes, sharding.param_shardings(shapes, mesh))
+    rows = sharding.batch_sharding(mesh)
+    batch = {
+        name: jax.ShapeDtypeStruct((mesh.size, TOKENS), dtype, sharding=rows)
+        for name, dtype in {
+            "tokens": jnp.int32,
+            "positions": jnp.int32,
+            "segments": jnp.int32,
+            "loss_mask": jnp.bool_,
+        }.items()
+    }
+
+    def step_of(optimizer: optax.GradientTransformation) -> Step:
+        def step(params: Any, state: Any, batch: Any) -> tuple[Any, Any, jax.Array]:
+            loss, grads = gradients(graph, params, batch, 1)
+            return *bare_step(optimizer)(params, state, grads), loss
+
+        return step
+
+    axes = layer_blocks(params) if scan_layers else None
+    return Case(step_of, params, batch, clips=True, block_axes=axes)
+
+
+def _placed(shapes: Any, places: Any) -> Any:
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=where
+        ),
+        *(shapes, places),
+    )
+
+
+def compile_case(case: Case) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Compiles the steps of both optimizers.
+
+    Yields:
+      An optimizer's name and its row: temporary bytes on a device and as a share of the
+      parameters there, seconds, and the counts of `hlo.counts`.
+    """
+    size = parameter_bytes(case.params)
+    for name, optimizer in {
+        "adamw": optax.adamw(RATE),
+        "mofo": mofo_jax.mofo(RATE, block_axes=case.block_axes),
+    }.items():
+        if case.clips:
+            optimizer = optax.chain(optax.clip_by_global_norm(1.0), optimizer)
+        state = _state(optimizer, case.params)
+        program = build(case.step(optimizer), case.params, state, case.last)
+        temporary = program.temporary_bytes
+        yield (
+            name,
+            {
+                "temporary_bytes": temporary,
+                "temporary_share": None if temporary is None else temporary / size,
+                "lowering_seconds": program.lowering_seconds,
+                "compile_seconds": program.compile_seconds,
+                **_counts(program),
+            },
+        )
+
+
+def parameter_bytes(params: Any) -> int:
+    """Bytes of abstract parameters on each device."""
+    return sum(
+        leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape))
+        for leaf in jax.tree.leaves(params)
+    )
+
+
+def _state(optimizer: optax.GradientTransformation, params: Any) -> Any:
+    """The optimizer's abstract state, sharded as the parameters are."""
+    mesh = jax.tree.leaves(params)[0].sharding.mesh
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    return optax.tree.map_params(
+        optimizer,
+        lambda _, param: param,
+        jax.eval_shape(optimizer.init, params),
+        params,
+        transform_non_params=lambda leaf: _placed(leaf, everywhere),
+    )
+
+
+def _counts(program: Program) -> dict[str, Any]:
+    try:
+        text = program.compiled.as_text()
+    except jax.errors.JaxRuntimeError as error:
+        # Some programs with asynchronous collectives cannot be written as text.
+        return {"text": first_line(error)}
+    return hlo.counts(text or "")
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, without the pages that compilers add."""
+    return str(error).strip().partition("\n")[0][:300]
+
+
+def main(
+    topology: Annotated[str, tyro.conf.Positional],
+    layers: int = LLAMA_7B.num_layers,
+    training_layers: int = 4,
+) -> None:
+    """Compiles all cases of one topology and prints what came out.
+
+    Args:
+      topology: such as v5p:4x4x4, v5e:2x4 or h100:1x8.
+      layers: of the 7B Llama.
+      training_layers: of the one whose layers are compiled one by one.
+    """
+    # A program from a cache would take no time.
+    jax.config.update("jax_enable_compilation_cache", False)
+    mesh = mesh_of(topology)
+    whole_mesh = NamedSharding(mesh, PartitionSpec())
+    nothing = jax.ShapeDtypeStruct((), jnp.float32, sharding=whole_mesh)
+    # The compiler's own start.
+    jax.jit(lambda x: x + 1).lower(nothing).compile()
+    for name, make in cases(topology, mesh, layers, training_layers).items():
+        print(json.dumps({"begun": name}), flush=True)
+        try:
+            case = make()
+            entry: dict[str, Any] = {
+                "devices": mesh.size,
+                "tensors": len(jax.tree.leaves(case.params)),
+                "parameter_bytes": parameter_bytes(case.params),
+            }
+            programs = dict(compile_case(case))
+            entry["programs"] = programs
+        except jax.errors.JaxRuntimeError as error:
+            entry = {"skipped": f"cannot be compiled: {first_line(error)}"}
+        print(json.dumps({"case": name, "entry": entry}), flush=True)
+
+
+if __name__ == "__main__":
+    tyro.cli(main, prog="python -m examples.benchmarks.compiled")

@@ -1,0 +1,103 @@
+"""The file of results: one entry for each case of each part, merged as they come."""
+
+import contextlib
+import fcntl
+import importlib.metadata
+import os
+import pathlib
+import platform
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from examples.finetune.files import read_json, write_json
+
+Entry = dict[str, Any]
+
+# Whose versions a measurement may depend on.
+_PACKAGES = (
+    *("mofo_jax", "jax", "jaxlib", "optax", "numpy", "libtpu"),
+    *("jax-cuda13-plugin", "torch"),
+)
+
+
+def file_name(device_kind: str) -> str:
+    """A device's name as a file name, `nvidia-h100-80gb-hbm3`."""
+    return re.sub(r"[^a-z0-9.]+", "-", device_kind.lower()).strip("-")
+
+
+def environment() -> Entry:
+    """The machine and the versions that a measurement comes from."""
+    versions = {}
+    for package in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return {
+        "cores": _cores(),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        **versions,
+    }
+
+
+class Results:
+    """The entries of one kind of device, in a JSON file and a picture beside it.
+
+    Attributes:
+      path: the JSON file.
+    """
+
+    def __init__(self, directory: pathlib.Path, device_kind: str) -> None:
+        """Makes the directory if there is none."""
+        directory.mkdir(parents=True, exist_ok=True)
+        self.path = directory / f"{file_name(device_kind)}.json"
+        self._device = device_kind
+
+    @property
+    def picture(self) -> pathlib.Path:
+        """The PNG file beside the JSON file."""
+        return self.path.with_suffix(".png")
+
+    def read(self) -> dict[str, dict[str, Entry]]:
+        """All entries, by part and case.
+
+        Raises:
+          InputError: the file is damaged.
+        """
+        return (read_json(self.path) or {}).get("parts", {})
+
+    def put(self, part: str, case: str, entry: Entry) -> None:
+        """Adds an entry, in place of an older one of the same case.
+
+        An entry that only says why there is nothing leaves an older measurement alone:
+        not every environment can take every part.
+
+        Args:
+          part: of the benchmark.
+          case: of the part.
+          entry: the measurements, or `skipped` with a reason.
+        """
+        with _locked(self.path.parent):
+            parts = self.read()
+            cases = parts.setdefault(part, {})
+            if "skipped" in entry and "skipped" not in cases.get(case, entry):
+                return
+            cases[case] = {**entry, "environment": environment()}
+            write_json(self.path, {"device": self._device, "parts": parts})
+
+
+@contextlib.contextmanager
+def _locked(directory: pathlib.Path) -> Iterator[None]:
+    """Keeps other processes from merging into the same directory meanwhile."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _cores() -> int | None:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()

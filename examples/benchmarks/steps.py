@@ -1,0 +1,188 @@
+"""Part `steps`: whole donated steps of each optimizer, timed in turn.
+
+All of them step the same parameters, moments and gradients, whose buffers they hand on
+to one another: MoFO's state is AdamW's, and so a large tree needs no more memory than
+one optimizer does.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import mofo_jax
+from examples.benchmarks import rivals, timing
+from examples.benchmarks.programs import Program, bare_step, build, free_bytes
+from examples.benchmarks.trees import Tree, whole
+
+Entry = dict[str, Any]
+
+BASELINE = "adamw"
+MOFO = "mofo"
+RIVALS: dict[str, rivals.KthLargest] = {
+    "lax.top_k": rivals.kth_by_top_k,
+    "jnp.sort": rivals.kth_by_sort,
+}
+COMMON = {"learning_rate": 1e-4, "weight_decay": 0.0}
+# Room that is left to the rest of the process and of the machine.
+MEMORY_SHARE = 0.95
+# What tells whether a rival would be too slow on a larger tree.
+_PROBE = whole((1024, 1024))
+
+
+class Settings(NamedTuple):
+    """How the steps are timed.
+
+    Attributes:
+      rounds: timed steps of each optimizer.
+      seconds: for the timed steps of one; slow ones get fewer rounds.
+      slowest: a rival whose step would take longer is left out.
+    """
+
+    rounds: int
+    seconds: float
+    slowest: float
+
+
+def optimizers(
+    tree: Tree, momenta: str
+) -> dict[str, Callable[[], optax.GradientTransformation]]:
+    """What is compared, by name; the baseline comes first."""
+    common = {**COMMON, "mu_dtype": momenta}
+    mofo = functools.partial(mofo_jax.mofo, **common, block_axes=dict(tree.block_axes))
+    return {
+        BASELINE: functools.partial(optax.adamw, **common),
+        MOFO: mofo,
+        'mofo, ties="exact"': functools.partial(mofo, ties="exact"),
+        **{
+            name: functools.partial(
+                rivals.filtered_adamw, kth_largest, tree.block_axes, **common
+            )
+            for name, kth_largest in RIVALS.items()
+        },
+    }
+
+
+def measure(name: str, tree: Tree, momenta: str, settings: Settings) -> Entry:
+    """Times the steps on one tree.
+
+    Args:
+      name: of the tree, for the progress bar.
+      tree: what to step.
+      momenta: the dtype in which they are kept.
+      settings: how often.
+
+    Returns:
+      For each optimizer under `arms` its times, temporary bytes and the seconds of its
+      compilation, or under `skipped` why there are none.
+    """
+    entry: Entry = {"coordinates": tree.coordinates, "tensors": len(tree.shapes)}
+    needed = tree.coordinates * (12 + jnp.dtype(momenta).itemsize)
+    reason = _too_large(needed, "parameters, moments and gradients")
+    if reason:
+        return entry | {"skipped": reason}
+    arms, programs = _programs(name, tree, momenta, settings, needed)
+    if BASELINE not in programs:
+        return entry | {"skipped": arms[BASELINE]["skipped"]}
+    work = Work(tree, optimizers(tree, momenta)[BASELINE]())
+    taken = timing.interleaved(
+        {arm: functools.partial(work.step, built) for arm, built in programs.items()},
+        rounds=settings.rounds,
+        seconds=settings.seconds,
+        description=f"{name}, {momenta}",
+    )
+    for arm, row in timing.rows(taken, BASELINE).items():
+        arms[arm] = row | built_row(programs[arm])
+    return entry | {"arms": arms}
+
+
+def built_row(program: Program) -> dict[str, Any]:
+    """What is told of a compiled program."""
+    return {
+        "temporary_bytes": program.temporary_bytes,
+        "lowering_seconds": program.lowering_seconds,
+        "compile_seconds": program.compile_seconds,
+    }
+
+
+class Work:
+    """Parameters, state and gradients that any optimizer's program can step."""
+
+    def __init__(self, tree: Tree, optimizer: optax.GradientTransformation) -> None:
+        """Makes them, with the state of `optimizer`."""
+        keys = jax.random.split(jax.random.key(0), len(tree.shapes))
+        self.params = {
+            name: 0.02 * jax.random.normal(key, shape)
+            for key, (name, shape) in zip(keys, tree.shapes.items(), strict=True)
+        }
+        # Heavier tails than the normal distribution's, as gradients have.
+        heavier = jax.jit(lambda x: x * jnp.abs(x))
+        self.grads = {name: heavier(param) for name, param in self.params.items()}
+        self.state: Any = optimizer.init(self.params)
+
+    def step(self, program: Program) -> None:
+        """Takes one step and waits for it."""
+        self.params, self.state = program.compiled(self.params, self.state, self.grads)
+        jax.block_until_ready((self.params, self.state))
+
+
+def compile_arm(tree: Tree, optimizer: optax.GradientTransformation) -> Program:
+    """Compiles an optimizer's donated step on a tree."""
+    params = tree.abstract()
+    state = jax.eval_shape(optimizer.init, params)
+    return build(bare_step(optimizer), params, state, params)
+
+
+def _programs(
+    name: str, tree: Tree, momenta: str, settings: Settings, needed: int
+) -> tuple[dict[str, dict[str, Any]], dict[str, Program]]:
+    """Compiles what can run; for each of the rest its row says why it cannot."""
+    arms: dict[str, dict[str, Any]] = {}
+    programs: dict[str, Program] = {}
+    for arm, make in optimizers(tree, momenta).items():
+        reason = None
+        if arm in RIVALS:
+            reason = _too_slow(arm, tree, momenta, settings.slowest)
+        if not reason:
+            print(f"{name}, {momenta}: compiling {arm}", flush=True)
+            program = compile_arm(tree, make())
+            temporary = program.temporary_bytes or 0
+            reason = _too_large(needed + temporary, "the step and its temporaries")
+            if not reason:
+                programs[arm] = program
+        arms[arm] = {"skipped": reason}
+    return arms, programs
+
+
+def _too_slow(arm: str, tree: Tree, momenta: str, slowest: float) -> str | None:
+    """Why a rival is not timed on a tree, by its time on a small one."""
+    share = tree.coordinates / _PROBE.coordinates
+    if share * _probe_seconds(arm, momenta) <= slowest:
+        return None
+    return (
+        f"left out: a step would take more than {slowest:g} seconds, judged by one on "
+        f"{_PROBE.coordinates:,} coordinates"
+    )
+
+
+@functools.cache
+def _probe_seconds(arm: str, momenta: str) -> float:
+    optimizer = optimizers(_PROBE, momenta)[arm]()
+    step = functools.partial(
+        Work(_PROBE, optimizer).step, compile_arm(_PROBE, optimizer)
+    )
+    step()
+    return timing.seconds_of(step)
+
+
+def _too_large(needed: int, what: str) -> str | None:
+    """Why something does not fit into the memory there is."""
+    free = free_bytes()
+    if free is None or needed <= MEMORY_SHARE * free:
+        return None
+    return (
+        f"left out: {what} need {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free"
+    )

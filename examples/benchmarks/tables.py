@@ -1,0 +1,140 @@
+"""The stored entries as tables."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import rich.console
+import rich.table
+
+Parts = Mapping[str, Mapping[str, Mapping[str, Any]]]
+
+_TIMED = {
+    "steps": "Whole optimizer steps, as ratios to optax.adamw's of the same round",
+    "pytorch": "The same beside PyTorch",
+    "passes": "Training steps of the fine-tuning run",
+}
+
+
+def show(parts: Parts, console: rich.console.Console | None = None) -> None:
+    """Prints all entries.
+
+    Args:
+      parts: entries by part and case, as `Results.read` returns them.
+      console: where to; the standard output if it is not given.
+    """
+    console = console or rich.console.Console()
+    tables = [timed(title, parts.get(part, {})) for part, title in _TIMED.items()]
+    tables += [passes(parts.get("passes", {})), compiled(parts.get("compiled", {}))]
+    for table in tables:
+        if table.row_count:
+            console.print(table)
+    for part, cases in parts.items():
+        for case, entry in cases.items():
+            if "skipped" in entry:
+                console.print(f"{part}, {case}: {entry['skipped']}")
+
+
+def timed(title: str, cases: Mapping[str, Mapping[str, Any]]) -> rich.table.Table:
+    """The arms of every case that has some."""
+    table = _table(
+        title,
+        *("case", ""),
+        *("ms", "ratio", "least to most", "rounds", "temporary MB", "compile s"),
+    )
+    for case, entry in cases.items():
+        for arm, row in entry.get("arms", {}).items():
+            if "skipped" in row:
+                table.add_row(case, arm, "-", row["skipped"].partition(":")[0])
+                continue
+            least, median, most = row["ratio"]
+            table.add_row(
+                case,
+                arm,
+                f"{1e3 * row['seconds']:.1f}",
+                f"{median:.2f}",
+                f"{least:.2f} to {most:.2f}",
+                str(row["rounds"]),
+                _number(row.get("temporary_bytes"), 1e-6),
+                _number(row.get("compile_seconds")),
+            )
+        table.add_section()
+    return table
+
+
+def passes(cases: Mapping[str, Mapping[str, Any]]) -> rich.table.Table:
+    """How often the momenta of the real run were read, by step, dtype and kind."""
+    kinds = ("kernels", "embedding", "norms", "all")
+    table = _table(
+        "Passes over the momenta of the fine-tuning run, most and mean",
+        *("case", "step", "dtype", *kinds),
+    )
+    for case, entry in cases.items():
+        for step, dtypes in entry.get("passes", {}).items():
+            for dtype, found in dtypes.items():
+                table.add_row(
+                    *(case, step, dtype),
+                    *(
+                        f"{found[kind]['most']}, {found[kind]['mean']:.1f}"
+                        if kind in found
+                        else "-"
+                        for kind in kinds
+                    ),
+                )
+    return table
+
+
+def compiled(cases: Mapping[str, Mapping[str, Any]]) -> rich.table.Table:
+    """What was compiled for other machines: AdamW, MoFO, and what MoFO has beyond."""
+    table = _table(
+        "Compiled: temporary memory as a share of the parameters, and instructions",
+        *("case", "tensors", "", "temporary", "all-reduces", "of them in loops"),
+        *("all-gathers", "sorts", "compile s", "lowering s"),
+    )
+    for case, entry in cases.items():
+        for name, row in entry.get("programs", {}).items():
+            table.add_row(
+                *(case, str(entry["tensors"]), name),
+                _number(row["temporary_share"], digits=4),
+                *(
+                    str(row.get(key, "-"))
+                    for key in ("all_reduce", "all_reduce_in_loops")
+                ),
+                *(str(row.get(key, "-")) for key in ("all_gather", "sort")),
+                _number(row["compile_seconds"]),
+                _number(row["lowering_seconds"]),
+            )
+        if {"adamw", "mofo"} <= set(entry.get("programs", {})):
+            table.add_row("", "", "beyond AdamW", *beyond(entry["programs"]))
+        table.add_section()
+    return table
+
+
+def beyond(programs: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """MoFO's figures less AdamW's, and of seconds the ratios."""
+    ours, theirs = programs["mofo"], programs["adamw"]
+
+    def more(key: str) -> Any:
+        known = ours.get(key) is not None and theirs.get(key) is not None
+        return ours[key] - theirs[key] if known else None
+
+    counts = ("all_reduce", "all_reduce_in_loops", "all_gather", "sort")
+    return [
+        _number(more("temporary_share"), digits=4),
+        *(_number(more(key), digits=0) for key in counts),
+        *(
+            f"x {ours[key] / theirs[key]:.2f}"
+            for key in ("compile_seconds", "lowering_seconds")
+        ),
+    ]
+
+
+def _table(title: str, *headings: str) -> rich.table.Table:
+    table = rich.table.Table(title=title)
+    for heading in headings:
+        words = heading in ("", "case", "dtype")
+        table.add_column(heading, justify="left" if words else "right")
+    return table
+
+
+def _number(value: float | None, scale: float = 1.0, digits: int = 1) -> str:
+    return "-" if value is None else f"{scale * value:.{digits}f}"

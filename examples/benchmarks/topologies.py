@@ -1,0 +1,81 @@
+"""Part `compiled`: the step compiled for TPUs and GPUs that need not be here.
+
+Each topology has a process of its own: a compiler that is only there for this must not
+touch the rest of the benchmark.
+"""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import tqdm
+
+Entry = dict[str, Any]
+
+TOPOLOGIES = ("v5e:2x4", "v5p:4x4x4", "h100:1x8")
+# On a machine without a TPU its library must not ask the network for one.
+_ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+}
+
+
+def missing(topology: str) -> str | None:
+    """Which package must be installed to compile for a topology, if one must."""
+    module, package = (
+        ("jax_cuda13_plugin", "jax-cuda13-plugin and jax-cuda13-pjrt of jax's version")
+        if topology.startswith("h100:")
+        else ("libtpu", "libtpu")
+    )
+    if importlib.util.find_spec(module):
+        return None
+    return f"needs {package}, which is not installed"
+
+
+def measure(
+    topology: str, arguments: list[str], put: Callable[[str, Entry], None]
+) -> None:
+    """Compiles for one topology.
+
+    Args:
+      topology: as `compiled.mesh_of` takes it.
+      arguments: further ones of `compiled.main`.
+      put: is given each case's name and entry as soon as it is there; or, if nothing
+        can be compiled, the topology's name and why.
+    """
+    reason = missing(topology)
+    if reason:
+        put(topology, {"skipped": reason})
+        return
+    command = [sys.executable, "-m", "examples.benchmarks.compiled"]
+    with (
+        tempfile.TemporaryFile("w+") as complaints,
+        tqdm.tqdm(desc=topology, unit="case") as bar,
+        subprocess.Popen(
+            [*command, topology, *arguments],
+            env={**os.environ, **_ENVIRONMENT},
+            stdout=subprocess.PIPE,
+            stderr=complaints,
+            text=True,
+        ) as process,
+    ):
+        assert process.stdout is not None
+        for line in process.stdout:
+            if not line.startswith("{"):
+                continue
+            told = json.loads(line)
+            if "begun" in told:
+                bar.set_postfix_str(told["begun"])
+                continue
+            put(f"{topology}, {told['case']}", told["entry"])
+            bar.update()
+        if process.wait():
+            complaints.seek(0)
+            last = complaints.read().strip().splitlines()[-1:] or ["no reason given"]
+            put(topology, {"skipped": f"the compiling process failed: {last[0][:300]}"})

@@ -1,0 +1,218 @@
+"""Which axes index layers, heads and experts, in the models that people train.
+
+A layout is a table: how parameters of one layer end their paths, and which of their
+axes index heads or experts; and under which paths, and on which axis, layers are
+stacked. What the tables do not name is one block, or one a layer.
+"""
+
+from typing import Any, NamedTuple
+
+from mofo_jax import _checks
+from mofo_jax._blocks import AxisParts, PathRules
+
+UNITS = ("layer", "head", "expert")
+
+# Numbers are axes of one layer's tensor; strings name a count of heads, and cut the
+# axis into that many parts.
+_Axes = tuple[int | tuple[int, str], ...]
+
+
+class _Layout(NamedTuple):
+    """How a family of models names and shapes its parameters.
+
+    Attributes:
+      stacked: Matches the beginning of the paths whose tensors stack layers; None where
+        none does.
+      layer_axis: The axis on which they do.
+      heads: By the end of a path, the axes that index heads.
+      experts: By the end of a path, the axes that index experts.
+    """
+
+    stacked: str | None
+    layer_axis: int
+    heads: dict[str, _Axes]
+    experts: dict[str, _Axes]
+
+
+_FLAX_HEADS: dict[str, _Axes] = {
+    r"[^/]*(?i:att|mha)[^/]*/(?:query|key|value)/kernel": (1,),
+    r"[^/]*(?i:att|mha)[^/]*/(?:query|key|value)/bias": (0,),
+    r"[^/]*(?i:att|mha)[^/]*/out/kernel": (0,),
+}
+_FLAX_EXPERTS: dict[str, _Axes] = {r"experts?/(?!\d+/).+": (0,)}
+
+_LAYOUTS: dict[str, _Layout] = {
+    "linen": _Layout(
+        # `nn.scan` calls the scanned module `Scan...` if nobody does.
+        r"(?:^|/)(?:layers|blocks|Scan\w+)/(?!\d+/)",
+        0,
+        _FLAX_HEADS,
+        _FLAX_EXPERTS,
+    ),
+    "nnx": _Layout(r"(?:^|/)(?:layers|blocks)/(?!\d+/)", 0, _FLAX_HEADS, _FLAX_EXPERTS),
+    "maxtext": _Layout(
+        r"(?:^|/)decoder/(?:layers|dense_layers|moe_layers|scanned_blocks)"
+        r"(?:_outside_pipeline|_\d+_\d+)?/",
+        1,
+        {
+            # Counted from the end: GPT-3's fused kernel is [embed, 3, heads, head_dim].
+            r"(?:query|key|value|qkv_proj|wq_b|wkv_b)/kernel": (-2,),
+            r"(?:query|key|value|qkv_proj)/bias": (0,),
+            # Qwen3-Next's attention within attention merges the heads.
+            r"[^/]*(?i:attention)[^/]*(?<!attention/attention)/out/kernel": (0,),
+        },
+        {r"(?:wi|wi_0|wi_1|wo)(?:_bias)?": (0,)},
+    ),
+    "tunix": _Layout(
+        None,
+        0,
+        {
+            r"[qkv]_proj/w": (1,),
+            r"o_proj/w": (0,),
+            r"q_bias": ((0, "heads"),),
+            r"[kv]_bias": ((0, "kv_heads"),),
+            r"(?:q|k|attn_vec)_einsum/w": (0,),
+            # Queries, keys and values are the first axis.
+            r"(?:qkv|kv)_einsum/w": (0, 1),
+        },
+        {
+            r"mlp/(?:gate|up|down)_proj": (0,),
+            r"moe/(?:gating_einsum|linear)": (0,),
+        },
+    ),
+    "llama": _Layout(
+        r"^layers/(?!\d+/)",
+        0,
+        {
+            r"attention/query/(?:kernel|lora/lora_b)": ((1, "heads"),),
+            r"attention/(?:key|value)/(?:kernel|lora/lora_b)": ((1, "kv_heads"),),
+            r"attention/output/(?:kernel|lora/lora_a)": ((0, "heads"),),
+        },
+        {},
+    ),
+}
+
+
+def block_rules(
+    layout: str,
+    unit: str,
+    *,
+    heads: int | None = None,
+    kv_heads: int | None = None,
+    stacked: str | None = None,
+) -> PathRules:
+    """Makes each layer, attention head or expert a block of its own.
+
+    For `block_axes`, with the names and shapes of:
+
+    - `"linen"`: Flax Linen with `nn.MultiHeadDotProductAttention`. `nn.scan` stacks
+      layers on axis 0, in a module called `layers`, `blocks` or, by Linen itself,
+      `Scan...`. Experts are stacked by `nn.vmap`, on axis 0, in a module called
+      `experts`.
+    - `"nnx"`: Flax NNX with `nnx.MultiHeadAttention`, in lists of layers or stacked as
+      above.
+    - `"maxtext"`: MaxText's decoders, with `scan_layers`, which stacks layers on axis 1
+      (`param_scan_axis`), or without. Not under pipeline parallelism.
+    - `"tunix"`: Tunix's Gemma, Llama 3 and Qwen, which do not stack layers.
+    - `"llama"`: the Llama of `examples/finetune`, scanned or not, whose kernels keep
+      heads and their coordinates in one axis.
+
+    In Flax's layouts attention is what has `att` or `mha` in its name. Biases of heads
+    and experts go with their kernels; a router, which chooses among experts, belongs to
+    none and is one block a layer, as are scales and sinks with one number a head.
+
+    Args:
+      layout: Whose names and shapes parameters have.
+      unit: What is a block: `"layer"`, which divides only stacked tensors, `"head"`
+        within each layer, or `"expert"` within each layer.
+      heads: How many query heads there are, for kernels that merge them with their
+        coordinates: needed by `"llama"`, and by `"tunix"` to divide Qwen 2's biases.
+      kv_heads: How many key and value heads, if not `heads`.
+      stacked: A regular expression that finds the paths whose tensors stack layers,
+        instead of the layout's own.
+
+    Returns:
+      The rules. Tensors that they do not name are one block each.
+
+    Raises:
+      ValueError: If an argument has a wrong value, or the layout needs none or lacks
+        it.
+
+    Examples:
+      >>> import mofo_jax
+      >>> rules = mofo_jax.block_rules("maxtext", "head")
+      >>> rules.value_at("params/decoder/layers/self_attention/query/kernel")
+      (1, -2)
+      >>> rules.value_at("params/decoder/layers/mlp/wi_0/kernel")
+      (1,)
+      >>> rules.value_at("params/token_embedder/embedding")
+      ()
+
+    Source: ours; blocks by head after Adam-mini (Zhang et al.,
+    `Adam-mini <https://arxiv.org/abs/2406.16793>`_, 2024).
+    """
+    _checks.check_choice("layout", layout, tuple(_LAYOUTS))
+    _checks.check_choice("unit", unit, UNITS)
+    table = _LAYOUTS[layout]
+    named = {"layer": {}, "head": table.heads, "expert": table.experts}[unit]
+    if unit == "expert" and not named:
+        raise ValueError(
+            f"`unit` must be 'layer' or 'head' for the layout {layout!r}, which has no "
+            f"experts, got {unit!r}"
+        )
+    counts = _counts_of_heads(layout, named, heads, kv_heads)
+    beginning = table.stacked if stacked is None else stacked
+    rules: dict[str, Any] = {}
+    for end, axes in named.items():
+        divided = _divided(axes, counts)
+        if beginning is not None:
+            moved = tuple(_moved(entry, table.layer_axis) for entry in divided)
+            rules[f"(?:{beginning})(?:.*/)?{end}$"] = (table.layer_axis, *moved)
+        rules[f"(?:^|/){end}$"] = divided
+    if beginning is not None:
+        rules[beginning] = (table.layer_axis,)
+    return PathRules(rules, default=())
+
+
+def _counts_of_heads(
+    layout: str, named: dict[str, _Axes], heads: int | None, kv_heads: int | None
+) -> dict[str, int | None]:
+    """Checks the counts of heads against what the layout's table asks for."""
+    merges = any(not isinstance(axis, int) for axes in named.values() for axis in axes)
+    counts = {"heads": heads, "kv_heads": heads if kv_heads is None else kv_heads}
+    for name, count in (("heads", heads), ("kv_heads", kv_heads)):
+        if count is None:
+            continue
+        if not merges:
+            raise ValueError(
+                f"`{name}` must be None for this `unit` and the layout {layout!r}, "
+                f"which keep heads in an axis of their own, got {count!r}"
+            )
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise ValueError(f"`{name}` must be an integer >= 1, got {count!r}")
+    if kv_heads is not None and heads is None:
+        raise ValueError(f"`heads` must be given with `kv_heads`, got {heads!r}")
+    if layout == "llama" and merges and heads is None:
+        raise ValueError(
+            "`heads` must be given for the layout 'llama', whose kernels keep heads "
+            f"and their coordinates in one axis, got {heads!r}"
+        )
+    return counts
+
+
+def _divided(axes: _Axes, counts: dict[str, int | None]) -> tuple[int | AxisParts, ...]:
+    """Returns the entries of `block_axes`; an axis of uncounted heads stays whole."""
+    entries: list[int | AxisParts] = []
+    for axis in axes:
+        if isinstance(axis, int):
+            entries.append(axis)
+        elif (count := counts[axis[1]]) is not None:
+            entries.append(AxisParts(axis[0], count))
+    return tuple(entries)
+
+
+def _moved(entry: int | AxisParts, layer_axis: int) -> int | AxisParts:
+    """Returns an entry's place once an axis of layers has been put in."""
+    if isinstance(entry, AxisParts):
+        return entry._replace(axis=entry.axis + (entry.axis >= layer_axis))
+    return entry + (entry >= layer_axis)
