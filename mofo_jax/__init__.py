@@ -21,6 +21,7 @@ from mofo_jax._fisher import keep_fisher as keep_fisher
 from mofo_jax._fisher import scale_by_natural_gradient as scale_by_natural_gradient
 from mofo_jax._half_fine_tuning import CATEGORIES as CATEGORIES
 from mofo_jax._half_fine_tuning import half_fine_tuning as half_fine_tuning
+from mofo_jax._layouts import block_rules as block_rules
 from mofo_jax._mofo import mofo as mofo
 from mofo_jax._mofo import scale_by_mofo as scale_by_mofo
 from mofo_jax._padam import scale_by_padam as scale_by_padam
@@ -56,6 +57,7 @@ __all__ = (
     "PullToStartState",
     "ScaleByNaturalGradientState",
     "SelectiveProjectionDecayState",
+    "block_rules",
     "control_fraction",
     "distance_from_start",
     "elastic_weight_consolidation",

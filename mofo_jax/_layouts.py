@@ -5,6 +5,7 @@ axes index heads or experts; and under which paths, and on which axis, layers ar
 stacked. What the tables do not name is one block, or one a layer.
 """
 
+import re
 from typing import Any, NamedTuple
 
 from mofo_jax import _checks
@@ -161,6 +162,8 @@ def block_rules(
             f"experts, got {unit!r}"
         )
     counts = _counts_of_heads(layout, named, heads, kv_heads)
+    if stacked is not None:
+        _check_expression(stacked)
     beginning = table.stacked if stacked is None else stacked
     rules: dict[str, Any] = {}
     for end, axes in named.items():
@@ -172,6 +175,16 @@ def block_rules(
     if beginning is not None:
         rules[beginning] = (table.layer_axis,)
     return PathRules(rules, default=())
+
+
+def _check_expression(stacked: str) -> None:
+    """Raises ValueError if the expression is malformed."""
+    try:
+        re.compile(stacked)
+    except re.error as error:
+        raise ValueError(
+            f"`stacked` must be a regular expression, got {stacked!r}: {error}"
+        ) from error
 
 
 def _counts_of_heads(

@@ -1,7 +1,7 @@
 """Ready rules for block axes, on the parameter trees of real models.
 
-Flax's models and our Llama are built abstractly. MaxText and Tunix need environments of
-their own: their trees are written down with the names and shapes of their sources.
+Flax's models are built abstractly here, and our Llama in `finetune/test_layout.py`; for
+trainers' own models see `test_layouts_of_maxtext.py` and `test_layouts_of_tunix.py`.
 """
 
 import math
@@ -10,20 +10,14 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from flax import nnx
 
 import mofo_jax
-from examples.finetune import lora
-from examples.finetune.llama import Llama, LlamaConfig
 from mofo_jax import _blocks
-from tests.helpers import random_generator
 
 # Layers, width, heads, key-value heads, width of a head, feed-forward, experts, words.
 L, D, N, K, H, F, E, V = 3, 8, 4, 2, 5, 16, 6, 32
-
-Shapes = dict[str, tuple[int, ...]]
 
 
 def blocks(rules: mofo_jax.PathRules, tree: Any) -> dict[str, int]:
@@ -38,7 +32,7 @@ def blocks(rules: mofo_jax.PathRules, tree: Any) -> dict[str, int]:
     return counts
 
 
-def abstract(shapes: Shapes) -> dict[str, Any]:
+def abstract(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
     """Returns the nested tree of parameters whose paths and shapes are given."""
     tree: dict[str, Any] = {}
     for path, shape in shapes.items():
@@ -55,19 +49,6 @@ def check(rules: mofo_jax.PathRules, tree: Any, divided: dict[str, int]) -> None
     counts = blocks(rules, tree)
     assert divided.keys() <= counts.keys(), divided.keys() - counts.keys()
     assert counts == dict.fromkeys(counts, 1) | divided
-
-
-def ends(tree: Any, numbers: dict[str, int]) -> dict[str, int]:
-    """Returns the number for each path, by the first end that is the path's own."""
-    paths = [
-        _blocks.path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)
-    ]
-    found = {}
-    for path in paths:
-        matching = [number for end, number in numbers.items() if path.endswith(end)]
-        assert matching, f"no expectation for {path}"
-        found[path] = matching[0]
-    return found
 
 
 class LinenBlock(nn.Module):
@@ -158,7 +139,8 @@ class NNXBlock(nnx.Module):
 
 def stacked(number: int, make: Any, rngs: nnx.Rngs) -> Any:
     """Returns a module whose parameters are those of several, on axis 0."""
-    return nnx.vmap(make, in_axes=0, out_axes=0)(rngs.split(number))
+    mapped = nnx.vmap(make, in_axes=0, out_axes=0)
+    return nnx.split_rngs(splits=number)(mapped)(rngs)
 
 
 class NNXModel(nnx.Module):
@@ -187,8 +169,8 @@ def test_flax_nnx(scanned: bool, unit: str) -> None:
     in_layer = NNX if unit == "head" else {}
     if unit == "expert":
         in_layer = {"experts/kernel": E, "experts/bias": E}
-    # As at `init`, as at `update`, and as a plain dict.
-    for tree in (wrapped, nnx.pure(wrapped), nnx.to_pure_dict(wrapped)):
+    # Wrapped as `init` gets it, and bare as `update` does.
+    for tree in (wrapped, nnx.to_pure_dict(wrapped)):
         counts = {}
         for path in blocks(mofo_jax.block_rules("nnx", "layer"), tree):
             if not path.startswith("layers/"):
@@ -201,61 +183,36 @@ def test_flax_nnx(scanned: bool, unit: str) -> None:
         check(mofo_jax.block_rules("nnx", unit), tree, counts)
 
 
-LLAMA = LlamaConfig(
-    vocab_size=V,
-    hidden_size=D,
-    intermediate_size=F,
-    num_layers=L,
-    num_heads=N,
-    num_kv_heads=K,
-    head_dim=2 * H,
-    rope_theta=1e4,
-    norm_eps=1e-5,
-    max_positions=32,
-    tied_embedding=False,
+def test_other_names_of_stacks() -> None:
+    tree = abstract({"params/encoder/tower/w": (L, D), "params/head/w": (D, V)})
+    rules = mofo_jax.block_rules("linen", "layer", stacked="^params/encoder/")
+    check(rules, tree, {"params/encoder/tower/w": L})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("flax", "layer"), "`layout` must be 'linen' or 'nnx' or .*, got 'flax'"),
+        (("nnx", "row"), "`unit` must be 'layer' or 'head' or 'expert', got 'row'"),
+        (
+            ("llama", "expert"),
+            "`unit` must be 'layer' or 'head' for the layout 'llama'",
+        ),
+        (("llama", "head"), "`heads` must be given for the layout 'llama'"),
+        (("llama", "head", 0), "`heads` must be an integer >= 1, got 0"),
+        (("llama", "head", 4, 2.0), "`kv_heads` must be an integer >= 1, got 2.0"),
+        (("tunix", "head", None, 2), "`heads` must be given with `kv_heads`"),
+        (("nnx", "head", 4), "`heads` must be None for this `unit` .* 'nnx'"),
+        (("llama", "layer", 4), "`heads` must be None for this `unit`"),
+    ],
 )
-LLAMA_HEADS = {
-    "attention/query/kernel": N,
-    "attention/key/kernel": K,
-    "attention/value/kernel": K,
-    "attention/output/kernel": N,
-    "attention/query/lora/lora_b": N,
-    "attention/key/lora/lora_b": K,
-    "attention/value/lora/lora_b": K,
-    "attention/output/lora/lora_a": N,
-}
+def test_arguments_that_do_not_fit(arguments: tuple, words: str) -> None:
+    layout, unit, *counts = arguments
+    named = dict(zip(("heads", "kv_heads"), counts, strict=False))
+    with pytest.raises(ValueError, match=words):
+        mofo_jax.block_rules(layout, unit, **named)
 
 
-@pytest.mark.parametrize("scanned", [True, False])
-@pytest.mark.parametrize("adapter", [None, lora.Adapter(2, 2)])
-@pytest.mark.parametrize("unit", ["layer", "head"])
-def test_our_llama(scanned: bool, adapter: lora.Adapter | None, unit: str) -> None:
-    model = nnx.eval_shape(
-        lambda: Llama(LLAMA, rngs=nnx.Rngs(0), scan_layers=scanned, adapter=adapter)
-    )
-    tree = nnx.to_pure_dict(nnx.state(model))
-    counted = {"heads": N, "kv_heads": K} if unit == "head" else {}
-    rules = mofo_jax.block_rules("llama", unit, **counted)
-    in_layer = LLAMA_HEADS if unit == "head" else {}
-    counts = {}
-    for path in blocks(rules, tree):
-        own = path.removeprefix("layers/")
-        if not scanned and own != path:
-            own = own.partition("/")[2]
-        layers = L if scanned and path.startswith("layers/") else 1
-        counts[path] = layers * in_layer.get(own, 1)
-    check(rules, tree, counts)
-
-
-def test_each_head_moves_its_share() -> None:
-    random = random_generator()
-    # The heads' momenta are of different sizes: as one block the largest would win.
-    sizes = np.repeat([1.0, 10.0, 100.0, 1000.0], 2 * H)
-    kernel = random.normal(size=(L, D, N * 2 * H)) * sizes
-    gradients = {"layers": {"attention": {"query": {"kernel": jnp.asarray(kernel)}}}}
-    rules = mofo_jax.block_rules("llama", "head", heads=N)
-    optimizer = mofo_jax.mofo(1e-2, update_fraction=0.25, block_axes=rules)
-    updates, _ = optimizer.update(gradients, optimizer.init(gradients))
-    (update,) = jax.tree.leaves(updates)
-    per_head = np.count_nonzero(np.reshape(update, (L, D, N, 2 * H)), axis=(1, 3))
-    np.testing.assert_array_equal(per_head, np.full((L, N), D * 2 * H // 4))
+def test_a_malformed_expression_is_named() -> None:
+    with pytest.raises(ValueError, match="`stacked` must be a regular expression"):
+        mofo_jax.block_rules("linen", "layer", stacked="(")

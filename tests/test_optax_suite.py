@@ -33,6 +33,23 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformationExtraArgs]] = {
     ),
     "filtered sgd": lambda: mofo_jax.momentum_filter(optax.sgd(1e-3, momentum=0.9)),
     "filtered nadam": lambda: mofo_jax.momentum_filter(optax.nadam(1e-2)),
+    "filtered lion": lambda: mofo_jax.momentum_filter(optax.lion(1e-3)),
+    "filtered adan": lambda: mofo_jax.momentum_filter(optax.adan(1e-2)),
+    "filtered padam": lambda: mofo_jax.momentum_filter(
+        optax.chain(
+            mofo_jax.scale_by_padam(exponent=0.75), optax.scale_by_learning_rate(1e-2)
+        ),
+        update_fraction=0.5,
+    ),
+    "by adam's ratio, the rest a tenth": functools.partial(
+        mofo_jax.mofo, 1e-2, score="adam_ratio", rest=0.1
+    ),
+    "at random": functools.partial(
+        mofo_jax.mofo, 1e-2, score="random", update_fraction=0.5
+    ),
+    "the whole model": functools.partial(
+        mofo_jax.mofo, 1e-2, block_axes="model", update_fraction=0.5
+    ),
 }
 
 
@@ -118,6 +135,7 @@ def test_every_number_may_be_injected(ties: str) -> None:
         "eps_root",
         "weight_decay",
         "update_fraction",
+        "rest",
     }
     numbers: dict[str, Any] = {"learning_rate": 1e-2, **NUMBERS, "weight_decay": 0.1}
     plain = mofo_jax.mofo(**numbers, ties=ties)

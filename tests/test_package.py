@@ -9,12 +9,39 @@ import sys
 import mofo_jax
 
 PUBLIC = {
+    "AxisParts",
+    "CATEGORIES",
+    "ControlFractionState",
+    "Distance",
+    "ElasticWeightConsolidationState",
+    "KeepFisherState",
     "NORMS_AND_BIASES",
     "PathRules",
+    "PullToStartState",
+    "ScaleByNaturalGradientState",
+    "SelectiveProjectionDecayState",
+    "block_rules",
+    "control_fraction",
+    "distance_from_start",
+    "elastic_weight_consolidation",
+    "ever_moved_share",
+    "fisher_information",
+    "half_fine_tuning",
+    "interpolate_weights",
+    "keep_fisher",
     "magnitude_threshold",
+    "mask_overlap",
     "mofo",
     "momentum_filter",
+    "prune_difference",
+    "pull_to_start",
     "scale_by_mofo",
+    "scale_by_natural_gradient",
+    "scale_by_padam",
+    "scores",
+    "selected_share",
+    "selection_passes",
+    "selective_projection_decay",
     "top_fraction_mask",
 }
 
@@ -33,7 +60,7 @@ def test_the_public_names_are_these() -> None:
     visible = {name for name in vars(mofo_jax) if not name.startswith("_")}
     assert visible == PUBLIC
     modules = {module.name for module in pkgutil.iter_modules(mofo_jax.__path__)}
-    assert all(name.startswith("_") for name in modules)
+    assert {name for name in modules if not name.startswith("_")} == {"scores"}
 
 
 def test_the_version_is_that_of_the_distribution() -> None:

@@ -91,10 +91,10 @@ def cases(
     few = dataclasses.replace(LLAMA_7B, num_layers=min(layers, training_layers))
     tree = llama(config)
     found: dict[str, Callable[[], Case]] = {
-        f"bare step, {layers} layers": lambda: _on_tree(tree, mesh, clips=False),
-        f"clipped step, {layers} layers": lambda: _on_tree(tree, mesh, clips=True),
-        f"training step, {few.num_layers} layers": lambda: _training(few, mesh, False),
-        f"training step, {layers} layers scanned": lambda: _training(
+        f"bare step, {_layers(config)}": lambda: _on_tree(tree, mesh, clips=False),
+        f"clipped step, {_layers(config)}": lambda: _on_tree(tree, mesh, clips=True),
+        f"training step, {_layers(few)}": lambda: _training(few, mesh, False),
+        f"training step, {_layers(config)} scanned": lambda: _training(
             config, mesh, True
         ),
     }
@@ -103,6 +103,11 @@ def cases(
             _huge(mesh.size), mesh, clips=False
         )
     return found
+
+
+def _layers(config: LlamaConfig) -> str:
+    whole, some = LLAMA_7B.num_layers, config.num_layers
+    return f"{whole} layers" if some == whole else f"{some} of {whole} layers"
 
 
 def _huge(devices: int) -> Tree:

@@ -11,8 +11,8 @@ Run it with `python -m examples.benchmarks.optimizer_step`. Its parts:
   memory, collectives, sorts and seconds of compilation.
 
 The results go to one JSON file for each kind of device, where every entry stays until
-the same case is measured again, and to a picture beside it. Parts may thus be run one by
-one and in different environments: `compiled` needs libtpu or the plug-ins for CUDA,
+the same case is measured again, and to a picture beside it. Parts may thus be run one
+by one and in different environments: `compiled` needs libtpu or the plug-ins for CUDA,
 `pytorch` needs torch. What cannot run leaves an entry that says why.
 """
 

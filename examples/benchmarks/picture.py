@@ -81,6 +81,7 @@ def draw(path: pathlib.Path, parts: Parts, device: str) -> bool:
         height += 1
     axes.set_yticks([*ticks], [*ticks.values()])
     axes.set(xscale="log", xlabel="time of a step / optax.adamw's in the same round")
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.axvline(1, color="0.35", linewidth=0.8)
     axes.set_ylim(height - 0.5, -1)
     least = min(bar.least for group in groups.values() for bar in group)

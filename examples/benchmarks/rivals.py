@@ -66,15 +66,19 @@ def filtered_adamw(
     """
     inner = optax.adamw(**adamw)
 
-    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        updates, state = inner.update(grads, state, params)
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        stepped, state = inner.update(updates, state, params)
+        proposed: Any = stepped
+        mu: Any = optax.tree.get(state, "mu")
 
-        def keep(update: jax.Array, mu: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+        def keep(step: jax.Array, mu: jax.Array, axes: tuple[int, ...]) -> jax.Array:
             moves = mask(mu, fraction, kth_largest, axes) & (mu != 0)
-            return jnp.where(moves, update, 0)
+            return jnp.where(moves, step, 0)
 
-        mu = optax.tree.get(state, "mu")
-        kept = {name: keep(updates[name], mu[name], block_axes[name]) for name in mu}
+        kept = {
+            name: keep(step, mu[name], block_axes[name])
+            for name, step in proposed.items()
+        }
         return kept, state
 
     return optax.GradientTransformation(inner.init, update)

@@ -8,6 +8,9 @@ import rich.table
 
 Parts = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
+# Of tables that go into a file.
+FILE_WIDTH = 180
+
 _TIMED = {
     "steps": "Whole optimizer steps, as ratios to optax.adamw's of the same round",
     "pytorch": "The same beside PyTorch",
@@ -23,6 +26,8 @@ def show(parts: Parts, console: rich.console.Console | None = None) -> None:
       console: where to; the standard output if it is not given.
     """
     console = console or rich.console.Console()
+    if not console.is_terminal:
+        console.width = FILE_WIDTH
     tables = [timed(title, parts.get(part, {})) for part, title in _TIMED.items()]
     tables += [passes(parts.get("passes", {})), compiled(parts.get("compiled", {}))]
     for table in tables:
@@ -42,13 +47,14 @@ def timed(title: str, cases: Mapping[str, Mapping[str, Any]]) -> rich.table.Tabl
         *("ms", "ratio", "least to most", "rounds", "temporary MB", "compile s"),
     )
     for case, entry in cases.items():
+        label = case
         for arm, row in entry.get("arms", {}).items():
             if "skipped" in row:
-                table.add_row(case, arm, "-", row["skipped"].partition(":")[0])
+                table.add_row(label, arm, "-", row["skipped"].partition(":")[0])
                 continue
             least, median, most = row["ratio"]
             table.add_row(
-                case,
+                label,
                 arm,
                 f"{1e3 * row['seconds']:.1f}",
                 f"{median:.2f}",
@@ -57,6 +63,11 @@ def timed(title: str, cases: Mapping[str, Mapping[str, Any]]) -> rich.table.Tabl
                 _number(row.get("temporary_bytes"), 1e-6),
                 _number(row.get("compile_seconds")),
             )
+            label = ""  # Only beside the first row.
+        if "mofo_beside_topk" in entry:
+            least, median, most = entry["mofo_beside_topk"]
+            spread = f"{least:.3f} to {most:.3f}"
+            table.add_row("", "mofo / by torch.topk", "", f"{median:.3f}", spread)
         table.add_section()
     return table
 
@@ -91,9 +102,11 @@ def compiled(cases: Mapping[str, Mapping[str, Any]]) -> rich.table.Table:
         *("all-gathers", "sorts", "compile s", "lowering s"),
     )
     for case, entry in cases.items():
+        label = case, str(entry.get("tensors"))
         for name, row in entry.get("programs", {}).items():
             table.add_row(
-                *(case, str(entry["tensors"]), name),
+                *label,
+                name,
                 _number(row["temporary_share"], digits=4),
                 *(
                     str(row.get(key, "-"))
@@ -103,6 +116,7 @@ def compiled(cases: Mapping[str, Mapping[str, Any]]) -> rich.table.Table:
                 _number(row["compile_seconds"]),
                 _number(row["lowering_seconds"]),
             )
+            label = "", ""  # Only beside the first row.
         if {"adamw", "mofo"} <= set(entry.get("programs", {})):
             table.add_row("", "", "beyond AdamW", *beyond(entry["programs"]))
         table.add_section()
@@ -132,7 +146,7 @@ def _table(title: str, *headings: str) -> rich.table.Table:
     table = rich.table.Table(title=title)
     for heading in headings:
         words = heading in ("", "case", "dtype")
-        table.add_column(heading, justify="left" if words else "right")
+        table.add_column(heading, justify="left" if words else "right", no_wrap=words)
     return table
 
 

@@ -26,6 +26,7 @@ def interleaved(
     rounds: int,
     seconds: float,
     description: str,
+    pause: float = 0.0,
 ) -> Seconds:
     """Times steps in rounds, each step once a round.
 
@@ -36,6 +37,7 @@ def interleaved(
       seconds: a step that would take longer than this in all gets fewer rounds, at
         least one, by the time of its first call.
       description: of the progress bar.
+      pause: seconds before each timed call.
 
     Returns:
       For each step its times, by round; slow steps took part in the first rounds only.
@@ -51,6 +53,7 @@ def interleaved(
         for number in range(rounds):
             for name, step in steps.items():
                 if number < wanted[name]:
+                    time.sleep(pause)
                     taken[name].append(seconds_of(step))
                     bar.update()
     return taken

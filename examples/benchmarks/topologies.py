@@ -18,8 +18,10 @@ import tqdm
 Entry = dict[str, Any]
 
 TOPOLOGIES = ("v5e:2x4", "v5p:4x4x4", "h100:1x8")
-# On a machine without a TPU its library must not ask the network for one.
+# On a machine without a TPU its library must not ask the network for one; and this
+# process may have it loaded already, which it takes for two processes on one TPU.
 _ENVIRONMENT = {
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",

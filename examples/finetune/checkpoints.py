@@ -3,7 +3,7 @@
 settings.json            what the run computes; other settings are refused
 base.json, base.npz      the base model's measurements and final hidden states
 arms/NAME/arm.json       the arm's learning rate
-arms/NAME/checkpoints/   Orbax: parameters, optimizer state, data position, progress
+arms/NAME/checkpoints/   Orbax: what is trained, optimizer state, position, progress
 arms/NAME/metrics.jsonl  one line a logged step
 arms/NAME/result.json    the finished arm's measurements
 tensorboard/NAME/        the logged steps again, where tensorboardX is installed

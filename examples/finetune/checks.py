@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from examples.finetune.config import Config, learning_rates, option
 from examples.finetune.errors import InputError
-from examples.finetune.optimizers import OPTIMIZERS
+from examples.finetune.optimizers import NEEDS_FISHER, OPTIMIZERS
 
 # Names that are measured in any case.
 RESERVED = ("task", "knowledge", "prose", "code", "task_prompts")
@@ -19,6 +19,7 @@ SMALLEST = {
     "accumulation_steps": 1,
     "sequence_length": 2,
     "lora": 0,
+    "fisher_sequences": 1,
     "seed": 0,
     "checkpoint_every": 1,
     "log_every": 1,
@@ -51,6 +52,11 @@ def check_options(config: Config) -> None:
         config.warmup_steps < config.steps,
         f"below --steps, {config.steps}",
     )
+    _require(config, "rest", 0 <= config.rest < 1, "in [0, 1)")
+    _require(config, "exponent", 0 <= config.exponent <= 1, "in [0, 1]")
+    _require(config, "strength", 0 <= config.strength < math.inf, ">= 0")
+    _require(config, "damping", 0 < config.damping < math.inf, "positive")
+    _require(config, "after_share", 0 < config.after_share <= 1, "in (0, 1]")
     _check_optimizers(config)
     if config.lora_alpha is not None:
         positive = 0 < config.lora_alpha < math.inf
@@ -79,6 +85,8 @@ def _check_optimizers(config: Config) -> None:
             raise InputError(f"--optimizer must be of {known}, got {name!r}")
         if config.optimizer.count(name) > 1:
             raise InputError(f"--optimizer names {name} twice")
+        if config.lora and name in (*NEEDS_FISHER, "half"):
+            raise InputError(f"--optimizer {name} trains kernels, which --lora freezes")
     learning_rates(config)
 
 

@@ -69,6 +69,24 @@ class Config:
     frozen, and merge them at the end; 0 trains the parameters themselves."""
     lora_alpha: float | None = None
     """LoRA's factors are scaled by this over their rank; by 1 if it is not given."""
+    rest: float = 0.0
+    """Part of their step that the other coordinates take, in [0, 1)."""
+    exponent: float = 0.75
+    """Of the second moment, for padam, mofo_padam and mofo_gain, in [0, 1]; Adam's
+    is 0.5."""
+    strength: float = 0.1
+    """Of the pull to the start, for l2, l1, ewc and projection."""
+    damping: float = 1e-6
+    """Added to the Fisher information, for natural_gradient and mofo_fisher."""
+    fisher_sequences: int = 16
+    """Sequences that the base model writes for its Fisher information, for
+    natural_gradient, mofo_fisher and ewc."""
+    after: Literal["nothing", "interpolate", "prune"] = "nothing"
+    """What is done to the trained parameters before they are measured: interpolate
+    them with the start (WiSE-FT), or undo all but the most important changes (FAPM)."""
+    after_share: float = 0.5
+    """For --after: the share of the way that is gone, or of the changes that stay, in
+    (0, 1]."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """Course of the learning rate after the warm-up; cosine falls to zero."""
     warmup_steps: int = WARMUP_STEPS

@@ -1,4 +1,4 @@
-"""Greedy decoding in batches, with a key-value cache."""
+"""Decoding in batches, with a key-value cache."""
 
 import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -35,8 +35,9 @@ def decode(
     *,
     max_new_tokens: int,
     stop_ids: tuple[int, ...],
+    key: jax.Array | None = None,
 ) -> jax.Array:
-    """Continues prompts by the likeliest token until each has stopped.
+    """Continues prompts by the likeliest token, or by drawing, until each has stopped.
 
     Args:
       graph: the model's structure.
@@ -45,6 +46,7 @@ def decode(
       lengths_B: int32, the prompts' lengths; a row of length 0 is not continued.
       max_new_tokens: N, at least 1.
       stop_ids: at least one token id; the first one written is a row's last.
+      key: draws each token as the model predicts it; None takes the likeliest.
 
     Returns:
       int32 [B, N]; after its last token a row is filled with `stop_ids[0]`.
@@ -55,9 +57,15 @@ def decode(
     slots_S = jnp.arange(P + max_new_tokens)
     prompt_BxS = slots_S[None, :] < lengths_B[:, None]
 
-    def likeliest(hidden_BxD: jax.Array, stopped_B: jax.Array) -> jax.Array:
-        tokens_B = jnp.argmax(model.logits(hidden_BxD), axis=-1).astype(jnp.int32)
-        return jnp.where(stopped_B, stop[0], tokens_B)
+    def chosen(
+        hidden_BxD: jax.Array, stopped_B: jax.Array, step: jax.Array
+    ) -> jax.Array:
+        logits_BxV = model.logits(hidden_BxD)
+        if key is None:
+            tokens_B = jnp.argmax(logits_BxV, axis=-1)
+        else:
+            tokens_B = jax.random.categorical(jax.random.fold_in(key, step), logits_BxV)
+        return jnp.where(stopped_B, stop[0], tokens_B.astype(jnp.int32))
 
     def advance(now: _Decoding) -> _Decoding:
         stopped_B = now.stopped_B | jnp.isin(now.last_B, stop)
@@ -69,8 +77,8 @@ def decode(
             (prompt_BxS | new_1xS[None, :])[:, None, :],
             now.cache,
         )
-        next_B = likeliest(hidden_Bx1xD[:, 0], stopped_B)
         step = now.step + 1
+        next_B = chosen(hidden_Bx1xD[:, 0], stopped_B, step)
         answers_BxN = now.answers_BxN.at[:, step].set(next_B, mode="drop")
         return _Decoding(step, next_B, stopped_B, answers_BxN, cache)
 
@@ -86,9 +94,8 @@ def decode(
     )
     ends_Bx1x1 = jnp.maximum(lengths_B - 1, 0)[:, None, None]
     stopped_B = lengths_B == 0
-    first_B = likeliest(
-        jnp.take_along_axis(hidden_BxPxD, ends_Bx1x1, axis=1)[:, 0], stopped_B
-    )
+    last_BxD = jnp.take_along_axis(hidden_BxPxD, ends_Bx1x1, axis=1)[:, 0]
+    first_B = chosen(last_BxD, stopped_B, jnp.zeros((), jnp.int32))
     answers_BxN = jnp.full((B, max_new_tokens), stop[0], jnp.int32)
     start = _Decoding(
         jnp.zeros((), jnp.int32),

@@ -96,7 +96,9 @@ class AdaptedLinear(nnx.LoRALinear):
 
     def __call__(self, x: jax.Array, out_sharding: Any = None) -> jax.Array:
         """Returns the frozen map of `x` and the factors' scaled product with it."""
-        frozen = nnx.Linear.__call__(self, x, out_sharding=out_sharding)
+        # Flax's first versions with LoRA do not know the argument.
+        asked = {} if out_sharding is None else {"out_sharding": out_sharding}
+        frozen = nnx.Linear.__call__(self, x, **asked)
         return frozen + self.scale * self.lora(x)
 
 

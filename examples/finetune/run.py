@@ -10,10 +10,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from examples.finetune import (
+    after,
     checks,
     data,
     evaluate,
     export,
+    fisher,
     lora,
     movement,
     parameters,
@@ -37,6 +39,7 @@ from examples.finetune.config import (
     to_json,
 )
 from examples.finetune.files import digest, write_json
+from examples.finetune.optimizers import NEEDS_FISHER
 from examples.finetune.train import Arm, train
 
 Rows = Sequence[Mapping[str, Any]]
@@ -67,6 +70,10 @@ class Setup:
     place: evaluate.Place
     training: list[data.Example]
     suite: evaluate.Suite
+
+    def begin(self) -> Any:
+        """The parameters with which every arm begins, on the devices."""
+        return parameters.place(self.start, self.places)
 
 
 def run(config: Config) -> None:
@@ -214,9 +221,10 @@ def _run_arm(setup: Setup, arm: Arm, files: ArmFiles, base: evaluate.Base) -> No
         say(f"{arm.name} is finished already")
         if not config.export:
             return
-        start = parameters.place(setup.start, setup.places)
+        start = setup.begin()
         trained, frozen = setup.trained.begin(start)
-        params = setup.trained.finish(files.restore_params(trained), frozen)
+        learned = setup.trained.finish(files.restore_params(trained), frozen)
+        params = after.change(config, learned, setup.begin)
     else:
         params = _train_and_measure(setup, arm, files, base)
     if config.export:
@@ -237,11 +245,24 @@ def _train_and_measure(
         seed=config.seed,
         pack=config.pack,
     )
-    start, frozen = part.begin(parameters.place(setup.start, setup.places))
+    start, frozen = part.begin(setup.begin())
+    information = None
+    if arm.name in NEEDS_FISHER:
+        say_step("Fisher information")
+        tokenizer = setup.source.tokenizer
+        information = fisher.of_base(config, graph, start, tokenizer, setup.place)
     trained, position = train(
-        config, arm, part.graph, start, iter(batches), setup.place, files, frozen
+        config,
+        arm,
+        part.graph,
+        start,
+        iter(batches),
+        setup.place,
+        files,
+        frozen,
+        information,
     )
-    params = part.finish(trained, frozen)
+    params = after.change(config, part.finish(trained, frozen), setup.begin)
     del trained, frozen
     say(f"Measuring {arm.name}")
     measured, answers, _ = evaluate.measure(

@@ -198,6 +198,7 @@ def train(
     place: Place,
     files: ArmFiles,
     frozen: Params | None = None,
+    fisher: Params | None = None,
 ) -> tuple[Params, Position]:
     """Trains one arm to its last step, from its newest checkpoint if it has one.
 
@@ -211,11 +212,12 @@ def train(
       files: where the arm's checkpoints and metrics go.
       frozen: the rest of the model's parameters, if `params` are not all. It is in no
         checkpoint.
+      fisher: the Fisher information, for optimizers in `optimizers.NEEDS_FISHER`.
 
     Returns:
       The final `params`, and how far the arm came.
     """
-    transformation = make(arm.name, config, arm.peak)
+    transformation = make(arm.name, config, arm.peak, fisher)
     state = init_state(transformation, params)
     params, state, position = files.restore(params, state, batches)
     passes = config.accumulation_steps
