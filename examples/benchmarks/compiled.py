@@ -91,15 +91,15 @@ def cases(
     few = dataclasses.replace(LLAMA_7B, num_layers=min(layers, training_layers))
     tree = llama(config)
     found: dict[str, Callable[[], Case]] = {
-        f"bare step, {_layers(config)}": lambda: _on_tree(tree, mesh, clips=False),
-        f"clipped step, {_layers(config)}": lambda: _on_tree(tree, mesh, clips=True),
-        f"training step, {_layers(few)}": lambda: _training(few, mesh, False),
-        f"training step, {_layers(config)} scanned": lambda: _training(
+        f"bare step, {_layers(config)}": lambda: on_tree(tree, mesh, clips=False),
+        f"clipped step, {_layers(config)}": lambda: on_tree(tree, mesh, clips=True),
+        f"training step, {_layers(few)}": lambda: training(few, mesh, False),
+        f"training step, {_layers(config)} scanned": lambda: training(
             config, mesh, True
         ),
     }
     if topology == "v5p:4x4x4":  # The others' memory is too small.
-        found["bare step, shards of 2^32"] = lambda: _on_tree(
+        found["bare step, shards of 2^32"] = lambda: on_tree(
             _huge(mesh.size), mesh, clips=False
         )
     return found
@@ -117,7 +117,9 @@ def _huge(devices: int) -> Tree:
     return whole((8192, 28672, 80), (devices * 264, 4096, 4096))
 
 
-def _on_tree(tree: Tree, mesh: Mesh, clips: bool) -> Case:
+def on_tree(tree: Tree, mesh: Mesh, clips: bool) -> Case:
+    """The optimizer's step on a tree whose matrices are split along axis 0."""
+
     def split(shape: Shape) -> NamedSharding:
         axes = ("fsdp",) if len(shape) > 1 else ()
         return NamedSharding(mesh, PartitionSpec(*axes))
@@ -126,8 +128,12 @@ def _on_tree(tree: Tree, mesh: Mesh, clips: bool) -> Case:
     return Case(bare_step, params, params, clips)
 
 
-def _training(config: LlamaConfig, mesh: Mesh, scan_layers: bool) -> Case:
-    """The step of `examples.finetune` with recomputed layers, one row a device."""
+def training(config: LlamaConfig, mesh: Mesh, scan_layers: bool) -> Case:
+    """A training step of `examples.finetune`'s Llama, one row of tokens a device.
+
+    Layers are recomputed in the backward pass and gradients are clipped; parameters
+    are split as `examples.finetune.sharding` says.
+    """
 
     def fresh() -> Llama:
         return Llama(
@@ -236,6 +242,7 @@ def main(
     topology: Annotated[str, tyro.conf.Positional],
     layers: int = LLAMA_7B.num_layers,
     training_layers: int = 4,
+    only: str = "",
 ) -> None:
     """Compiles all cases of one topology and prints what came out.
 
@@ -243,6 +250,7 @@ def main(
       topology: such as v5p:4x4x4, v5e:2x4 or h100:1x8.
       layers: of the 7B Llama.
       training_layers: of the one whose layers are compiled one by one.
+      only: part of the names of the cases that are wanted; all if it is empty.
     """
     # A program from a cache would take no time.
     jax.config.update("jax_enable_compilation_cache", False)
@@ -252,6 +260,8 @@ def main(
     # The compiler's own start.
     jax.jit(lambda x: x + 1).lower(nothing).compile()
     for name, make in cases(topology, mesh, layers, training_layers).items():
+        if only not in name:
+            continue
         print(json.dumps({"begun": name}), flush=True)
         try:
             case = make()

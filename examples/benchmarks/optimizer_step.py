@@ -64,6 +64,8 @@ class Options:
 
     topologies: tuple[str, ...] = TOPOLOGIES
     """Machines of the part compiled: TPU topologies, or h100: and hosts x GPUs."""
+    compile_only: str = ""
+    """Compile only the cases with this in their names, such as bare or training."""
     layers: int = LLAMA_7B.num_layers
     """Layers of the 7B Llama that is compiled, fewer to try the command."""
     training_layers: int = 4
@@ -124,6 +126,7 @@ def _compiled(options: Options, results: Results) -> None:
     arguments = [
         *("--layers", str(options.layers)),
         *("--training-layers", str(options.training_layers)),
+        *("--only", options.compile_only),
     ]
     for topology in options.topologies:
         topologies.measure(
@@ -158,9 +161,12 @@ def check(options: Options) -> None:
     Raises:
       InputError: a wrong value.
     """
-    for name in (*options.trees, options.pytorch_tree):
-        if name not in TREES:
-            raise InputError(f"--trees must be among {', '.join(TREES)}, got {name!r}")
+    trees = {"--trees": options.trees, "--pytorch-tree": (options.pytorch_tree,)}
+    for option, names in trees.items():
+        for name in names:
+            if name not in TREES:
+                known = ", ".join(TREES)
+                raise InputError(f"{option} must be among {known}, got {name!r}")
     least = {"rounds": 1, "run_steps": 1, "layers": 1, "training_layers": 1}
     for name, bound in least.items():
         if getattr(options, name) < bound:

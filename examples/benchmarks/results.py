@@ -74,13 +74,19 @@ class Results:
 
         Args:
           part: of the benchmark.
-          case: of the part.
+          case: of the part. One that begins with another's name and a comma is a part
+            of that one: `v5e:2x4, bare step` of `v5e:2x4`.
           entry: the measurements, or `skipped` with a reason.
         """
         with _locked(self.path.parent):
             parts = self.read()
             cases = parts.setdefault(part, {})
-            if "skipped" in entry and "skipped" not in cases.get(case, entry):
+            measured = {name for name, kept in cases.items() if "skipped" not in kept}
+            if "skipped" not in entry:
+                # Why the whole could not be measured is no longer true.
+                for name in [name for name in cases if case.startswith(f"{name}, ")]:
+                    del cases[name]
+            elif any(f"{name}, ".startswith(f"{case}, ") for name in measured):
                 return
             cases[case] = {**entry, "environment": environment()}
             write_json(self.path, {"device": self._device, "parts": parts})

@@ -68,15 +68,19 @@ def measure(
         ) as process,
     ):
         assert process.stdout is not None
-        for line in process.stdout:
-            if not line.startswith("{"):
-                continue
-            told = json.loads(line)
-            if "begun" in told:
-                bar.set_postfix_str(told["begun"])
-                continue
-            put(f"{topology}, {told['case']}", told["entry"])
-            bar.update()
+        try:
+            for line in process.stdout:
+                if not line.startswith("{"):
+                    continue
+                told = json.loads(line)
+                if "begun" in told:
+                    bar.set_postfix_str(told["begun"])
+                    continue
+                put(f"{topology}, {told['case']}", told["entry"])
+                bar.update()
+        except BaseException:  # An interruption too.
+            process.kill()
+            raise
         if process.wait():
             complaints.seek(0)
             last = complaints.read().strip().splitlines()[-1:] or ["no reason given"]

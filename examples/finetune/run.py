@@ -249,19 +249,10 @@ def _train_and_measure(
     information = None
     if arm.name in NEEDS_FISHER:
         say_step("Fisher information")
-        tokenizer = setup.source.tokenizer
-        information = fisher.of_base(config, graph, start, tokenizer, setup.place)
-    trained, position = train(
-        config,
-        arm,
-        part.graph,
-        start,
-        iter(batches),
-        setup.place,
-        files,
-        frozen,
-        information,
-    )
+        own = setup.source.tokenizer, setup.place
+        information = fisher.of_base(config, graph, start, *own)
+    given = config, arm, part.graph, start, iter(batches), setup.place, files
+    trained, position = train(*given, frozen, information)
     params = after.change(config, part.finish(trained, frozen), setup.begin)
     del trained, frozen
     say(f"Measuring {arm.name}")

@@ -134,7 +134,7 @@ def place(
     [
         ("--stepz 3", "--stepz"),
         ("--steps 0", "--steps must be >= 1"),
-        ("--optimizer adam", "--optimizer must be of adamw, mofo"),
+        ("--optimizer adam", "--optimizer must be of adamw, lion"),
         ("--model nothing", "nothing"),
         ("--model {place}/gpt2", "gpt2"),
         ("--train-file {place}/x.jsonl --task-eval-file {place}/good.jsonl", "x.jsonl"),

@@ -1,0 +1,407 @@
+"""The benchmark: what it measures with, and how it keeps what was measured."""
+
+import io
+import json
+import pathlib
+import re
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import rich.console
+from jax.sharding import Mesh
+
+import mofo_jax
+from examples.benchmarks import (
+    compiled,
+    hlo,
+    optimizer_step,
+    passes,
+    picture,
+    rivals,
+    steps,
+    tables,
+    timing,
+    topologies,
+)
+from examples.benchmarks.results import Results, file_name
+from examples.benchmarks.trees import LLAMA_7B, TREES, Tree, llama, whole
+from examples.finetune import sharding
+from examples.finetune.llama_config import LlamaConfig
+from tests.finetune import tiny
+from tests.helpers import random_generator
+
+TINY_LLAMA = LlamaConfig(32, 16, 24, 2, 2, 1, 8, 1e4, 1e-5, 64, False)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("block_axes", [(), (0,), (0, 1)])
+@pytest.mark.parametrize("name", steps.RIVALS)
+def test_rivals_select_what_we_select(
+    name: str, block_axes: tuple[int, ...], dtype: str
+) -> None:
+    values = random_generator().normal(size=(3, 4, 50)).round(1)  # With ties.
+    x = jnp.asarray(values, dtype)
+    for fraction in (0.01, 0.15, 0.5, 1.0):
+        np.testing.assert_array_equal(
+            rivals.mask(x, fraction, steps.RIVALS[name], block_axes),
+            mofo_jax.top_fraction_mask(x, fraction, block_axes=block_axes),
+        )
+
+
+@pytest.mark.parametrize("name", steps.RIVALS)
+def test_a_rivals_step_is_ours(name: str) -> None:
+    tree = Tree({"a": (2, 5, 7), "b": (31,)}, {"a": (0,), "b": ()})
+    optimizers = steps.optimizers(tree, "float32")
+    params = steps.Work(tree, optimizers["adamw"]()).params
+    grads = jax.tree.map(jnp.square, params)
+    results = []
+    for arm in (steps.MOFO, name):
+        optimizer = optimizers[arm]()
+        state = optimizer.init(params)
+        updates, _ = optimizer.update(grads, state, params)
+        results.append(updates)
+    jax.tree.map(np.testing.assert_array_equal, *results)
+    assert any((updates == 0).any() for updates in results[0].values())
+
+
+def test_torch_steps_as_we_do() -> None:
+    torch = pytest.importorskip("torch")
+    from examples.benchmarks import pytorch
+
+    rng = random_generator()
+    start, *grads = rng.normal(size=(4, 8, 9)).astype(np.float32)
+    ours = mofo_jax.mofo(1e-2)
+    params, state = jnp.asarray(start), ours.init(jnp.asarray(start))
+    theirs = torch.tensor(start, requires_grad=True)
+    optimizer = pytorch.TopKMofo([theirs], 1e-2)
+    for grad in grads:
+        updates, state = ours.update(jnp.asarray(grad), state, params)
+        params = optax.apply_updates(params, updates)
+        theirs.grad = torch.tensor(grad)
+        optimizer.step()
+    np.testing.assert_allclose(theirs.detach().numpy(), params, rtol=1e-5)
+
+
+def test_trees_have_the_sizes_of_their_models() -> None:
+    assert TREES["small"].coordinates == 39_522_304
+    assert len(TREES["small"].shapes) == 12
+    assert round(TREES["smollm2-135m"].coordinates / 1e6, 1) == 134.5
+    assert round(TREES["llama-1.2b"].coordinates / 1e9, 2) == 1.24
+    assert len(llama(LLAMA_7B).shapes) == 291
+    for name in ("smollm2-135m", "llama-1.2b"):
+        stacked = TREES[f"{name}-scanned"]
+        assert stacked.coordinates == TREES[name].coordinates
+        assert stacked.block_axes["layers/mlp/up/kernel"] == (0,)
+        assert stacked.block_axes["embed/embedding"] == ()
+
+
+def test_slow_steps_take_part_in_the_first_rounds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[str] = []
+
+    def seconds_of(step: Any) -> float:
+        step()
+        return {"quick": 0.5, "slow": 4.0, "endless": 100.0}[calls[-1]] / 2
+
+    monkeypatch.setattr(timing, "seconds_of", seconds_of)
+    taken = timing.interleaved(
+        {name: lambda name=name: calls.append(name) for name in CALLED},
+        rounds=6,
+        seconds=4.0,
+        description="",
+    )
+    # Quick ones are called once more before it counts.
+    first = ["quick", "quick", "slow", "endless"]
+    assert calls == [*first, *CALLED, "quick", "slow", *["quick"] * 4]
+    assert taken == {"quick": [0.25] * 6, "slow": [2.0] * 2, "endless": [50.0]}
+    rows = timing.rows(taken, "quick")
+    assert rows["slow"] == {"seconds": 2.0, "rounds": 2, "ratio": [8.0, 8.0, 8.0]}
+    assert timing.ratio([3.0, 1.0, 2.0], [1.0, 1.0, 1.0, 9.0]) == [1.0, 2.0, 3.0]
+
+
+CALLED = ("quick", "slow", "endless")
+
+PROGRAM = """\
+HloModule jit_step, is_scheduled=true, entry_computation_layout={(f32[8]{0})->f32[8]{0}}
+
+%add.1 (a: f32[], b: f32[]) -> f32[] {
+  ROOT %sum = f32[] add(%a, %b), metadata={op_name="jit(step)/ sort(all-reduce("}
+}
+
+%fused (p: f32[8]) -> f32[8] {
+  ROOT %all-gather.3 = f32[8]{0} all-gather(%p), dimensions={0}
+}
+
+%inner_body.2 (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %all-reduce-start.9 = f32[8]{0} all-reduce-start(%x), to_apply=%add.1
+  %all-reduce-done.9 = f32[8]{0} all-reduce-done(%all-reduce-start.9)
+  ROOT %tuple.1 = (s32[], f32[8]{0}) tuple(%i, %all-reduce-done.9)
+}
+
+%body.1 (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %all-reduce.1 = (f32[8]{0}, f32[8]{0:T(128)}) all-reduce(%x, %y), to_apply=%add.1
+  %fusion.1 = f32[8]{0} fusion(%z), kind=kCustom, calls=%fused
+  ROOT %while.2 = (s32[], f32[8]) while(%t), condition=%less.2, body=%inner_body.2
+}
+
+ENTRY %main.5 (p0: f32[8]) -> f32[8] {
+  %all-reduce.2 = f32[8]{0} all-reduce(%p0), to_apply=%add.1
+  %sort.4 = f32[8]{0} sort(%p0), dimensions={0}, to_apply=%less.1
+  %call.4 = (f32[2], s32[2]) custom-call(%p0), custom_call_target="TopK"
+  %fusion.2 = f32[8]{0} fusion(%p0), kind=kCustom, calls=%fused
+  ROOT %while.1 = (s32[], f32[8]) while(%t), condition=%less.1, body=%body.1
+}
+"""
+
+
+def test_instructions_are_counted_in_loops_and_in_all() -> None:
+    assert hlo.counts(PROGRAM) == {
+        "all_reduce": 3,
+        "all_reduce_in_loops": 2,
+        "all_gather": 1,
+        "all_gather_in_loops": 1,
+        "sort": 2,
+        "sort_in_loops": 0,
+    }
+    assert set(hlo.counts("").values()) == {0}
+
+
+def test_a_sort_in_a_real_program_is_found() -> None:
+    def sorted_twice(x: jax.Array) -> jax.Array:
+        return jax.lax.fori_loop(0, 3, lambda _, x: -jnp.sort(x), jnp.sort(x))
+
+    text = jax.jit(sorted_twice).lower(jnp.zeros(1000)).compile().as_text()
+    found = hlo.counts(text)
+    assert (found["sort"], found["sort_in_loops"]) == (2, 1)
+
+
+@pytest.mark.parametrize("kind", ["bare", "clipped", "training", "scanned"])
+def test_both_steps_are_compiled_for_a_mesh(kind: str) -> None:
+    mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), sharding.AXES)
+    if kind in ("bare", "clipped"):
+        case = compiled.on_tree(llama(TINY_LLAMA), mesh, clips=kind == "clipped")
+    else:
+        case = compiled.training(TINY_LLAMA, mesh, scan_layers=kind == "scanned")
+    coordinates = llama(TINY_LLAMA).coordinates
+    assert compiled.parameter_bytes(case.params) == 4 * coordinates
+    rows = dict(compiled.compile_case(case))
+    assert list(rows) == ["adamw", "mofo"]
+    for row in rows.values():
+        assert row["all_gather"] == row["all_reduce"] == row["sort"] == 0
+        share = row["temporary_bytes"] / (4 * coordinates)
+        assert row["temporary_share"] == pytest.approx(share)
+
+
+def test_the_sharding_splits_matrices_and_copies_vectors() -> None:
+    mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), sharding.AXES)
+    case = compiled.on_tree(whole((8, 3), (5,)), mesh, clips=False)
+    specs = [tuple(leaf.sharding.spec) for leaf in case.params.values()]
+    assert specs == [("fsdp",), ()]
+
+
+def test_a_topology_that_cannot_be_compiled_for_says_why(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    entries: dict[str, Any] = {}
+    monkeypatch.setattr(topologies.importlib.util, "find_spec", lambda name: None)
+    for topology in topologies.TOPOLOGIES:
+        topologies.measure(topology, [], entries.__setitem__)
+    assert list(entries) == list(topologies.TOPOLOGIES)
+    reason = "needs libtpu, which is not installed"
+    assert entries["v5e:2x4"] == {"skipped": reason}
+    assert "jax-cuda13-plugin" in entries["h100:1x8"]["skipped"]
+
+
+def test_the_compiling_process_may_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    entries: dict[str, Any] = {}
+    monkeypatch.setattr(topologies, "missing", lambda topology: None)
+    topologies.measure("v0:1x1", ["--layers", "none"], entries.__setitem__)
+    assert entries["v0:1x1"]["skipped"].startswith("the compiling process failed: ")
+
+
+ROW = {"seconds": 0.05, "rounds": 9, "ratio": [1.5, 2.25, 3.0], "compile_seconds": 1.5}
+SAME = {"seconds": 0.02, "rounds": 9, "ratio": [1.0, 1.0, 1.0]}
+TIMED = {"arms": {"adamw": SAME, "mofo": ROW, "jnp.sort": {"skipped": "left out: x"}}}
+BUILT = {
+    "temporary_share": 0.5,
+    "compile_seconds": 2.0,
+    "lowering_seconds": 0.5,
+    "all_reduce": 3,
+}
+STORED = {
+    "steps": {"small, float32": TIMED, "llama, float32": {"skipped": "too large"}},
+    "pytorch": {"small": {**TIMED, "mofo_beside_topk": [0.04, 0.05, 0.06]}},
+    "passes": {
+        "8 x 128 tokens": {
+            **TIMED,
+            "passes": {"10": {"float32": {"kernels": {"most": 4, "mean": 2.75}}}},
+        }
+    },
+    "compiled": {
+        "v5p:4x4x4, bare step": {
+            "tensors": 291,
+            "programs": {
+                "adamw": BUILT,
+                "mofo": {**BUILT, "temporary_share": 0.625, "compile_seconds": 5.0},
+            },
+        }
+    },
+}
+
+
+def test_tables_show_what_is_stored() -> None:
+    console = rich.console.Console(file=io.StringIO())
+    tables.show(STORED, console)
+    shown = console.file.getvalue()
+    lines = [[cell.strip() for cell in line.split("│")] for line in shown.splitlines()]
+    cells = [line[1:-1] for line in lines if len(line) > 2]
+    times = ["50.0", "2.25", "1.50 to 3.00", "9", "-", "1.5"]
+    assert cells.count(["", "mofo", *times]) == 3
+    assert ["8 x 128 tokens", "10", "float32", "4, 2.8", "-", "-", "-"] in cells
+    assert ["", "", "beyond AdamW", "0.1250", "0", *"---", "x 2.50", "x 1.00"] in cells
+    assert "0.050" in shown
+    assert "0.040 to 0.060" in shown
+    assert "steps, llama, float32: too large" in shown
+
+
+def test_the_picture_shows_what_is_stored(tmp_path: pathlib.Path) -> None:
+    bar = picture.Bar("mofo", 1.5, 2.25, 3.0)
+    assert picture.bars(STORED) == {
+        "small, float32": [bar],
+        "beside PyTorch, small": [bar],
+        "training step, 8 x 128 tokens": [bar],
+    }
+    path = tmp_path / "cpu.png"
+    assert not picture.draw(path, {"steps": {"small": {"skipped": "x"}}}, "cpu")
+    assert not path.exists()
+    assert picture.draw(path, STORED, "cpu")
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert [file.name for file in tmp_path.iterdir()] == ["cpu.png"]
+
+
+def test_results_are_merged(tmp_path: pathlib.Path) -> None:
+    one, other = (Results(tmp_path / "results", "TPU v5 lite") for _ in range(2))
+    one.put("steps", "small", {"arms": {"mofo": 1}})
+    other.put("pytorch", "small", {"arms": {}})
+    one.put("steps", "matrix", {"skipped": "too large"})
+    one.put("steps", "small", {"arms": {"mofo": 2}})
+    other.put("steps", "small", {"skipped": "not here"})
+    parts = Results(tmp_path / "results", "TPU v5 lite").read()
+    assert parts["steps"]["small"]["arms"] == {"mofo": 2}
+    assert parts["steps"]["matrix"]["skipped"] == "too large"
+    assert parts["pytorch"]["small"]["arms"] == {}
+    environment = parts["steps"]["small"]["environment"]
+    assert environment["jax"] == jax.__version__
+    assert environment["cores"] >= 1
+    assert [file.name for file in (tmp_path / "results").iterdir()] == [
+        "tpu-v5-lite.json"
+    ]
+
+
+def test_why_nothing_was_measured_goes_when_something_is(
+    tmp_path: pathlib.Path,
+) -> None:
+    results = Results(tmp_path, "cpu")
+    results.put("compiled", "v5e:2x4", {"skipped": "needs libtpu"})
+    assert list(results.read()["compiled"]) == ["v5e:2x4"]
+    results.put("compiled", "v5e:2x4, bare step", {"programs": {}})
+    results.put("compiled", "v5e:2x4", {"skipped": "needs libtpu"})
+    assert list(results.read()["compiled"]) == ["v5e:2x4, bare step"]
+
+
+def test_files_are_named_by_device() -> None:
+    assert file_name("NVIDIA H100 80GB HBM3") == "nvidia-h100-80gb-hbm3"
+    assert file_name("cpu") == "cpu"
+
+
+def test_passes_over_real_momenta_are_counted_by_kind() -> None:
+    rng = random_generator()
+    momenta = {
+        "embed/embedding": jnp.asarray(rng.normal(size=(40, 8)), jnp.float32),
+        "layers/mlp/up/kernel": jnp.asarray(rng.normal(size=(3, 8, 9)), jnp.float32),
+        "layers/mlp_norm/scale": jnp.ones((3, 8)),
+    }
+    found = passes.count_passes(momenta)
+    assert list(found) == list(passes.DTYPES)
+    for dtype, kinds in found.items():
+        assert set(kinds) == {"embedding", "kernels", "norms", "all"}
+        layers = momenta["layers/mlp/up/kernel"].astype(dtype)
+        each = [int(mofo_jax.selection_passes(layer, 0.15)) for layer in layers]
+        assert kinds["kernels"] == {"most": max(each), "mean": np.mean(each)}
+        most = max(kind["most"] for kind in kinds.values())
+        assert kinds["all"]["most"] == most
+        assert 0 < kinds["all"]["mean"] <= most
+
+
+def test_the_smallest_run(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tiny.write_model(tmp_path / "tiny-llama")
+    output = tmp_path / "results"
+    common = ["--output", str(output), "--rounds", "1", "--pytorch-tree", "tiny"]
+    optimizer_step.main(
+        [*common, "--parts", "steps", "pytorch", "--trees", "tiny"],
+    )
+    optimizer_step.main(
+        [*common, "--parts", "passes", "--model", str(model), "--run-steps", "3"]
+    )
+    (file,) = output.glob("*.json")
+    stored = json.loads(file.read_text())
+    assert stored["device"] == jax.devices()[0].device_kind
+    for momenta in ("float32", "bfloat16"):
+        entry = stored["parts"]["steps"][f"tiny, {momenta}"]
+        assert entry["coordinates"] == 8 * 6 + 5
+        assert list(entry["arms"]) == list(steps.optimizers(TREES["tiny"], momenta))
+        for row in entry["arms"].values():
+            least, median, most = row["ratio"]
+            assert 0 < least <= median <= most
+    if "torch" not in sys.modules:
+        reason = "needs torch, which is not installed"
+        assert stored["parts"]["pytorch"]["tiny"]["skipped"] == reason
+    run = stored["parts"]["passes"]["8 x 128 tokens"]
+    assert list(run["passes"]) == ["1", "3"]
+    assert run["arms"]["mofo"]["rounds"] == 1
+    assert file.with_suffix(".png").exists()
+    printed = capsys.readouterr().out
+    assert 'mofo, ties="exact"' in printed
+    assert str(file) in printed
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--trees", "oak"], "--trees must be among small, .*, got 'oak'"),
+        (["--pytorch-tree", "oak"], "--pytorch-tree must be among small, .*'oak'"),
+        (["--rounds", "0"], "--rounds must be at least 1, got 0"),
+        (["--run-steps", "0"], "--run-steps must be at least 1, got 0"),
+    ],
+)
+def test_wrong_options_are_named(
+    arguments: list[str],
+    words: str,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        optimizer_step.main([*arguments, "--output", str(tmp_path)])
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert re.search(words, said)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_file_is_not_overwritten(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / f"{file_name(jax.devices()[0].device_kind)}.json"
+    file.write_text("{")
+    with pytest.raises(SystemExit):
+        optimizer_step.main(["--parts", "--output", str(tmp_path)])
+    assert "is damaged" in capsys.readouterr().err
+    assert file.read_text() == "{"
