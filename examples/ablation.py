@@ -51,7 +51,7 @@ def run(score: str, fraction: float, seed: int = 0) -> Outcome:
 
 
 @functools.partial(jax.jit, static_argnames=("score", "fraction"))
-def _run(score: str, fraction: float, seed: int) -> Outcome:
+def _run(score: str, fraction: float, seed: int) -> tuple[jax.Array, jax.Array]:
     """Is `run`, compiled."""
     keys = jax.random.split(jax.random.key(seed), 3)
     # Curvatures as different as those of a network's weights.
@@ -73,7 +73,7 @@ def _run(score: str, fraction: float, seed: int) -> Outcome:
     start = jnp.zeros(WEIGHTS)
     carry = start, optimizer.init(start)
     (end, _), _ = jax.lax.scan(step, carry, jax.random.split(keys[2], STEPS))
-    return Outcome(1 - loss(end) / loss(start), 0.5 * jnp.sum(end**2))
+    return 1 - loss(end) / loss(start), 0.5 * jnp.sum(end**2)
 
 
 def main() -> None:

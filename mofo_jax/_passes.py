@@ -178,7 +178,8 @@ def _every(step: int, ranking: Ranking) -> tuple[slice, ...]:
 
 def usual_octave(ranking: Ranking) -> float:
     """Returns about which octave of patterns momenta lie: 2**-20 in float32."""
-    return 2 ** (ranking.bits - 1) / (ranking.octave or 1) * 0.84
+    # Indices, too, are ranked; they have no octaves, and nobody asks for their moments.
+    return 0.84 * 2 ** (ranking.bits - 1) / ranking.octave if ranking.octave else 0.0
 
 
 def _summed(
