@@ -3,8 +3,8 @@
 from importlib.metadata import version as _version
 
 from mofo_jax import scores as scores
+from mofo_jax._axes import AxisParts as AxisParts
 from mofo_jax._blocks import NORMS_AND_BIASES as NORMS_AND_BIASES
-from mofo_jax._blocks import AxisParts as AxisParts
 from mofo_jax._blocks import PathRules as PathRules
 from mofo_jax._control import ControlFractionState as ControlFractionState
 from mofo_jax._control import control_fraction as control_fraction
@@ -22,6 +22,8 @@ from mofo_jax._fisher import scale_by_natural_gradient as scale_by_natural_gradi
 from mofo_jax._half_fine_tuning import CATEGORIES as CATEGORIES
 from mofo_jax._half_fine_tuning import half_fine_tuning as half_fine_tuning
 from mofo_jax._layouts import block_rules as block_rules
+from mofo_jax._master_weights import MasterWeightsState as MasterWeightsState
+from mofo_jax._master_weights import master_weights as master_weights
 from mofo_jax._mofo import mofo as mofo
 from mofo_jax._mofo import scale_by_mofo as scale_by_mofo
 from mofo_jax._padam import scale_by_padam as scale_by_padam
@@ -53,6 +55,7 @@ __all__ = (
     "Distance",
     "ElasticWeightConsolidationState",
     "KeepFisherState",
+    "MasterWeightsState",
     "PathRules",
     "PullToStartState",
     "ScaleByNaturalGradientState",
@@ -68,6 +71,7 @@ __all__ = (
     "keep_fisher",
     "magnitude_threshold",
     "mask_overlap",
+    "master_weights",
     "mofo",
     "momentum_filter",
     "prune_difference",

@@ -14,7 +14,7 @@ import numpy as np
 
 from mofo_jax import _counts
 from mofo_jax._counts import Count
-from mofo_jax._passes import Ranking, usual_octave
+from mofo_jax._passes import THRESHOLDS, Ranking, usual_octave
 
 # The constants below were chosen on the momenta of a real fine-tuning run and on normal
 # and cubed Laplace samples, by the mean and the greatest number of passes.
@@ -33,6 +33,11 @@ _MOST_LEAST_SPREAD = 0.1
 # A pass that leaves more than this share of a bracket's coordinates in it has met a
 # distribution that interpolation does not fit; the next pass divides evenly.
 _STALLED_SHARE = 0.5
+
+# Between -1 and 1, denser in the middle. There is one less than thresholds: of the
+# first one is the least pattern above zero, and of the others one is halfway.
+_PLACES = np.linspace(-1, 1, THRESHOLDS - 1, dtype=np.float32)
+_OFFSETS = np.sign(_PLACES) * np.abs(_PLACES) ** np.float32(1.5)
 
 
 class Bracket(NamedTuple):
@@ -60,9 +65,7 @@ def finished(bracket: Bracket, chosen: Count) -> jax.Array:
     return found | nothing | (bracket.high - bracket.low <= 1)
 
 
-def first_thresholds(
-    sums: jax.Array, chosen: Count, ranking: Ranking, number: int
-) -> jax.Array:
+def first_thresholds(sums: jax.Array, chosen: Count, ranking: Ranking) -> jax.Array:
     """Guesses thresholds from the mean and the spread of the patterns above zero.
 
     On a logarithmic scale exponential, Weibull and other stretched magnitudes differ
@@ -72,10 +75,9 @@ def first_thresholds(
       sums: What `_passes.moments` gives, over all shards, `[3, *blocks]`.
       chosen: How many coordinates each block wants, words of the blocks' shape.
       ranking: What the patterns are.
-      number: How many thresholds to place.
 
     Returns:
-      Patterns, `[number, *blocks]`.
+      Patterns, `[THRESHOLDS, *blocks]`.
     """
     above = jnp.maximum(sums[0], 1.0)
     mean = sums[1] / above
@@ -84,7 +86,7 @@ def first_thresholds(
     euler, gumbel_deviation = np.float32(0.5772157), np.float32(math.pi / math.sqrt(6))
     normalized = (jnp.log(-jnp.log(share)) + euler) / gumbel_deviation
     # One is the least pattern above zero: it shows whether zeros have to be chosen.
-    offsets = np.float32(_FIRST_SPREAD) * _offsets(number - 1, mean)
+    offsets = np.float32(_FIRST_SPREAD) * _along(_OFFSETS, mean)
     guess = mean[None] + deviation[None] * (normalized[None] + offsets)
     patterns = (guess + np.float32(usual_octave(ranking))) * np.float32(ranking.octave)
     patterns = jnp.clip(patterns, 1.0, np.float32(2.0**ranking.bits * (1 - 2.0**-20)))
@@ -92,10 +94,8 @@ def first_thresholds(
     return jnp.concatenate([jnp.ones_like(patterns[:1]), patterns])
 
 
-def next_thresholds(
-    bracket: Bracket, chosen: Count, ranking: Ranking, number: int
-) -> jax.Array:
-    """Places a pass's thresholds, `[number, *blocks]`, in the brackets."""
+def next_thresholds(bracket: Bracket, chosen: Count, ranking: Ranking) -> jax.Array:
+    """Places a pass's thresholds, `[THRESHOLDS, *blocks]`, in the brackets."""
     width = bracket.high - bracket.low
     excess = _counts.to_float(_counts.subtract(bracket.count_low, chosen))
     inside = _counts.to_float(_counts.subtract(bracket.count_low, bracket.count_high))
@@ -109,21 +109,19 @@ def next_thresholds(
     octaves = width.astype(jnp.float32) / np.float32(ranking.octave or 1)
     least = jnp.minimum(_SPREAD_BY_OCTAVE * octaves, _MOST_LEAST_SPREAD)
     spread = jnp.maximum(_SPREAD * deviation, least)
-    places = guess[None] + spread[None] * _offsets(number - 1, guess)
+    places = guess[None] + spread[None] * _along(_OFFSETS, guess)
     steps = jnp.clip(places, 0.0, 1.0) * width.astype(jnp.float32)[None]
     steps = jnp.concatenate([steps.astype(width.dtype), width[None] // 2])
-    few = (inside <= number) | (width <= number + 1)
+    few = (inside <= THRESHOLDS) | (width <= THRESHOLDS + 1)
     interpolated = bracket.low[None] + steps
-    return jnp.where(
-        (bracket.stalled | few)[None], evenly(bracket, number), interpolated
-    )
+    return jnp.where((bracket.stalled | few)[None], evenly(bracket), interpolated)
 
 
-def evenly(bracket: Bracket, number: int) -> jax.Array:
-    """Divides the brackets evenly by thresholds, `[number, *blocks]`."""
+def evenly(bracket: Bracket) -> jax.Array:
+    """Divides the brackets evenly by thresholds, `[THRESHOLDS, *blocks]`."""
     width = (bracket.high - bracket.low)[None]
-    numbers = _along(np.arange(1, number + 1, dtype=width.dtype), bracket.low)
-    parts = np.array(number + 1, width.dtype)
+    numbers = _along(np.arange(1, THRESHOLDS + 1, dtype=width.dtype), bracket.low)
+    parts = np.array(THRESHOLDS + 1, width.dtype)
     # In two terms, since the product of a wide bracket and a number overflows.
     steps = width // parts * numbers + width % parts * numbers // parts
     return bracket.low[None] + steps
@@ -157,12 +155,6 @@ def narrowed(
 def pattern_dtype(ranking: Ranking) -> np.dtype:
     """Returns the dtype that holds every pattern and the first that is none."""
     return _counts.WORD if ranking.bits < 32 else np.dtype(np.uint64)
-
-
-def _offsets(number: int, blocks: jax.Array) -> np.ndarray:
-    """Returns places between -1 and 1, denser in the middle."""
-    places = np.linspace(-1, 1, number, dtype=np.float32)
-    return _along(np.sign(places) * np.abs(places) ** np.float32(1.5), blocks)
 
 
 def _along(numbers: np.ndarray, blocks: jax.Array) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Errors that name the argument, its value and what is allowed."""
+"""What arguments may be: errors that name them, and arrays made of them."""
 
 import math
 from typing import Any
@@ -41,6 +41,19 @@ def check_number(name: str, value: Any, low: float, high: float = math.inf) -> N
     """Raises ValueError if a number known to Python is not in [low, high)."""
     if is_static_number(value) and not low <= value < high:
         raise ValueError(f"`{name}` must be in [{low}, {high}), got {value!r}")
+
+
+def check_transformation(what: str, value: Any) -> None:
+    """Raises TypeError, which begins with `what`, for what is no transformation."""
+    if not (hasattr(value, "init") and hasattr(value, "update")):
+        raise TypeError(
+            f"{what} an optax.GradientTransformation, got {type(value).__name__}"
+        )
+
+
+def widen(x: jax.typing.ArrayLike) -> jax.Array:
+    """Returns an array in float32, or in its own dtype where that is wider."""
+    return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
 
 
 def as_inexact(x: jax.typing.ArrayLike) -> jax.Array:

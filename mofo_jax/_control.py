@@ -102,7 +102,9 @@ def control_fraction(
     _check(budget, measure, initial, gain, least)
 
     def run(fraction: jax.Array) -> optax.GradientTransformationExtraArgs:
-        return _with_extra_args(factory(fraction))
+        made = factory(fraction)
+        _checks.check_transformation("`factory` must return", made)
+        return optax.with_extra_args_support(made)
 
     def init(params: optax.Params) -> Any:
         fraction = jnp.asarray(initial, jnp.float32)
@@ -134,20 +136,6 @@ def control_fraction(
         return steps, ControlFractionState(count, fraction, state.start, inner)
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _with_extra_args(made: Any) -> optax.GradientTransformationExtraArgs:
-    """Returns what a factory made, ready for extra arguments.
-
-    Raises:
-      TypeError: If that is no gradient transformation.
-    """
-    if not (hasattr(made, "init") and hasattr(made, "update")):
-        raise TypeError(
-            "`factory` must return an optax.GradientTransformation, "
-            f"got {type(made).__name__}"
-        )
-    return optax.with_extra_args_support(made)
 
 
 def _adapt(

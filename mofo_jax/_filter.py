@@ -5,9 +5,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax import lax
 
-from mofo_jax import _blocks, _checks, _state, _threshold, scores
+from mofo_jax import _axes, _blocks, _checks, _state, _threshold, scores
 from mofo_jax._options import Options, Settings, check_values, find_competing
 
 
@@ -95,11 +97,7 @@ def momentum_filter(
     Source: Chen et al, `MoFO <https://arxiv.org/abs/2407.20999>`_, 2024, algorithm 1,
     with the choices that the paper leaves open taken from the authors' code.
     """
-    if not (hasattr(inner, "init") and hasattr(inner, "update")):
-        raise TypeError(
-            "`inner` must be an optax.GradientTransformation, "
-            f"got {type(inner).__name__}"
-        )
+    _checks.check_transformation("`inner` must be", inner)
     rank = scores.resolve(score)
     _checks.check_choice("ties", ties, _threshold.TIES)
     _checks.check_number("rest", rest, 0, 1)
@@ -126,20 +124,27 @@ def momentum_filter(
         proposed, new_state = wrapped.update(updates, state, params, **extra_args)
         gradients, structure = jax.tree.flatten(updates)
         steps = structure.flatten_up_to(proposed)
-        kept = _state.Kept(state, new_state, updates)
+        kept = _state.Kept(new_state, updates)
         competing = find_competing(options, updates, state)
         ranked = {}
         for i, path, _, blocks, axis_name in competing:
             given = gradients[i], steps[i], i, path, axis_name
             tensor = scores.Tensor(*given, kept, params)
             ranked[i] = _scored(rank, tensor, blocks)
-        masks = _threshold.select(_alike(competing, ranked), ties)
+        ranked = _comparable(competing, ranked)
+        competitions = [
+            _threshold.Competition(ranked[i], share, blocks.axes, names, blocks.name)
+            for i, _, share, blocks, names in competing
+        ]
+        masks = _threshold.select(competitions, ties)
+        nothing = lax.optimization_barrier(jnp.zeros((), np.float32))
         for settings, mask in zip(competing, masks, strict=True):
             i = settings.number
             moves = mask & (_threshold.magnitude_patterns(ranked[i]) > 0)
             moves = moves.reshape(jnp.shape(steps[i]))
             dtype = jnp.result_type(gradients[i])
-            steps[i] = jnp.where(moves, steps[i], _rest(steps[i], rest)).astype(dtype)
+            left = _rest(steps[i], rest, nothing)
+            steps[i] = jnp.where(moves, steps[i], left).astype(dtype)
         new_state = jax.tree.map(_cast_like, new_state, state)
         return structure.unflatten(steps), new_state
 
@@ -147,7 +152,7 @@ def momentum_filter(
 
 
 def _scored(
-    rank: scores.Function, tensor: scores.Tensor, blocks: _blocks.Blocks
+    rank: scores.Function, tensor: scores.Tensor, blocks: _axes.Blocks
 ) -> jax.Array:
     """Returns the scores of a tensor, in the shape that has its block axes."""
     scored = jnp.asarray(rank(tensor))
@@ -160,32 +165,28 @@ def _scored(
     return scored.reshape(blocks.shape)
 
 
-def _alike(
+def _comparable(
     competing: Sequence[Settings], ranked: dict[int, jax.Array]
-) -> list[_threshold.Competition]:
-    """Returns the competitions; what shares a block gets one dtype."""
-    dtypes: dict[str, list[Any]] = {}
+) -> dict[int, jax.Array]:
+    """Gives the scores of tensors that share a block one real dtype."""
+    real = {i: jnp.abs(x) if jnp.iscomplexobj(x) else x for i, x in ranked.items()}
+    members: dict[str, list[int]] = {}
     for settings in competing:
-        score = ranked[settings.number]
-        if jnp.iscomplexobj(score):
-            ranked[settings.number] = score = jnp.abs(score)
-        dtypes.setdefault(settings.blocks.name, []).append(score.dtype)
-    competitions = []
-    for index, _, fraction, blocks, axis_name in competing:
-        if blocks.name:
-            common = jnp.result_type(*dtypes[blocks.name])
-            ranked[index] = ranked[index].astype(common)
-        score = ranked[index]
-        competitions.append(
-            _threshold.Competition(score, fraction, blocks.axes, axis_name, blocks.name)
-        )
-    return competitions
+        if settings.blocks.name:
+            members.setdefault(settings.blocks.name, []).append(settings.number)
+    for numbers in members.values():
+        common = jnp.result_type(*(real[i] for i in numbers))
+        real |= {i: real[i].astype(common) for i in numbers}
+    return real
 
 
-def _rest(step: jax.Array, rest: Any) -> Any:
+def _rest(step: jax.Array, rest: Any, nothing: jax.Array) -> jax.Array:
     """Returns what is left of the step of coordinates that are not selected."""
-    # A product would turn an infinity into a NaN.
-    return 0 if _checks.is_static_number(rest) and rest == 0 else step * rest
+    # A product would turn an infinity into a NaN. And a zero that the compiler knows it
+    # shares with the zeros that gradients are summed into: whole tensors, which a GPU
+    # then keeps to the end of the step.
+    is_zero = _checks.is_static_number(rest) and rest == 0
+    return nothing.astype(step.dtype) if is_zero else step * rest
 
 
 def _cast_like(new: Any, old: Any) -> Any:

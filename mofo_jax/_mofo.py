@@ -8,6 +8,7 @@ import optax
 
 from mofo_jax import _checks, scores
 from mofo_jax._filter import momentum_filter
+from mofo_jax._second_moment import keep_nu
 
 
 def mofo(
@@ -20,6 +21,7 @@ def mofo(
     weight_decay: optax.ScalarOrSchedule = 0.0,
     mask: Any = None,
     *,
+    nu_dtype: jax.typing.DTypeLike | None = None,
     nesterov: bool = False,
     update_fraction: Any = 0.15,
     block_axes: Any = None,
@@ -65,6 +67,12 @@ def mofo(
       weight_decay: Decoupled weight decay, a number or a schedule. Updates then need
         `params`.
       mask: The parameters to decay, as in `optax.adamw`.
+      nu_dtype: The dtype in which the state keeps the second moment; None for the
+        parameters'. Give `"float32"` where those are bfloat16 or float16. A narrow one
+        saves memory and stalls: with a `b2` of 0.999 the decay of a bfloat16 moment is
+        below half a unit in its last place, so that it never falls, and it rises only
+        while a squared gradient is several times as large. The update computes with
+        the wider of this and the gradients' dtype; the state's moment is rounded then.
       nesterov: Whether to use Nesterov's momentum in the update. The momentum itself is
         ranked in either case.
       update_fraction: The paper's alpha, in (0, 1]; see `momentum_filter`.
@@ -79,7 +87,7 @@ def mofo(
 
     Returns:
       An `optax.GradientTransformationExtraArgs`. Its state has the structure, shapes
-      and dtypes of that of `optax.adamw`.
+      and dtypes of that of `optax.adamw`, but for a `nu_dtype`.
 
     Raises:
       ValueError: If an argument has a wrong value, here or, where only the tree of
@@ -121,7 +129,7 @@ def mofo(
             optax.add_decayed_weights(weight_decay, mask)
         )
         return optax.chain(
-            scale_by_mofo(mu_dtype=mu_dtype, **adam, **selection),
+            scale_by_mofo(mu_dtype=mu_dtype, nu_dtype=nu_dtype, **adam, **selection),
             decayed if decays else _without_params(decayed),
             optax.scale_by_learning_rate(learning_rate),
         )
@@ -138,7 +146,7 @@ def mofo(
         return optimizer if decays else _without_params(optimizer)
 
     selection["score"] = _own_ratio(score, b2, eps, eps_root)
-    return momentum_filter(_unrounded(adamw, mu_dtype), **selection)
+    return momentum_filter(_unrounded(adamw, mu_dtype, nu_dtype), **selection)
 
 
 def scale_by_mofo(
@@ -148,6 +156,7 @@ def scale_by_mofo(
     eps_root: jax.typing.ArrayLike = 0.0,
     mu_dtype: jax.typing.DTypeLike | None = None,
     *,
+    nu_dtype: jax.typing.DTypeLike | None = None,
     nesterov: bool = False,
     update_fraction: Any = 0.15,
     block_axes: Any = None,
@@ -168,6 +177,7 @@ def scale_by_mofo(
       eps_root: Added inside of the square root, >= 0.
       mu_dtype: The dtype in which the state keeps the momentum; None for the
         parameters'.
+      nu_dtype: The dtype in which the state keeps the second moment; see `mofo`.
       nesterov: Whether to use Nesterov's momentum in the update.
       update_fraction: The paper's alpha, in (0, 1]; see `momentum_filter`.
       block_axes: The axes that index separate blocks; see `momentum_filter`.
@@ -206,7 +216,7 @@ def scale_by_mofo(
         return optax.scale_by_adam(mu_dtype=mu_dtype, **adam)
 
     return momentum_filter(
-        _unrounded(scale_by_adam, mu_dtype),
+        _unrounded(scale_by_adam, mu_dtype, nu_dtype),
         update_fraction=update_fraction,
         block_axes=block_axes,
         dense=dense,
@@ -224,15 +234,18 @@ def _own_ratio(score: Any, b2: Any, eps: Any, eps_root: Any) -> Any:
 
 
 def _unrounded(
-    adam: Callable[[Any], optax.GradientTransformation], mu_dtype: Any
+    adam: Callable[[Any], optax.GradientTransformation], mu_dtype: Any, nu_dtype: Any
 ) -> optax.GradientTransformationExtraArgs:
-    """Returns Adam with the state of `mu_dtype` and the momentum it computes with.
+    """Returns Adam with a state of some dtypes and the momentum it computes with.
 
     Optax rounds the momentum to `mu_dtype` after the update has used it. The filter
     ranks what it gets and rounds it for the state afterwards.
     """
-    update = optax.with_extra_args_support(adam(None)).update
-    return optax.GradientTransformationExtraArgs(adam(mu_dtype).init, update)
+    rounded, unrounded = (
+        keep_nu(optax.with_extra_args_support(adam(dtype)), nu_dtype)
+        for dtype in (mu_dtype, None)
+    )
+    return optax.GradientTransformationExtraArgs(rounded.init, unrounded.update)
 
 
 def _without_params(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mofo_jax import _blocks, _checks, _state
+from mofo_jax import _axes, _blocks, _checks, _state
 
 
 class Options(NamedTuple):
@@ -45,7 +45,7 @@ class Settings(NamedTuple):
     number: int
     path: str
     fraction: Any
-    blocks: _blocks.Blocks
+    blocks: _axes.Blocks
     axis_name: tuple[str, ...]
 
 
@@ -66,7 +66,7 @@ def find_competing(
         everything = _checks.is_static_number(fraction) and fraction == 1
         if dense[i] or everything or jnp.size(leaf) == 0:
             continue
-        blocks = _blocks.find_blocks(axes[i], jnp.shape(leaf), name)
+        blocks = _axes.find_blocks(axes[i], jnp.shape(leaf), name)
         axis_name = (names[i],) if isinstance(names[i], str) else names[i]
         if blocks.name:
             lengths = tuple(blocks.shape[axis] for axis in blocks.axes)
@@ -111,7 +111,7 @@ def _is_axis_name(value: Any) -> bool:
 _VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "update_fraction": (_is_fraction, "a number in (0, 1] or a schedule"),
     "block_axes": (
-        _blocks.is_blocks,
+        _axes.is_blocks,
         "a tuple of axis numbers and AxisParts, with a name or without",
     ),
     "dense": (_is_bool, "True or False"),

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mofo_jax import _blocks, _checks
+from mofo_jax import _axes, _checks
 
 
 def scale_by_padam(
@@ -81,7 +81,7 @@ def scale_by_padam(
     """
     options = {"b1": b1, "b2": b2, "eps": eps, "eps_root": eps_root}
     _check(exponent=exponent, **options)
-    check_axes(block_axes)
+    _axes.check_axes(block_axes)
     if _checks.is_static_number(exponent) and exponent == 0.5:
         adam = optax.scale_by_adam(mu_dtype=mu_dtype, nesterov=nesterov, **options)
         return optax.with_extra_args_support(adam)
@@ -138,11 +138,11 @@ def unrounded_padam(
         correction = 1 - jnp.asarray(b2) ** new_state.count
 
         def redirect(g: jax.Array, step: jax.Array, nu: jax.Array, axes: Any) -> Any:
-            nu_hat = jnp.asarray(nu, _wide(nu)) / correction
+            nu_hat = _checks.widen(nu) / correction
             turned = _redirect(step, nu_hat, exponent, eps, eps_root, axes)
             return turned.astype(jnp.result_type(g))
 
-        axes = resolve_axes(block_axes, updates)
+        axes = _axes.resolve_axes(block_axes, updates)
         return jax.tree.map(redirect, updates, proposed, new_state.nu, axes), new_state
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -165,60 +165,21 @@ def _redirect(
         return step
     nu_hat = nu_hat + eps_root
     quotient = (jnp.sqrt(nu_hat) + eps) / (nu_hat**exponent + eps)
-    direction = jnp.asarray(step, _wide(step)) * quotient
-    axes = inner_axes(step.ndim, block_axes)
+    direction = _checks.widen(step) * quotient
+    axes = _axes.inner_axes(step.ndim, block_axes)
     size, wanted = root_mean_square(direction, axes), root_mean_square(step, axes)
     return direction * (wanted / jnp.where(size == 0, 1, size))
 
 
 def root_mean_square(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     """Returns the root mean square over some axes, which are kept as 1."""
-    magnitude = jnp.abs(jnp.asarray(x, _wide(x)))
+    magnitude = jnp.abs(_checks.widen(x))
     # Relative to the largest: under an exponent of 1 a direction may reach 1e19, whose
     # square float32 does not hold, and that of a small one is no longer above zero.
     largest = jnp.max(magnitude, axis=axes, keepdims=True)
     unit = jnp.where(largest == 0, 1, largest)
     mean = jnp.mean(jnp.square(magnitude / unit), axis=axes, keepdims=True)
     return unit * jnp.sqrt(mean)
-
-
-def check_axes(block_axes: Any) -> None:
-    """Raises ValueError for block axes that are wrong whatever the tree."""
-    for value in _blocks.given_values(_axes_option(block_axes), _blocks.is_axes):
-        if not _blocks.is_axes(value):
-            raise ValueError(
-                f"`block_axes` must be a tuple of axis numbers, got {value!r}"
-            )
-
-
-def resolve_axes(block_axes: Any, updates: optax.Updates) -> Any:
-    """Returns a tree with the block axes of each leaf of another, ascending."""
-    values = _blocks.resolve(
-        _axes_option(block_axes),
-        "block_axes",
-        updates,
-        _blocks.is_axes,
-        "a tuple of axis numbers",
-    )
-    leaves = jax.tree_util.tree_leaves_with_path(updates)
-    return jax.tree.structure(updates).unflatten(
-        _blocks.normalize_axes(value, jnp.ndim(leaf), _blocks.path_name(path))
-        for value, (path, leaf) in zip(values, leaves, strict=True)
-    )
-
-
-def inner_axes(ndim: int, block_axes: tuple[int, ...]) -> tuple[int, ...]:
-    """Returns the axes along which a block extends."""
-    return tuple(axis for axis in range(ndim) if axis not in block_axes)
-
-
-def _axes_option(block_axes: Any) -> Any:
-    return () if block_axes is None else block_axes
-
-
-def _wide(x: jax.Array) -> Any:
-    """Returns the dtype to compute in: at least float32."""
-    return jnp.promote_types(jnp.result_type(x), jnp.float32)
 
 
 def _check(b1: Any, b2: Any, eps: Any, eps_root: Any, exponent: Any) -> None:

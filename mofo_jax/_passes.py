@@ -4,9 +4,10 @@ A count is a reduction: it works under any sharding and moves a few integers bet
 devices, where a sort would gather the tensor.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ import numpy as np
 from jax import lax
 
 from mofo_jax import _counts
+from mofo_jax._axes import inner_axes
 from mofo_jax._counts import Count
 
 # Moments are taken of eighths of octaves, up to 32 octaves on either side.
@@ -26,6 +28,17 @@ _FARTHEST = 255
 # compiler's estimate the TPU's for seven 1.1 times that for one, and a GPU waits for
 # memory.
 THRESHOLDS = 7
+
+# How a pass is written:
+# "sums": a sum for each threshold over as much of the tensor as possible, so that as
+#   little as possible is exchanged between devices and kept in small arrays, which cost
+#   a TPU 16 kB each.
+# "rows": the same sums row by row, then over the rows for all thresholds at once. By
+#   the compiled programs of an H100 that is a quarter of the kernels.
+# "operands": a reduction of several operands, for one CPU.
+Form = Literal["sums", "rows", "operands"]
+
+_Result = TypeVar("_Result")
 
 
 class Ranking(NamedTuple):
@@ -53,7 +66,7 @@ class Ranking(NamedTuple):
     @property
     def inner_axes(self) -> tuple[int, ...]:
         """The axes along which coordinates compete."""
-        return tuple(i for i in range(len(self.shape)) if i not in self.block_axes)
+        return inner_axes(len(self.shape), self.block_axes)
 
     @property
     def shards(self) -> int:
@@ -85,8 +98,22 @@ def _varies_over(x: jax.Array) -> frozenset[str]:
     return getattr(kind, "varying", None) or getattr(kind, "vma", frozenset())
 
 
+def in_best_form(compute: Callable[[Form], _Result]) -> _Result:
+    """Computes what a search or a count gives in the form that suits the platform.
+
+    That is known when the program is lowered, not here: it may be compiled elsewhere.
+    """
+    forms: dict[str, Form] = {"cuda": "rows"}
+    if _is_one_cpu():
+        forms["cpu"] = "operands"
+    return lax.platform_dependent(
+        default=functools.partial(compute, "sums"),
+        **{name: functools.partial(compute, form) for name, form in forms.items()},
+    )
+
+
 def count_reaching(
-    ranking: Ranking, thresholds: jax.Array, words: int, together: bool
+    ranking: Ranking, thresholds: jax.Array, words: int, form: Form
 ) -> list[Count]:
     """Counts the coordinates of each block that reach each threshold, in this shard.
 
@@ -94,7 +121,7 @@ def count_reaching(
       ranking: What to count.
       thresholds: Patterns, `[thresholds, *blocks]`.
       words: How many words a count has.
-      together: Whether to sum in the form for one CPU.
+      form: How to sum.
 
     Returns:
       The counts, in one or more pieces that make up words of `thresholds`'s shape when
@@ -107,7 +134,7 @@ def count_reaching(
         )
         for threshold in thresholds.astype(patterns.dtype)
     ]
-    pieces, kept = _summed(reached, ranking, together)
+    pieces, kept = _summed(reached, ranking, form)
     return [
         _counts.sum_exactly(
             (piece,),
@@ -119,12 +146,12 @@ def count_reaching(
     ]
 
 
-def moments(ranking: Ranking, together: bool) -> tuple[list[jax.Array], np.ndarray]:
+def moments(ranking: Ranking, form: Form) -> tuple[list[jax.Array], np.ndarray]:
     """Sums what tells where a block's patterns lie, in this shard.
 
     Args:
       ranking: What to sum.
-      together: Whether to sum in the form for one CPU.
+      form: How to sum.
 
     Returns:
       How many patterns are not zero, and the sums of their distances from
@@ -132,8 +159,13 @@ def moments(ranking: Ranking, together: bool) -> tuple[list[jax.Array], np.ndarr
       make up float32 `[3, *blocks]` when they are concatenated, and by what the three
       are yet to be multiplied. They are rounded: for guesses only.
     """
-    step = _sampling_step(ranking) if together else 1
-    patterns = ranking.patterns(*ranking.arrays)
+    step = _sampling_step(ranking) if form == "operands" else 1
+    arrays = ranking.arrays
+    if form == "rows":
+        # A GPU's fusion that also sums cannot write to the buffer it reads from: the
+        # new momentum would be a second copy of the old. A TPU's can, and saves a read.
+        arrays = lax.optimization_barrier(arrays)
+    patterns = ranking.patterns(*arrays)
     if step > 1:
         patterns = patterns[_every(step, ranking)]
     above = patterns > 0
@@ -142,7 +174,7 @@ def moments(ranking: Ranking, together: bool) -> tuple[list[jax.Array], np.ndarr
     distances -= np.int32(usual_octave(ranking) * _PARTS_OF_OCTAVE)
     distances = jnp.where(above, jnp.clip(distances, -_FARTHEST, _FARTHEST), 0)
     terms = [above.astype(np.int32), distances, distances * distances]
-    if together:
+    if form == "operands":
         # The CPU adds integers four times as fast as floats, whose order it must keep.
         length = ranking.shape[ranking.inner_axes[-1]] if ranking.inner_axes else 1
         largest = (1, _FARTHEST, _FARTHEST**2)
@@ -151,7 +183,7 @@ def moments(ranking: Ranking, together: bool) -> tuple[list[jax.Array], np.ndarr
     else:
         shifts = [0] * 3
         terms = [term.astype(np.float32) for term in terms]
-    pieces, kept = _summed(terms, ranking, together)
+    pieces, kept = _summed(terms, ranking, form)
     scales = step * np.exp2(shifts) / _PARTS_OF_OCTAVE ** np.arange(3)
     sums = [jnp.sum(piece.astype(np.float32), axis=kept) for piece in pieces]
     return sums, scales.astype(np.float32)
@@ -183,7 +215,7 @@ def usual_octave(ranking: Ranking) -> float:
 
 
 def _summed(
-    terms: Sequence[jax.Array], ranking: Ranking, together: bool
+    terms: Sequence[jax.Array], ranking: Ranking, form: Form
 ) -> tuple[list[jax.Array], tuple[int, ...]]:
     """Sums the terms over all inner axes but some, which are left for a second sum.
 
@@ -193,16 +225,18 @@ def _summed(
       none of the summed axes is there any more.
     """
     inner = ranking.inner_axes
-    if together:
+    if form == "operands":
         # The compiler rewrites a plain sum over more than 32 elements into one that
         # needs the compared tensor written out, which costs 10 times as much. It
         # leaves a reduction of several operands alone, which reads once for them all.
         zeros = tuple(np.zeros((), term.dtype) for term in terms)
         sums = lax.reduce(tuple(terms), zeros, _add_all, inner[-1:])
         return [jnp.stack(sums)], tuple(axis + 1 for axis in inner[:-1])
-    kept = _axes_to_keep(ranking)
+    kept = _axes_to_keep(ranking, form)
     at_once = tuple(axis for axis in inner if axis not in kept)
     sums = [jnp.sum(term, axis=at_once, dtype=term.dtype)[None] for term in terms]
+    if form == "rows":
+        sums = [jnp.concatenate(sums)]
     before = [sum(summed < axis for summed in at_once) for axis in kept]
     return sums, tuple(a - b + 1 for a, b in zip(kept, before, strict=True))
 
@@ -211,21 +245,28 @@ def _add_all(a: tuple[jax.Array, ...], b: tuple[jax.Array, ...]) -> tuple:
     return tuple(x + y for x, y in zip(a, b, strict=True))
 
 
-def _axes_to_keep(ranking: Ranking) -> tuple[int, ...]:
+def _axes_to_keep(ranking: Ranking, form: Form) -> tuple[int, ...]:
     """Returns the inner axes to leave for a second sum, so that no word overflows.
 
-    As few and as short as will do: what is kept is what devices exchange.
+    As few and as short as will do, unless rows are wanted: what is kept is what devices
+    exchange.
     """
+
+    def fits(axes: Sequence[int]) -> bool:
+        return math.prod(ranking.shape[i] for i in axes) < 2**32
+
+    inner = ranking.inner_axes
+    if form == "rows" and fits(inner[:-1]) and fits(inner[-1:]):
+        return inner[:-1]
     kept: list[int] = []
-    for axis in sorted(ranking.inner_axes, key=lambda i: -ranking.shape[i]):
-        rest = [ranking.shape[i] for i in ranking.inner_axes if i not in kept]
-        if math.prod(rest) < 2**32:
+    for axis in sorted(inner, key=lambda i: -ranking.shape[i]):
+        if fits([i for i in inner if i not in kept]):
             break
         kept.append(axis)
     return tuple(sorted(kept))
 
 
-def is_one_cpu() -> bool:
+def _is_one_cpu() -> bool:
     """Whether no array on the CPU can be sharded.
 
     A sharded reduction of several operands gathers the shards' partial results; plain

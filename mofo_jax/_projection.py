@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mofo_jax import _checks, _padam, _start
+from mofo_jax import _axes, _checks, _start
 
 
 class SelectiveProjectionDecayState(NamedTuple):
@@ -75,13 +75,9 @@ def selective_projection_decay(
     Source: Tian et al, `Rethinking weight decay for robust fine-tuning
     <https://arxiv.org/abs/2411.01713>`_, 2024.
     """
-    if not (hasattr(inner, "init") and hasattr(inner, "update")):
-        raise TypeError(
-            "`inner` must be an optax.GradientTransformation, "
-            f"got {type(inner).__name__}"
-        )
+    _checks.check_transformation("`inner` must be", inner)
     _checks.check_number("strength", strength, 0)
-    _padam.check_axes(block_axes)
+    _axes.check_axes(block_axes)
     wrapped = optax.with_extra_args_support(inner)
 
     def init(params: optax.Params) -> Any:
@@ -97,7 +93,7 @@ def selective_projection_decay(
     ) -> tuple[optax.Updates, Any]:
         way = _start.way_from_start("selective_projection_decay", params, state.start)
         steps, new_inner = wrapped.update(updates, state.inner, params, **extra_args)
-        axes = _padam.resolve_axes(block_axes, updates)
+        axes = _axes.resolve_axes(block_axes, updates)
         project = functools.partial(_project, strength=strength)
         steps = jax.tree.map(project, updates, steps, way, axes)
         return steps, SelectiveProjectionDecayState(state.start, new_inner)
@@ -114,12 +110,12 @@ def _project(
     strength: jax.typing.ArrayLike,
 ) -> jax.Array:
     """Returns one tensor's step, drawn back where its gradient points to the start."""
-    axes = _padam.inner_axes(jnp.ndim(way), block_axes)
+    axes = _axes.inner_axes(jnp.ndim(way), block_axes)
 
     def product(x: jax.Array, y: jax.Array) -> jax.Array:
         return jnp.sum(jnp.real(jnp.conj(x) * y), axis=axes, keepdims=True)
 
-    u = _start.widen(step)
+    u = _checks.widen(step)
     ahead = way + u
     before, after = jnp.sqrt(product(way, way)), jnp.sqrt(product(ahead, ahead))
     # The difference of two nearly equal norms, by way of that of their squares, which
@@ -127,5 +123,5 @@ def _project(
     gained = product(u, way + ahead) / jnp.where(after == 0, 1, before + after)
     ratio = jnp.clip(gained / jnp.where(after == 0, 1, after), 0, 1)
     drawn_back = u - strength * ratio * ahead
-    turns_back = product(_start.widen(gradient), way) > 0
+    turns_back = product(_checks.widen(gradient), way) > 0
     return jnp.where(turns_back, drawn_back, u).astype(jnp.result_type(step))

@@ -6,6 +6,7 @@ a reduction: it works under any sharding and moves a few integers, where a sort 
 gather the tensor.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -27,9 +28,10 @@ from mofo_jax._brackets import (
 from mofo_jax._counts import Count
 from mofo_jax._passes import (
     THRESHOLDS,
+    Form,
     Ranking,
     count_reaching,
-    is_one_cpu,
+    in_best_form,
     moments,
 )
 
@@ -97,18 +99,12 @@ def search(contests: Sequence[Contest]) -> Found:
     """Narrows every block's bracket until it tells the chosen coordinates."""
     if not contests:
         return Found([], jnp.zeros((), jnp.int32))
-    # On one CPU passes are written in another form. Elsewhere that is not even traced.
-    if not is_one_cpu():
-        return _search(contests, together=False)
-    return lax.platform_dependent(
-        cpu=lambda: _search(contests, together=True),
-        default=lambda: _search(contests, together=False),
-    )
+    return in_best_form(functools.partial(_search, contests))
 
 
-def _search(contests: Sequence[Contest], together: bool) -> Found:
+def _search(contests: Sequence[Contest], form: Form) -> Found:
     """Searches by passes of one form."""
-    groups = _groups(contests, together)
+    groups = _groups(contests, form)
 
     def unfinished(carry: tuple[jax.Array, list[Bracket]]) -> jax.Array:
         done = [
@@ -120,7 +116,7 @@ def _search(contests: Sequence[Contest], together: bool) -> Found:
     def narrow(carry: tuple[jax.Array, list[Bracket]]) -> tuple:
         number, brackets = carry
         return number + 1, [
-            _after_a_pass(group, bracket, number, together)
+            _after_a_pass(group, bracket, number, form)
             for group, bracket in zip(groups, brackets, strict=True)
         ]
 
@@ -134,10 +130,10 @@ def _search(contests: Sequence[Contest], together: bool) -> Found:
 
 
 def _after_a_pass(
-    group: _Group, bracket: Bracket, number: jax.Array, together: bool
+    group: _Group, bracket: Bracket, number: jax.Array, form: Form
 ) -> Bracket:
     """Counts once more and narrows the brackets of a group."""
-    thresholds = next_thresholds(bracket, group.chosen, group.ranking, THRESHOLDS)
+    thresholds = next_thresholds(bracket, group.chosen, group.ranking)
     thresholds = jnp.where(number == 0, group.first, thresholds)
     least, most = bracket.low[None] + 1, bracket.high[None] - 1
     thresholds = jnp.clip(thresholds, least, most)
@@ -145,7 +141,7 @@ def _after_a_pass(
     words = len(group.chosen)
     counts = _join(
         [
-            _count(contest, thresholds[:, g], number, done[g], words, together)
+            _count(contest, thresholds[:, g], number, done[g], words, form)
             for g, contest in enumerate(group.contests)
         ],
         THRESHOLDS,
@@ -167,13 +163,13 @@ def _count(
     number: jax.Array,
     done: jax.Array,
     words: int,
-    together: bool,
+    form: Form,
 ) -> list[Count]:
     """Counts in this shard how many of each block reach each threshold."""
 
     def count() -> list[Count]:
         counts = [
-            count_reaching(_read_anew(member, number), thresholds, words, together)
+            count_reaching(_read_anew(member, number), thresholds, words, form)
             for member in contest.members
         ]
         if len(counts) == 1:
@@ -188,7 +184,7 @@ def _count(
             for pieces in zip(*counts, strict=True)
         ]
 
-    if not together:
+    if form != "operands":
         return count()
     # What is found needs no further pass. Elsewhere the branch would hold a collective.
     nothing = [tuple(jnp.zeros_like(thresholds, _counts.WORD) for _ in range(words))]
@@ -219,7 +215,7 @@ def _read_anew(ranking: Ranking, number: jax.Array) -> Ranking:
     return ranking._replace(arrays=arrays)
 
 
-def _groups(contests: Sequence[Contest], together: bool) -> list[_Group]:
+def _groups(contests: Sequence[Contest], form: Form) -> list[_Group]:
     """Gathers contests that are alike and prepares their search.
 
     Explicitly sharded blocks stack only with blocks that are sharded alike.
@@ -227,7 +223,7 @@ def _groups(contests: Sequence[Contest], together: bool) -> list[_Group]:
     alike: dict[Any, list[tuple[int, _Sums]]] = {}
     for i, contest in enumerate(contests):
         ranking = contest.members[0]
-        sums = [moments(member, together) for member in contest.members]
+        sums = [moments(member, form) for member in contest.members]
         kind = ranking.bits, ranking.octave, ranking.axis_name, len(contest.chosen)
         alike.setdefault((*kind, str(jax.typeof(sums[0][0][0]))), []).append((i, sums))
     return [
@@ -235,7 +231,7 @@ def _groups(contests: Sequence[Contest], together: bool) -> list[_Group]:
             [i for i, _ in found],
             [contests[i] for i, _ in found],
             _join_moments([sums for _, sums in found]),
-            together,
+            form,
         )
         for found in alike.values()
     ]
@@ -255,7 +251,7 @@ def _join_moments(found: Sequence[_Sums]) -> jax.Array:
 
 
 def _group(
-    indices: list[int], contests: list[Contest], sums: jax.Array, together: bool
+    indices: list[int], contests: list[Contest], sums: jax.Array, form: Form
 ) -> _Group:
     """Prepares the search of alike contests, given their moments in this shard."""
     ranking = contests[0].members[0]
@@ -276,9 +272,9 @@ def _group(
         stalled=zero > 0,
     )
     if ranking.octave:
-        first = first_thresholds(sums, chosen, ranking, THRESHOLDS)
+        first = first_thresholds(sums, chosen, ranking)
     else:
-        first = evenly(bracket, THRESHOLDS)
+        first = evenly(bracket)
     return _Group(indices, contests, chosen, bracket, first)
 
 

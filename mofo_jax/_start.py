@@ -192,9 +192,4 @@ def way_from_start(
             f"`params` must be given to `update`: `{name}` compares them with those "
             "that training began with"
         )
-    return jax.tree.map(lambda p, s: widen(p) - widen(s), params, start)
-
-
-def widen(x: jax.typing.ArrayLike) -> jax.Array:
-    """Returns an array in float32, or in its own dtype where that is wider."""
-    return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
+    return jax.tree.map(lambda p, s: _checks.widen(p) - _checks.widen(s), params, start)

@@ -18,16 +18,13 @@ class Kept:
     """What an optimizer's state keeps for each leaf of the updates.
 
     Args:
-      before: The state before the update; any state of Optax's transformations, nested
-        as it may be.
-      after: The state after the update.
+      state: The state after the update; any state of Optax's transformations, nested as
+        it may be.
       updates: The tree of updates.
     """
 
-    def __init__(
-        self, before: optax.OptState, after: optax.OptState, updates: optax.Updates
-    ) -> None:
-        self._before, self._after, self._updates = before, after, updates
+    def __init__(self, state: optax.OptState, updates: optax.Updates) -> None:
+        self._state, self._updates = state, updates
         self._found: dict[tuple[str, ...], list[list[jax.Array]]] = {}
 
     def momentum(self, index: int) -> jax.Array:
@@ -68,14 +65,14 @@ class Kept:
         Raises:
           ValueError: If the state does not keep a count.
         """
-        return step_count(self._after, "`score` depends on the step")
+        return step_count(self._state, "`score` depends on the step")
 
     def _one(
         self, names: tuple[str, ...], index: int, what: tuple[str, str], advice: str
     ) -> jax.Array:
         """Returns the leaf that one of the fields holds for one leaf of the updates."""
         if names not in self._found:
-            self._found[names] = _by_leaf(self._after, names, self._updates)
+            self._found[names] = _by_leaf(self._state, names, self._updates)
         found = self._found[names][index]
         if len(found) == 1:
             return found[0]

@@ -1,6 +1,5 @@
 """How many coordinates of a tensor have moved, by whatever is called moving."""
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from jax import lax
 
 from mofo_jax import _counts
 from mofo_jax._counts import Count
-from mofo_jax._passes import is_one_cpu
+from mofo_jax._passes import Form, Ranking, count_reaching, in_best_form
 from mofo_jax._threshold import magnitude_patterns
 
 # From this size on the faster code saves more time than it takes to compile.
@@ -36,57 +35,18 @@ def count(levels: Callable[..., jax.Array], *arrays: Any) -> tuple[Count, Count]
 def _count_levels(
     levels: Callable[..., jax.Array], *arrays: jax.Array
 ) -> tuple[Count, Count]:
-    words = _counts.words_needed(arrays[0].size)
+    ranking = Ranking(arrays, levels, arrays[0].shape, block_axes=(), bits=2)
+    words = _counts.words_needed(ranking.block_size)
 
-    def apart(*arrays: jax.Array) -> Count:
-        # Axes are left for the second sum only where a word would overflow: devices
-        # exchange what the first leaves.
-        axes = tuple(range(_axes_left(arrays[0].shape), arrays[0].ndim))
-        reached = _reached(levels(*arrays))
-        return _sum_rest([jnp.sum(r, axis=axes, dtype=r.dtype) for r in reached], words)
+    def reached(form: Form) -> Count:
+        # Both levels where one is asked for, too: a reduction of one operand is ten
+        # times as slow on the CPU.
+        pieces = count_reaching(ranking, jnp.array((1, 2)), words, form)
+        return tuple(jnp.concatenate(word) for word in zip(*pieces, strict=True))
 
-    def together(*arrays: jax.Array) -> Count:
-        # The CPU compiles a reduction of several operands to code ten times faster than
-        # a single sum. Hence two levels where one is asked for, and stacked, or the
-        # compiler would drop the other.
-        zeros = (np.zeros((), _counts.WORD),) * 2
-        last = (arrays[0].ndim - 1,)
-        sums = lax.reduce(_reached(levels(*arrays)), zeros, _add_both, last)
-        return _sum_rest(sums, words)
-
-    if arrays[0].size >= _LARGE and is_one_cpu():
-        both = lax.platform_dependent(*arrays, cpu=together, default=apart)
-    else:
-        both = apart(*arrays)
+    large = ranking.block_size >= _LARGE
+    both = in_best_form(reached) if large else reached("sums")
     return tuple(word[0] for word in both), tuple(word[1] for word in both)
-
-
-def _sum_rest(sums: Sequence[jax.Array], words: int) -> Count:
-    """Adds up what is left of each of two sums, into words of shape (2,)."""
-    stacked = jnp.stack(sums)
-    axes = tuple(range(1, stacked.ndim))
-    return _counts.sum_exactly(
-        (stacked,),
-        lambda word: jnp.sum(word, axis=axes, dtype=word.dtype),
-        sums[0].size,
-        words,
-    )
-
-
-def _axes_left(shape: tuple[int, ...]) -> int:
-    """Returns how many of the first axes to leave so that the others fit a word."""
-    left = 0
-    while math.prod(shape[left:]) > np.iinfo(_counts.WORD).max:
-        left += 1
-    return left
-
-
-def _reached(levels: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return (levels >= 1).astype(_counts.WORD), (levels >= 2).astype(_counts.WORD)
-
-
-def _add_both(a: tuple[jax.Array, ...], b: tuple[jax.Array, ...]) -> tuple:
-    return a[0] + b[0], a[1] + b[1]
 
 
 # Compiled here, so that outside of `jax.jit` no tensor of levels is made.

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from mofo_jax import _blocks, _checks, _counts
+from mofo_jax import _axes, _checks, _counts
 from mofo_jax._passes import Ranking, varying_axes
 from mofo_jax._search import Contest, search
 from mofo_jax._ties import masks_with_ties, masks_without_ties, reaches
@@ -75,7 +75,7 @@ def _checked(
     if not _checks.is_scalar(fraction):
         raise TypeError(f"`fraction` must be a number in (0, 1], got {fraction!r}")
     _checks.check_fraction("fraction", fraction)
-    axes = _blocks.normalize_axes(block_axes, x.ndim, "x")
+    axes = _axes.normalize_axes(block_axes, x.ndim, "x")
     return Competition(x, fraction, axes)
 
 
@@ -108,7 +108,7 @@ def magnitude_threshold(
     Source: the threshold of the authors' code, there by `torch.topk`.
     """
     x = _checks.as_inexact(x)
-    axes = _blocks.normalize_axes(block_axes, x.ndim, "x")
+    axes = _axes.normalize_axes(block_axes, x.ndim, "x")
     size = _rank(x, axes).block_size
     if isinstance(k, bool) or not isinstance(k, (int, np.integer)):
         raise TypeError(f"`k` must be an integer, got {k!r}")

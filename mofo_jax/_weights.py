@@ -8,8 +8,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from mofo_jax import _blocks, _checks, _padam, _threshold
-from mofo_jax._start import widen
+from mofo_jax import _axes, _blocks, _checks, _threshold
 
 
 def interpolate_weights(
@@ -52,7 +51,9 @@ def interpolate_weights(
     _check_pair(start, end)
 
     def between(before: jax.Array, after: jax.Array) -> jax.Array:
-        mixed = jnp.add((1 - share) * widen(before), share * widen(after))
+        mixed = jnp.add(
+            (1 - share) * _checks.widen(before), share * _checks.widen(after)
+        )
         return mixed.astype(jnp.result_type(after))
 
     return jax.tree.map(between, start, end)
@@ -112,7 +113,7 @@ def prune_difference(
     <https://arxiv.org/abs/2509.08255>`_, 2025.
     """
     _checks.check_choice("ties", ties, _threshold.TIES)
-    _padam.check_axes(block_axes)
+    _axes.check_axes(block_axes)
     _check_pair(start, end)
     fractions = _blocks.resolve(
         fraction, "fraction", end, _checks.is_scalar, "a number in (0, 1]"
@@ -120,7 +121,7 @@ def prune_difference(
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(end)]
     leaves, structure = jax.tree.flatten(end)
     before = structure.flatten_up_to(start)
-    axes = structure.flatten_up_to(_padam.resolve_axes(block_axes, end))
+    axes = structure.flatten_up_to(_axes.resolve_axes(block_axes, end))
     competitions = {}
     for i, share in enumerate(fractions):
         _checks.check_fraction("fraction", share, _blocks.path_name(paths[i]))
@@ -140,9 +141,9 @@ def _score(
     before: jax.Array, after: jax.Array, block_axes: tuple[int, ...]
 ) -> jax.Array:
     """Returns the change of each coordinate less its change relative to what was."""
-    change = jnp.abs(widen(after) - widen(before))
-    size = jnp.abs(widen(before))
-    axes = _padam.inner_axes(size.ndim, block_axes)
+    change = jnp.abs(_checks.widen(after) - _checks.widen(before))
+    size = jnp.abs(_checks.widen(before))
+    axes = _axes.inner_axes(size.ndim, block_axes)
     mean = jnp.mean(size, axis=axes, keepdims=True)
     relative = change / jnp.where((change == 0) | (mean == 0), 1, size)
     return change - mean * relative

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mofo_jax import _blocks, _checks
+from mofo_jax import _axes, _checks
 from mofo_jax._tensor import Function as Function
 from mofo_jax._tensor import Score as Score
 from mofo_jax._tensor import Tensor as Tensor
@@ -50,9 +50,9 @@ def adam_ratio(
 
     def ratio(tensor: Tensor) -> jax.Array:
         correction = 1 - jnp.asarray(b2, jnp.float32) ** tensor.count
-        second = _wide(tensor.second_moment)
+        second = _checks.widen(tensor.second_moment)
         root = jnp.sqrt(second / correction + eps_root)
-        return jnp.abs(_wide(tensor.momentum)) / (root + eps)
+        return jnp.abs(_checks.widen(tensor.momentum)) / (root + eps)
 
     return Score(ratio)
 
@@ -146,7 +146,7 @@ def random_tensors(seed: int = 0, *, every: int = 0, axes: Any = ()) -> Score:
     def drawn(tensor: Tensor) -> jax.Array:
         value = axes.value_at(tensor.path) if hasattr(axes, "value_at") else axes
         shape = jnp.shape(tensor.gradient)
-        kept = _blocks.normalize_axes(value, len(shape), tensor.path)
+        kept = _axes.normalize_axes(value, len(shape), tensor.path)
         # The count starts at 1.
         stage = (tensor.count - 1) // every if every else jnp.zeros((), np.int32)
         key = _key(seed, stage, dataclasses.replace(tensor, axis_name=()))
@@ -190,9 +190,9 @@ def gain_for_cost(
     _checks.check_number("exponent", exponent, 0, 1 + 1e-9)
 
     def gain(tensor: Tensor) -> jax.Array:
-        cost = _wide(tensor.second_moment) ** exponent + eps
+        cost = _checks.widen(tensor.second_moment) ** exponent + eps
         # The root, of the same order, whose square does not vanish.
-        return jnp.abs(_wide(tensor.momentum)) / jnp.sqrt(cost)
+        return jnp.abs(_checks.widen(tensor.momentum)) / jnp.sqrt(cost)
 
     return Score(gain)
 
@@ -225,8 +225,8 @@ def gain_for_fisher(damping: jax.typing.ArrayLike) -> Score:
     _checks.check_number("damping", damping, 0)
 
     def gain(tensor: Tensor) -> jax.Array:
-        cost = _wide(tensor.fisher) + damping
-        return jnp.abs(_wide(tensor.momentum)) / jnp.sqrt(cost)
+        cost = _checks.widen(tensor.fisher) + damping
+        return jnp.abs(_checks.widen(tensor.momentum)) / jnp.sqrt(cost)
 
     return Score(gain)
 
@@ -245,11 +245,15 @@ def _update(tensor: Tensor) -> jax.Array:
 
 def _relative_momentum(tensor: Tensor) -> jax.Array:
     # The eps is far below weights, and lets those that are zero move first.
-    return jnp.abs(_wide(tensor.momentum)) / (jnp.abs(_wide(tensor.param)) + 1e-8)
+    return jnp.abs(_checks.widen(tensor.momentum)) / (
+        jnp.abs(_checks.widen(tensor.param)) + 1e-8
+    )
 
 
 def _agreement(tensor: Tensor) -> jax.Array:
-    product = jnp.real(_wide(tensor.momentum) * jnp.conj(_wide(tensor.gradient)))
+    product = jnp.real(
+        _checks.widen(tensor.momentum) * jnp.conj(_checks.widen(tensor.gradient))
+    )
     # A NaN stays one: it has to be seen.
     return jnp.where(product < 0, 0, product)
 
@@ -261,11 +265,6 @@ def _key(seed: int, number: jax.Array, tensor: Tensor) -> jax.Array:
     for name in tensor.axis_name:
         key = jax.random.fold_in(key, jax.lax.axis_index(name))
     return key
-
-
-def _wide(x: jax.Array) -> jax.Array:
-    """Returns an array in at least float32, in which squares do not vanish early."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _check_integer(name: str, value: Any) -> None:

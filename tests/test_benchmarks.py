@@ -13,12 +13,9 @@ import numpy as np
 import optax
 import pytest
 import rich.console
-from jax.sharding import Mesh
 
 import mofo_jax
 from examples.benchmarks import (
-    compiled,
-    hlo,
     optimizer_step,
     passes,
     picture,
@@ -26,16 +23,11 @@ from examples.benchmarks import (
     steps,
     tables,
     timing,
-    topologies,
 )
 from examples.benchmarks.results import Results, file_name
-from examples.benchmarks.trees import LLAMA_7B, TREES, Tree, llama, whole
-from examples.finetune import sharding
-from examples.finetune.llama_config import LlamaConfig
+from examples.benchmarks.trees import TREES, Tree
 from tests.finetune import small
 from tests.helpers import random_generator
-
-TINY_LLAMA = LlamaConfig(32, 16, 24, 2, 2, 1, 8, 1e4, 1e-5, 64, False)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -87,19 +79,6 @@ def test_torch_steps_as_we_do() -> None:
     np.testing.assert_allclose(theirs.detach().numpy(), params, rtol=1e-5)
 
 
-def test_trees_have_the_sizes_of_their_models() -> None:
-    assert TREES["small"].coordinates == 39_524_352
-    assert len(TREES["small"].shapes) == 12
-    assert round(TREES["smollm2-135m"].coordinates / 1e6, 1) == 134.5
-    assert round(TREES["llama-1.2b"].coordinates / 1e9, 2) == 1.24
-    assert len(llama(LLAMA_7B).shapes) == 291
-    for name in ("smollm2-135m", "llama-1.2b"):
-        stacked = TREES[f"{name}-scanned"]
-        assert stacked.coordinates == TREES[name].coordinates
-        assert stacked.block_axes["layers/mlp/up/kernel"] == (0,)
-        assert stacked.block_axes["embed/embedding"] == ()
-
-
 def test_slow_steps_take_part_in_the_first_rounds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -126,104 +105,6 @@ def test_slow_steps_take_part_in_the_first_rounds(
 
 
 CALLED = ("quick", "slow", "endless")
-
-PROGRAM = """\
-HloModule jit_step, is_scheduled=true, entry_computation_layout={(f32[8]{0})->f32[8]{0}}
-
-%add.1 (a: f32[], b: f32[]) -> f32[] {
-  ROOT %sum = f32[] add(%a, %b), metadata={op_name="jit(step)/ sort(all-reduce("}
-}
-
-%fused (p: f32[8]) -> f32[8] {
-  ROOT %all-gather.3 = f32[8]{0} all-gather(%p), dimensions={0}
-}
-
-%inner_body.2 (p: (s32[], f32[8])) -> (s32[], f32[8]) {
-  %all-reduce-start.9 = f32[8]{0} all-reduce-start(%x), to_apply=%add.1
-  %all-reduce-done.9 = f32[8]{0} all-reduce-done(%all-reduce-start.9)
-  ROOT %tuple.1 = (s32[], f32[8]{0}) tuple(%i, %all-reduce-done.9)
-}
-
-%body.1 (p: (s32[], f32[8])) -> (s32[], f32[8]) {
-  %all-reduce.1 = (f32[8]{0}, f32[8]{0:T(128)}) all-reduce(%x, %y), to_apply=%add.1
-  %fusion.1 = f32[8]{0} fusion(%z), kind=kCustom, calls=%fused
-  ROOT %while.2 = (s32[], f32[8]) while(%t), condition=%less.2, body=%inner_body.2
-}
-
-ENTRY %main.5 (p0: f32[8]) -> f32[8] {
-  %all-reduce.2 = f32[8]{0} all-reduce(%p0), to_apply=%add.1
-  %sort.4 = f32[8]{0} sort(%p0), dimensions={0}, to_apply=%less.1
-  %call.4 = (f32[2], s32[2]) custom-call(%p0), custom_call_target="TopK"
-  %fusion.2 = f32[8]{0} fusion(%p0), kind=kCustom, calls=%fused
-  ROOT %while.1 = (s32[], f32[8]) while(%t), condition=%less.1, body=%body.1
-}
-"""
-
-
-def test_instructions_are_counted_in_loops_and_in_all() -> None:
-    assert hlo.counts(PROGRAM) == {
-        "all_reduce": 3,
-        "all_reduce_in_loops": 2,
-        "all_gather": 1,
-        "all_gather_in_loops": 1,
-        "sort": 2,
-        "sort_in_loops": 0,
-    }
-    assert set(hlo.counts("").values()) == {0}
-
-
-def test_a_sort_in_a_real_program_is_found() -> None:
-    def sorted_twice(x: jax.Array) -> jax.Array:
-        return jax.lax.fori_loop(0, 3, lambda _, x: -jnp.sort(x), jnp.sort(x))
-
-    text = jax.jit(sorted_twice).lower(jnp.zeros(1000)).compile().as_text()
-    found = hlo.counts(text)
-    assert (found["sort"], found["sort_in_loops"]) == (2, 1)
-
-
-@pytest.mark.parametrize("kind", ["bare", "clipped", "training", "scanned"])
-def test_both_steps_are_compiled_for_a_mesh(kind: str) -> None:
-    mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), sharding.AXES)
-    if kind in ("bare", "clipped"):
-        case = compiled.on_tree(llama(TINY_LLAMA), mesh, clips=kind == "clipped")
-    else:
-        case = compiled.training(TINY_LLAMA, mesh, scan_layers=kind == "scanned")
-    coordinates = llama(TINY_LLAMA).coordinates
-    assert compiled.parameter_bytes(case.params) == 4 * coordinates
-    rows = dict(compiled.compile_case(case))
-    assert list(rows) == ["adamw", "mofo"]
-    for row in rows.values():
-        assert row["all_gather"] == row["all_reduce"] == row["sort"] == 0
-        share = row["temporary_bytes"] / (4 * coordinates)
-        assert row["temporary_share"] == pytest.approx(share)
-
-
-def test_the_sharding_splits_matrices_and_copies_vectors() -> None:
-    mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), sharding.AXES)
-    case = compiled.on_tree(whole((8, 3), (5,)), mesh, clips=False)
-    specs = [tuple(leaf.sharding.spec) for leaf in case.params.values()]
-    assert specs == [("fsdp",), ()]
-
-
-def test_a_topology_that_cannot_be_compiled_for_says_why(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    entries: dict[str, Any] = {}
-    monkeypatch.setattr(topologies.importlib.util, "find_spec", lambda name: None)
-    for topology in topologies.TOPOLOGIES:
-        topologies.measure(topology, [], entries.__setitem__)
-    assert list(entries) == list(topologies.TOPOLOGIES)
-    reason = "needs libtpu, which is not installed"
-    assert entries["v5e:2x4"] == {"skipped": reason}
-    assert "jax-cuda13-plugin" in entries["h100:1x8"]["skipped"]
-
-
-def test_the_compiling_process_may_fail(monkeypatch: pytest.MonkeyPatch) -> None:
-    entries: dict[str, Any] = {}
-    monkeypatch.setattr(topologies, "missing", lambda topology: None)
-    topologies.measure("v0:1x1", ["--layers", "none"], entries.__setitem__)
-    assert entries["v0:1x1"]["skipped"].startswith("the compiling process failed: ")
-
 
 ROW = {"seconds": 0.05, "rounds": 9, "ratio": [1.5, 2.25, 3.0], "compile_seconds": 1.5}
 SAME = {"seconds": 0.02, "rounds": 9, "ratio": [1.0, 1.0, 1.0]}

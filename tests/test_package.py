@@ -1,12 +1,18 @@
 """What importing the package brings, and what it leaves alone."""
 
+import ast
 import importlib.metadata
 import pathlib
 import pkgutil
 import subprocess
 import sys
+import tomllib
+
+import pytest
 
 import mofo_jax
+from mofo_jax import scores
+from tests import every_public_name
 
 PUBLIC = {
     "AxisParts",
@@ -15,6 +21,7 @@ PUBLIC = {
     "Distance",
     "ElasticWeightConsolidationState",
     "KeepFisherState",
+    "MasterWeightsState",
     "NORMS_AND_BIASES",
     "PathRules",
     "PullToStartState",
@@ -31,6 +38,7 @@ PUBLIC = {
     "keep_fisher",
     "magnitude_threshold",
     "mask_overlap",
+    "master_weights",
     "mofo",
     "momentum_filter",
     "prune_difference",
@@ -75,7 +83,27 @@ def test_importing_brings_only_what_jax_and_optax_need() -> None:
     assert "mofo_jax" in ours
     # The test's own test: what it looks for is there when it is asked for.
     assert "flax" in imported("import mofo_jax, flax")
-    assert not {"flax", "orbax", "chex"} & {name.partition(".")[0] for name in ours}
+    # Optax itself imports chex before 0.2.7.
+    absent = {"flax", "orbax"} | ({"chex"} - needed)
+    assert not absent & {name.partition(".")[0] for name in ours}
+
+
+def test_the_sources_import_nothing_else_later() -> None:
+    """An import inside of a function is not seen by the test above."""
+    found = set()
+    for source in pathlib.Path(mofo_jax.__path__[0]).glob("*.py"):
+        for node in ast.walk(ast.parse(source.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.partition(".")[0] for alias in node.names}
+            if isinstance(node, ast.ImportFrom):
+                found.add("." * node.level + (node.module or "").partition(".")[0])
+    assert found - sys.stdlib_module_names == {"jax", "mofo_jax", "numpy", "optax"}
+
+
+def test_the_distribution_asks_for_nothing_else() -> None:
+    project = pathlib.Path(__file__).parents[1] / "pyproject.toml"
+    needs = tomllib.loads(project.read_text())["project"]["dependencies"]
+    assert {need.partition(">=")[0] for need in needs} == {"jax", "numpy", "optax"}
 
 
 def test_importing_starts_no_backend() -> None:
@@ -93,3 +121,23 @@ def test_the_library_names_no_private_module() -> None:
     assert len(sources) > 5
     for source in sources:
         assert "._src" not in source.read_text(), source.name
+
+
+def test_a_users_script_calls_every_public_name(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    source = pathlib.Path(every_public_name.__file__).read_text()
+    # The type checker takes it for a user's, not for one of the tests.
+    assert source.startswith("# pyright: standard\n")
+    nodes = list(ast.walk(ast.parse(source)))
+    used = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    used |= {node.id for node in nodes if isinstance(node, ast.Name)}
+    of_scores = {
+        name
+        for name, value in vars(scores).items()
+        if getattr(value, "__module__", "").startswith("mofo_jax") and name[0] != "_"
+    }
+    assert {"gain_for_cost", "Tensor"} < of_scores
+    assert PUBLIC | of_scores <= used, (PUBLIC | of_scores) - used
+    every_public_name.main()
+    assert len(capsys.readouterr().out.splitlines()) > 5

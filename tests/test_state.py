@@ -22,7 +22,7 @@ def state_after(inner: Any, params: Any = PARAMS) -> optax.OptState:
 
 def momenta(state: optax.OptState, params: Any, ranked: Any) -> list[jax.Array]:
     """Returns the momenta of some leaves."""
-    kept = _state.Kept(state, state, params)
+    kept = _state.Kept(state, params)
     return [kept.momentum(i) for i in ranked]
 
 

@@ -23,6 +23,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import mofo_jax
 from examples.benchmarks import hlo
 from examples.benchmarks.programs import Program, Step, bare_step, build
+from examples.benchmarks.results import first_line
 from examples.benchmarks.trees import LLAMA_7B, Shape, Tree, llama, whole
 from examples.finetune import sharding
 from examples.finetune.llama import Llama
@@ -231,11 +232,6 @@ def _counts(program: Program) -> dict[str, Any]:
         # Some programs with asynchronous collectives cannot be written as text.
         return {"text": first_line(error)}
     return hlo.counts(text or "")
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, without the pages that compilers add."""
-    return str(error).strip().partition("\n")[0][:300]
 
 
 def main(

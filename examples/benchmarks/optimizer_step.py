@@ -25,7 +25,7 @@ from typing import Any, Literal
 import tyro
 
 from examples.benchmarks import tables
-from examples.benchmarks.results import Results
+from examples.benchmarks.results import Results, first_line
 from examples.benchmarks.topologies import TOPOLOGIES
 from examples.benchmarks.trees import LLAMA_7B, TREES
 from examples.finetune.config import Config
@@ -150,8 +150,7 @@ def _put(
         entry = {"skipped": str(error)}
     except jax.errors.JaxRuntimeError as error:
         # Out of memory, for one.
-        reason = str(error).strip().partition("\n")[0]
-        entry = {"skipped": f"the runtime refused it: {reason[:300]}"}
+        entry = {"skipped": f"the runtime refused it: {first_line(error)}"}
     results.put(part, name, entry)
 
 

@@ -92,6 +92,11 @@ class Results:
             write_json(self.path, {"device": self._device, "parts": parts})
 
 
+def first_line(error: Exception) -> str:
+    """What an error says, without the pages that compilers add."""
+    return str(error).strip().partition("\n")[0][:300]
+
+
 @contextlib.contextmanager
 def _locked(directory: pathlib.Path) -> Iterator[None]:
     """Keeps other processes from merging into the same directory meanwhile."""

@@ -8,9 +8,7 @@ python -m examples.finetune --help              every option
 import sys
 
 from examples.finetune import checks, config
-from examples.finetune.errors import InputError
-
-INTERRUPTED = 130
+from examples.finetune.command import exit_status
 
 
 def main(arguments: list[str]) -> int:
@@ -20,33 +18,20 @@ def main(arguments: list[str]) -> int:
       arguments: the words after the program's name.
 
     Returns:
-      The exit status: 0; 2 for bad input, after a sentence on stderr; 130 if
-      interrupted.
+      The exit status, as `command.exit_status` has it.
     """
-    try:
+
+    def work() -> None:
         settings = config.parse(arguments)
         checks.check_options(settings)
         # JAX and the rest only now, so that --help and mistakes answer at once.
         from examples.finetune.run import run
 
         run(settings)
-    except InputError as error:
-        print(f"error: {error}".rstrip(".") + ".", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {_place(error)}{error.strerror or error}.", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(
-            "\nInterrupted; the same command goes on from the last checkpoint.",
-            file=sys.stderr,
-        )
-        return INTERRUPTED
-    return 0
 
-
-def _place(error: OSError) -> str:
-    return f"{error.filename}: " if error.filename else ""
+    return exit_status(
+        work, "Interrupted; the same command goes on from the last checkpoint."
+    )
 
 
 if __name__ == "__main__":

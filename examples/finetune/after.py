@@ -5,7 +5,7 @@ from typing import Any
 
 import mofo_jax
 from examples.finetune.config import Config
-from examples.finetune.optimizers import layer_blocks
+from examples.finetune.optimizers import block_axes
 
 
 def change(config: Config, params: Any, begin: Callable[[], Any]) -> Any:
@@ -23,6 +23,6 @@ def change(config: Config, params: Any, begin: Callable[[], Any]) -> Any:
     if config.after == "interpolate":
         return mofo_jax.interpolate_weights(begin(), params, share)
     if config.after == "prune":
-        axes = layer_blocks if config.scan_layers else None
+        axes = block_axes(config)
         return mofo_jax.prune_difference(begin(), params, share, block_axes=axes)
     return params

@@ -28,6 +28,7 @@ from examples.finetune.files import (
     write_json,
     write_json_lines,
 )
+from examples.trainers.orbax_checkpoints import differences
 
 KEPT_CHECKPOINTS = 1
 RESULT = "result.json"
@@ -185,6 +186,9 @@ class ArmFiles:
 
         Returns:
           Parameters, state and position; the arguments and step 0 without checkpoint.
+
+        Raises:
+          InputError: the checkpoint is one of another model or optimizer.
         """
         step = self._checkpoints.latest_step()
         if step is None:
@@ -193,8 +197,8 @@ class ArmFiles:
         items = self._checkpoints.restore(
             step,
             args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(_abstract(params)),
-                state=ocp.args.StandardRestore(_abstract(state)),
+                params=self._checked(step, "params", params),
+                state=self._checked(step, "state", state),
                 data=grain.checkpoint.CheckpointRestore(batches),
                 position=ocp.args.JsonRestore(),
             ),
@@ -204,11 +208,27 @@ class ArmFiles:
 
     def restore_params(self, params: Any) -> Any:
         """The parameters of the newest checkpoint, placed like `params`."""
+        step = self._checkpoints.latest_step()
         items = self._checkpoints.restore(
-            self._checkpoints.latest_step(),
-            args=ocp.args.Composite(params=ocp.args.StandardRestore(_abstract(params))),
+            step, args=ocp.args.Composite(params=self._checked(step, "params", params))
         )
         return items["params"]
+
+    def _checked(
+        self, step: int | None, item: str, tree: Any
+    ) -> ocp.args.StandardRestore:
+        """Describes what to restore, or raises InputError if it is not stored so."""
+        wanted = jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
+        path = self._checkpoints.directory / str(step) / item
+        # Orbax would cast to another dtype, and not say which shape is another.
+        stored = ocp.StandardCheckpointHandler().metadata(path).tree
+        found = differences(stored, wanted)
+        if found:
+            raise InputError(
+                f"The checkpoint {path} is of another model or optimizer: "
+                f"{'; '.join(found)}; name another --output"
+            )
+        return ocp.args.StandardRestore(wanted)
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Appends a line to the arm's metrics, and to TensorBoard's if it is there."""
@@ -253,7 +273,3 @@ def finished_arms(
         )
         for name in names
     }
-
-
-def _abstract(tree: Any) -> Any:
-    return jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)

@@ -20,6 +20,10 @@ from examples.finetune.retention import Question
 CHOICES = 4
 # Rows are padded to a multiple of this, so that few shapes are compiled.
 LENGTH_STEP = 16
+# So many places of a row go through the head at once: logits are large.
+PLACES = 128
+
+Pair = tuple[jax.Array, jax.Array]
 
 
 class Row(NamedTuple):
@@ -54,8 +58,22 @@ def encode(
     ]
 
 
-def batches(rows: Sequence[Row], batch_size: int, pad_id: int) -> list[Batch]:
+def batches(
+    rows: Sequence[Row],
+    batch_size: int,
+    pad_id: int,
+    *,
+    length: int | None = None,
+    targets: int | None = None,
+) -> list[Batch]:
     """Lays rows out in batches of one shape, the last one filled with empty rows.
+
+    Args:
+      rows: the questions, at least one.
+      batch_size: rows of a batch.
+      pad_id: fills rows up.
+      length: T; None for what the longest row asks, rounded up to a multiple of 16.
+      targets: C; None for the most tokens that a row's choices have.
 
     Returns:
       Dicts of `tokens`, `positions` int32 [B, T]; `groups` int32 [B, T], 0 for
@@ -64,8 +82,8 @@ def batches(rows: Sequence[Row], batch_size: int, pad_id: int) -> list[Batch]:
       (its choice, CHOICES for padding), int32 [B, C].
     """
     longest = max(row.length for row in rows)
-    length = -(-longest // LENGTH_STEP) * LENGTH_STEP
-    targets = max(sum(map(len, row.choices)) for row in rows)
+    length = length or -(-longest // LENGTH_STEP) * LENGTH_STEP
+    targets = targets or max(sum(map(len, row.choices)) for row in rows)
     made = []
     for start in range(0, len(rows), batch_size):
         batch = {
@@ -130,17 +148,56 @@ def scores(
     Returns:
       float32 [B, CHOICES].
     """
+    return scores_and_greedy(graph, params, batch)[0]
+
+
+@functools.partial(jax.jit, static_argnames="graph")
+def scores_and_greedy(
+    graph: nnx.GraphDef, params: Mapping[str, Any], batch: Mapping[str, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    """The summed log-likelihood of each choice, and whether greedy decoding writes it.
+
+    Args:
+      graph: the model's structure.
+      params: its parameters.
+      batch: one of `batches`.
+
+    Returns:
+      float32 and bool, [B, CHOICES] each; an empty choice has 0 and True.
+    """
     model = nnx.merge(graph, params)
     hidden_BxTxD = model.hidden(
         batch["tokens"], batch["positions"], shared_prefix_mask(batch["groups"])
     )
-    # Only the places that predict a choice's token go through the head.
-    sources_BxCx1 = batch["sources"][:, :, None]
-    hidden_BxCxD = jnp.take_along_axis(hidden_BxTxD, sources_BxCx1, axis=1)
-    logs_BxCxV = jax.nn.log_softmax(model.logits(hidden_BxCxD))
-    logs_BxC = jnp.take_along_axis(logs_BxCxV, batch["targets"][:, :, None], axis=2)
-    owners_BxCxO = jax.nn.one_hot(batch["owners"], CHOICES, dtype=logs_BxC.dtype)
-    return jnp.sum(logs_BxC * owners_BxCxO, axis=1)
+
+    def predict(places: Pair) -> Pair:
+        # Only the places that predict a choice's token go through the head.
+        sources_BxCx1, targets_BxCx1 = (place[:, :, None] for place in places)
+        hidden_BxCxD = jnp.take_along_axis(hidden_BxTxD, sources_BxCx1, axis=1)
+        logits_BxCxV = model.logits(hidden_BxCxD)
+        logs_BxCxV = jax.nn.log_softmax(logits_BxCxV)
+        logs_BxCx1 = jnp.take_along_axis(logs_BxCxV, targets_BxCx1, axis=2)
+        return logs_BxCx1, jnp.argmax(logits_BxCxV, axis=2) != places[1]
+
+    places_BxC = batch["sources"], batch["targets"]
+    logs_BxCx1, missed_BxC = _in_parts(predict, places_BxC)
+    owners_BxCxO = jax.nn.one_hot(batch["owners"], CHOICES, dtype=logs_BxCx1.dtype)
+    missed_BxCxO = missed_BxC[:, :, None] & (owners_BxCxO > 0)
+    return jnp.sum(logs_BxCx1 * owners_BxCxO, axis=1), ~jnp.any(missed_BxCxO, axis=1)
+
+
+def _in_parts(predict: Callable[[Pair], Pair], places_BxC: Pair) -> Pair:
+    """Calls on PLACES columns at a time; on all at once where these do not divide."""
+    B, C = places_BxC[0].shape
+    if C <= PLACES or C % PLACES:
+        return predict(places_BxC)
+    parts = jax.tree.map(
+        lambda x: jnp.swapaxes(x.reshape(B, -1, PLACES), 0, 1), places_BxC
+    )
+    return jax.tree.map(
+        lambda x: jnp.swapaxes(x, 0, 1).reshape(B, C, *x.shape[3:]),
+        jax.lax.map(predict, parts),
+    )
 
 
 def accuracy(

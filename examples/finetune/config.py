@@ -6,7 +6,7 @@ import dataclasses
 import io
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
@@ -29,6 +29,7 @@ RETENTION_SEQUENCES = 32
 MAX_NEW_TOKENS = 64
 
 Precision = Literal["float32", "bfloat16"]
+Options = TypeVar("Options")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,14 +193,32 @@ def parse(arguments: Sequence[str]) -> Config:
     first_look = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first_look.add_argument("--preset", nargs="?")
     preset = first_look.parse_known_args(arguments)[0].preset
+    return fill(PRESETS.get(preset, Config()), PROGRAM, arguments)
+
+
+def fill(default: Options, program: str, arguments: Sequence[str]) -> Options:
+    """Fills a frozen dataclass of options from a command line.
+
+    Args:
+      default: what holds where nothing else is said.
+      program: how the command is started.
+      arguments: the words after that.
+
+    Returns:
+      Another of the same class; only the types of its values have been checked.
+
+    Raises:
+      InputError: an unknown option or a value of the wrong type.
+      SystemExit: with status 0, after `--help`.
+    """
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
             return tyro.cli(
-                Config,
-                prog=PROGRAM,
+                type(default),
+                prog=program,
                 args=arguments,
-                default=PRESETS.get(preset, Config()),
+                default=default,
                 config=(tyro.conf.AvoidSubcommands,),
             )
     except SystemExit as stop:

@@ -116,6 +116,7 @@ def answers(
     batch_size: int,
     max_new_tokens: int,
     stop_ids: Collection[int],
+    length: int | None = None,
 ) -> list[list[int]]:
     """Continues any number of prompts, in batches of one shape.
 
@@ -127,12 +128,14 @@ def answers(
       batch_size: rows at a time.
       max_new_tokens: longest continuation, at least 1.
       stop_ids: tokens that end one.
+      length: what prompts are padded to; None for what the longest asks, rounded up
+        to a multiple of 16.
 
     Returns:
       The continuation of each prompt, without the token that ended it.
     """
     longest = max(map(len, prompts))
-    length = -(-longest // LENGTH_STEP) * LENGTH_STEP
+    length = length or -(-longest // LENGTH_STEP) * LENGTH_STEP
     stops = tuple(sorted(stop_ids))
     continued: list[list[int]] = []
     for start in range(0, len(prompts), batch_size):

@@ -58,7 +58,7 @@ def _padam(inputs: Inputs) -> "optax.GradientTransformation":
             config.b2,
             config.eps,
             exponent=config.exponent,
-            block_axes=_block_axes(config),
+            block_axes=block_axes(config),
         ),
         *_ending(inputs),
     )
@@ -110,7 +110,7 @@ def _projected(inputs: Inputs) -> "optax.GradientTransformation":
 
     config = inputs.config
     return mofo_jax.selective_projection_decay(
-        _adamw(inputs), config.strength, block_axes=_block_axes(config)
+        _adamw(inputs), config.strength, block_axes=block_axes(config)
     )
 
 
@@ -118,7 +118,7 @@ def _half(inputs: Inputs) -> "optax.GradientTransformation":
     import mofo_jax
 
     config = inputs.config
-    layers = mofo_jax.PathRules({"^layers/": (0,)}, default=())
+    layers = mofo_jax.block_rules("llama", "layer")
     return mofo_jax.half_fine_tuning(
         _adamw(inputs),
         seed=config.seed,
@@ -136,7 +136,7 @@ def _filtered(inner: Factory, score: Any = "momentum") -> Factory:
         return mofo_jax.momentum_filter(
             inner(inputs),
             update_fraction=config.update_fraction,
-            block_axes=_block_axes(config),
+            block_axes=block_axes(config),
             score=score(inputs) if callable(score) else score,
             rest=config.rest,
         )
@@ -211,7 +211,7 @@ def _ending(inputs: Inputs) -> "list[optax.GradientTransformation]":
     return [optax.add_decayed_weights(decay), *ending] if decay else ending
 
 
-def _block_axes(config: Config) -> Any:
+def block_axes(config: Config) -> Any:
     """One block a layer where layers are stacked, as without the stacking."""
     return layer_blocks if config.scan_layers else None
 

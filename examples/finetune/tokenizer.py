@@ -137,12 +137,17 @@ class Tokenizer:
             settings["eos_token"] = core.id_to_token(min(stop_ids))
         return cls(core, settings, stop_ids)
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
         """Returns the text's token ids.
 
-        Special tokens written out in the text become their ids; none is added.
+        Special tokens written out in the text become their ids.
+
+        Args:
+          text: any.
+          add_special_tokens: whether to add those with which the model's own tokenizer
+            surrounds a text, such as Llama's beginning of text. Many have none.
         """
-        return self._core.encode(text, add_special_tokens=False).ids
+        return self._core.encode(text, add_special_tokens=add_special_tokens).ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Returns the text of token ids, special tokens left out."""

@@ -84,9 +84,11 @@ def _logits(graph: nnx.GraphDef, params: Any, ids_1xT: jax.Array) -> jax.Array:
     return nnx.merge(graph, params)(ids_1xT, positions_1xT, mask)
 
 
-def logits(graph: nnx.GraphDef, params: Any, ids: Sequence[int]) -> np.ndarray:
-    """The logits [T, V] of one sequence of at most 32 tokens, alone and uncached."""
+def logits(
+    graph: nnx.GraphDef, params: Any, ids: Sequence[int], longest: int = 32
+) -> np.ndarray:
+    """The logits [T, V] of one sequence of at most so many tokens, uncached."""
     # One shape for all: a causal model does not see the padding that comes later.
-    ids_1xT = np.zeros((1, 32), np.int32)
+    ids_1xT = np.zeros((1, longest), np.int32)
     ids_1xT[0, : len(ids)] = ids
     return np.asarray(_logits(graph, params, ids_1xT))[0, : len(ids)]

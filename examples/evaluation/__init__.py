@@ -1,0 +1,1 @@
+"""Our Llama under EleutherAI's lm-evaluation-harness."""

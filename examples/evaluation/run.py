@@ -1,0 +1,131 @@
+"""The whole evaluation: tasks, model, harness, results."""
+
+import difflib
+import json
+import pathlib
+from typing import Any
+
+from lm_eval.evaluator import simple_evaluate  # pyright: ignore[reportMissingImports]
+from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
+from lm_eval.utils import (  # pyright: ignore[reportMissingImports]
+    handle_non_serializable,
+    make_table,
+)
+
+from examples.evaluation.harness import NnxLlama, check_window
+from examples.evaluation.options import Options
+from examples.finetune import checks, pretrained, sharding
+from examples.finetune.errors import InputError
+from examples.finetune.files import write_json, write_json_lines
+
+OUR_TASKS = pathlib.Path(__file__).with_name("tasks")
+RESULTS = "results.json"
+
+
+def run(options: Options) -> None:
+    """Does what the options say and leaves the results in their directory.
+
+    Args:
+      options: from `options.parse`.
+
+    Raises:
+      InputError: something the user gave cannot work.
+    """
+    checks.check_room({options.output: 0})
+    tasks, manager = load_tasks(options.tasks, options.include_path)
+    model = _open(options)
+    found: Any = simple_evaluate(
+        model=model,
+        tasks=tasks,
+        task_manager=manager,
+        num_fewshot=options.num_fewshot,
+        limit=options.limit,
+        bootstrap_iters=options.bootstrap_iters,
+        apply_chat_template=options.apply_chat_template,
+    )
+    # What the harness gives back holds functions and NumPy's numbers.
+    results = json.loads(json.dumps(found, default=handle_non_serializable))
+    _write(results, options.output)
+    for part in ("results", "groups"):
+        if part in results:
+            print(make_table(results, part))
+    print(f"Results: {options.output / RESULTS}")
+
+
+def load_tasks(
+    names: tuple[str, ...], include_path: pathlib.Path | None = None
+) -> tuple[list[Any], TaskManager]:
+    """Finds tasks and loads their data.
+
+    Args:
+      names: of tasks, groups or tags.
+      include_path: a directory of tasks, beside ours and the harness's own.
+
+    Returns:
+      Tasks and groups, as `lm_eval.simple_evaluate` takes them, and what found them;
+      left to itself the harness would look for all of its own again.
+
+    Raises:
+      InputError: a name is unknown, or a task's data cannot be had.
+    """
+    paths: list[str | pathlib.Path] = [
+        path for path in (OUR_TASKS, include_path) if path is not None
+    ]
+    manager = TaskManager(include_path=paths, include_defaults=False)
+    if not set(names) <= set(manager.all_tasks):
+        # The harness has thousands; reading them all takes ten seconds of a core.
+        manager = TaskManager(include_path=paths)
+    known = manager.all_tasks
+    for name in names:
+        if name not in known:
+            close = ", ".join(difflib.get_close_matches(name, known)) or "none"
+            raise InputError(
+                f"--tasks has {name!r}, which is no task; similar: {close}"
+            )
+    return [task for name in names for task in _loaded(manager, name)], manager
+
+
+def _loaded(manager: TaskManager, name: str) -> list[Any]:
+    try:
+        loaded = manager.load([name])
+    # Each of the libraries that fetch and read data has errors of its own.
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"Cannot load the task {name!r}: {reason.rstrip('.')}. The harness's own "
+            "tasks fetch their data from the Hugging Face Hub"
+        ) from error
+    groups = loaded.get("groups", {})
+    return [groups[name]] if name in groups else list(loaded["tasks"].values())
+
+
+def _open(options: Options) -> NnxLlama:
+    source = pretrained.open_model(options.model)
+    check_window(options.max_length, source.config.max_positions)
+    if options.apply_chat_template:
+        # A model without one is refused before its weights are read.
+        source.tokenizer.chat([{"role": "user", "content": ""}])
+    mesh = sharding.make_mesh(options.mesh)
+    print(f"Loading {source.name}", flush=True)
+    model = pretrained.build(
+        source,
+        scan_layers=True,
+        mesh=mesh,
+        dtype=options.compute_dtype,
+        param_dtype=options.param_dtype,
+    )
+    return NnxLlama(
+        model,
+        source.tokenizer,
+        name=source.name,
+        batch_size=options.batch_size,
+        max_length=options.max_length,
+    )
+
+
+def _write(results: dict[str, Any], directory: pathlib.Path) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    for task, rows in results.pop("samples").items():
+        write_json_lines(directory / f"samples_{task}.jsonl", rows)
+    # Last: with it the results are complete.
+    write_json(directory / RESULTS, results)

@@ -1,0 +1,1 @@
+"""MoFO in the trainers that people use: short programs, each changed in one line."""

@@ -1,0 +1,127 @@
+"""Tunix: its `PeftTrainer` trains a Llama 3, or Qwix's LoRA factors in it, by MoFO.
+
+Run it with `python -m examples.trainers.tunix_trainer`, or with `--lora` after it, in
+an environment of its own: `pip install google-tunix==0.1.7` takes older releases of
+safetensors, tokenizers and huggingface-hub than the other examples use. The Llama is
+tiny and random, and learns to count.
+
+Two things to know of this release, both seen to by this file:
+
+- Its Llama 3 does not hand `rope_theta` on: it rotates as for 1,000,000 whatever its
+  configuration says, so that logits of a model pretrained with another base come out
+  wrong. `use_rope_theta` puts it right, for one base in a process.
+- It splits batches over devices, and lays out the optimizer's state, only inside of
+  `with mesh:`. JAX prefers `jax.set_mesh`, which Tunix does not see: numbers are then
+  the same, but every device computes the whole batch.
+"""
+
+import functools
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+import qwix  # pyright: ignore[reportMissingImports]  # comes with google-tunix
+from flax import nnx
+from jax.sharding import Mesh
+from tunix.models.llama3 import (  # pyright: ignore[reportMissingImports]
+    model as llama3,
+)
+from tunix.sft import (  # pyright: ignore[reportMissingImports]
+    peft_trainer,
+    utils,
+)
+
+import mofo_jax
+
+STEPS = 60
+CONFIG = llama3.ModelConfig(
+    num_layers=2,
+    vocab_size=64,
+    embed_dim=32,
+    hidden_dim=64,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    rope_theta=100_000,
+    norm_eps=1e-5,
+)
+
+
+def use_rope_theta(rope_theta: int) -> None:
+    """Makes Tunix's Llama 3 rotate as its configuration says."""
+    llama3.apply_rope = functools.partial(llama3.apply_rope, rope_theta=rope_theta)
+
+
+def build(config: llama3.ModelConfig, mesh: Mesh, lora: bool) -> nnx.Module:
+    """Makes a random model on a mesh, with LoRA factors if asked for."""
+    use_rope_theta(config.rope_theta)
+    model = llama3.Llama3(config, rngs=nnx.Rngs(0))
+    if lora:
+        # The trainer looks for such factors, and trains nothing else if it finds any.
+        factors = qwix.LoraProvider(
+            module_path=".*(attn/.*_proj|lm_head)", rank=4, alpha=8.0
+        )
+        inputs = {**model.get_model_input(), "rngs": nnx.Rngs(1)}
+        model: Any = qwix.apply_lora_to_model(model, factors, **inputs)
+    graph, state = nnx.split(model)
+    return nnx.merge(graph, jax.device_put(state, nnx.get_named_sharding(state, mesh)))
+
+
+def make_mesh(devices: Sequence[Any], tensor: int = 1) -> Mesh:
+    """Makes the mesh that Tunix's parameters name: `fsdp` and `tp`."""
+    return Mesh(np.array(devices).reshape(-1, tensor), ("fsdp", "tp"))
+
+
+def batches(steps: int, vocabulary: int) -> Iterator[peft_trainer.TrainingInput]:
+    """Draws batches `[8, 16]` of tokens that count up from anywhere."""
+    generator = np.random.default_rng(0)
+    for _ in range(steps):
+        first = generator.integers(vocabulary, size=(8, 1))
+        tokens = (first + np.arange(16)) % vocabulary
+        yield peft_trainer.TrainingInput(
+            input_tokens=tokens, input_mask=np.ones(tokens.shape, bool)
+        )
+
+
+def model_inputs(batch: Any) -> dict[str, Any]:
+    """Adds positions and the causal mask, as Tunix's loss asks for them."""
+    return {
+        "input_tokens": batch.input_tokens,
+        "input_mask": batch.input_mask,
+        "positions": utils.build_positions_from_mask(batch.input_mask),
+        "attention_mask": utils.make_causal_attn_mask(batch.input_mask),
+    }
+
+
+def make_trainer(
+    model: nnx.Module, optimizer: optax.GradientTransformation, **options: Any
+) -> peft_trainer.PeftTrainer:
+    """Makes the trainer, with options of Tunix's `TrainingConfig`."""
+    config = peft_trainer.TrainingConfig(**{"eval_every_n_steps": STEPS, **options})
+    trainer = peft_trainer.PeftTrainer(model, optimizer, config)
+    return trainer.with_gen_model_input_fn(model_inputs)
+
+
+def history(trainer: Any, name: str) -> list[float]:
+    """Returns what the trainer logged at each step."""
+    values = trainer.metrics_logger.get_metric_history("", name, "train")
+    return [float(value) for value in values]
+
+
+def main(lora: bool = False) -> None:
+    """Prints the losses of a few steps."""
+    mesh = make_mesh(jax.devices())
+    optimizer = mofo_jax.mofo(1e-2)  # was: optax.adamw(1e-2)
+    trainer = make_trainer(build(CONFIG, mesh, lora), optimizer)
+    with mesh:
+        trainer.train(batches(STEPS, CONFIG.vocab_size))
+    losses = history(trainer, "loss")
+    for step in range(0, STEPS, 10):
+        print(f"step {step:3}  loss {losses[step]:.4f}")
+
+
+if __name__ == "__main__":
+    main(lora="--lora" in sys.argv[1:])

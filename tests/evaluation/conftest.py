@@ -1,0 +1,79 @@
+"""The tiny model, taken apart for scoring and for a reference in float64."""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from flax import nnx
+
+from examples.evaluation.batching import Placed
+from examples.finetune import pretrained
+from examples.finetune.llama import Llama
+from examples.finetune.tokenizer import Tokenizer
+from tests.finetune import small
+
+LONGEST = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """The model run on one sequence at a time, the rest in NumPy's float64."""
+
+    graph: nnx.GraphDef
+    params: Any
+
+    def logs(self, ids: Sequence[int]) -> np.ndarray:
+        """The log-probabilities [T, V] after each of at most 64 tokens."""
+        logits = small.logits(self.graph, self.params, ids, LONGEST).astype(np.float64)
+        return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+
+    def score(
+        self, context: Sequence[int], continuation: Sequence[int], window: int
+    ) -> tuple[float, bool]:
+        """A continuation's log-likelihood, and whether each token is the likeliest."""
+        seen = [*context, *continuation][-window - 1 : -1]
+        logs = self.logs(seen)[len(seen) - len(continuation) :]
+        scored = logs[np.arange(len(continuation)), list(continuation)]
+        greedy = logs.argmax(axis=1) == np.asarray(continuation, int)
+        return float(scored.sum()), bool(greedy.all())
+
+    def greedy(self, ids: Sequence[int], count: int) -> list[int]:
+        """The likeliest tokens after a sequence, each from all before it."""
+        written = list(ids)
+        for _ in range(count):
+            written.append(int(self.logs(written)[-1].argmax()))
+        return written[len(ids) :]
+
+
+@pytest.fixture(scope="session")
+def model_directory(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The tiny model in Hugging Face layout, with a context of 512 tokens."""
+    return small.write_model(tmp_path_factory.mktemp("evaluated") / "tiny-llama")
+
+
+@pytest.fixture(scope="session")
+def tokenizer(model_directory: pathlib.Path) -> Tokenizer:
+    """Its tokenizer of single bytes."""
+    return pretrained.open_model(str(model_directory)).tokenizer
+
+
+@pytest.fixture(scope="session")
+def model(model_directory: pathlib.Path) -> Llama:
+    """The model itself. Not to be changed."""
+    source = pretrained.open_model(str(model_directory))
+    return pretrained.build(source, scan_layers=True)
+
+
+@pytest.fixture(scope="session")
+def placed(model: Llama, tokenizer: Tokenizer) -> Placed:
+    """The model for scoring, with rows of four and a window of 40 tokens."""
+    return Placed.of(model, tokenizer, rows=4, window=40)
+
+
+@pytest.fixture(scope="session")
+def reference(model: Llama) -> Reference:
+    """The model for checking what is scored."""
+    return Reference(*nnx.split(model))

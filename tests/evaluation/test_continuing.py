@@ -1,0 +1,101 @@
+"""Texts continued up to stop strings, against the decoder run once and then cut."""
+
+import dataclasses
+
+import jax
+import pytest
+
+from examples.evaluation.batching import Placed
+from examples.evaluation.continuing import PIECE, continuations, stop_tokens, until
+from examples.finetune import generate
+from examples.finetune.tokenizer import Tokenizer
+
+PROMPTS = [list(b"a"), list(b"Once upon a time"), list(b"1 + 1 ="), list(b"xyz") * 11]
+MOST = PIECE + 20
+
+
+@pytest.fixture(scope="module")
+def roomy(placed: Placed) -> Placed:
+    return dataclasses.replace(placed, rows=3, window=MOST + 16)
+
+
+@pytest.fixture(scope="module")
+def free(roomy: Placed) -> list[str]:
+    """What the decoder writes in one go."""
+    written = generate.answers(
+        roomy.graph,
+        roomy.params,
+        [prompt[-16:] for prompt in PROMPTS],
+        roomy.place,
+        batch_size=len(PROMPTS),
+        max_new_tokens=MOST,
+        stop_ids=roomy.tokenizer.stop_ids,
+    )
+    return [roomy.tokenizer.decode(ids) for ids in written]
+
+
+def firsts(text: str) -> list[int]:
+    """Where two whole characters stand together for the first time."""
+    return [
+        place
+        for place in range(len(text) - 1)
+        if text.find(text[place:][:2]) == place and "\ufffd" not in text[place:][:2]
+    ]
+
+
+def test_equals_greedy_decoding_cut_at_the_first_stop_string(
+    roomy: Placed, free: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    # One stop string in the first piece of a text, one in the second of another.
+    early, late = firsts(free[2])[0], firsts(free[0])[-1]
+    stops = [free[2][early:][:2], free[0][late:][:2], "never written"]
+    done: list[int] = []
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        found = continuations(roomy, PROMPTS, stops, MOST, done.append)
+    expected = []
+    for text in free:
+        cuts = [text.index(stop) for stop in stops if stop in text]
+        expected.append(text[: min(cuts)] if cuts else text)
+    assert found == expected
+    # Cut early, cut late, and as long as is allowed.
+    assert len(expected[2]) < 10
+    assert PIECE < len(expected[0]) < len(free[0])
+    assert expected[3] == free[3]
+    assert sum(done) == len(PROMPTS)
+    compiled = [
+        record.message
+        for record in caplog.records
+        if record.message.startswith("Compiling jit(decode)")
+    ]
+    # Prompts of up to 16 tokens, and with a piece behind them up to 80.
+    assert 1 <= len(compiled) <= 2, compiled
+
+
+def test_a_window_without_room_is_refused(roomy: Placed) -> None:
+    with pytest.raises(ValueError, match=r"max_gen_toks must be below 100.* got 100"):
+        continuations(roomy, PROMPTS, [], roomy.window, id)
+
+
+def test_until_cuts_at_whatever_comes_first() -> None:
+    assert until("one two three", ["three", "tw", "", "x"]) == "one "
+    assert until("one", []) == "one"
+
+
+def test_stop_strings_that_are_one_token_end_decoding(tokenizer: Tokenizer) -> None:
+    (newline,), (end,) = tokenizer.encode("\n"), tokenizer.encode("<|end|>")
+    stops = ["\n", "<|end|>", "two", ""]
+    assert stop_tokens(tokenizer, stops) == {newline, end}
+
+
+class SpacesBefore:
+    """As in the SentencePiece family: a text's first word begins with a space."""
+
+    def encode(self, text: str) -> list[int]:
+        return [{"a": 1, "b": 2}[text]]
+
+    def decode(self, ids: list[int]) -> str:
+        return " ".join({1: "a", 2: "b"}[index] for index in ids)
+
+
+def test_a_token_with_a_space_before_the_string_is_no_stop_token() -> None:
+    assert stop_tokens(SpacesBefore(), ["b"]) == set()

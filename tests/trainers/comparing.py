@@ -1,0 +1,80 @@
+"""What has to hold of MoFO in any trainer, and the optimizers to show it with."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+import mofo_jax
+from tests.helpers import assert_same_bits, selected
+
+FRACTION = 0.15
+# Losses, parameters and state after some steps from the same start.
+Train = Callable[[optax.GradientTransformation, int], tuple[list[float], Any, Any]]
+
+
+class Optimizers(NamedTuple):
+    """AdamW, MoFO that moves everything, and MoFO as it is meant."""
+
+    adamw: optax.GradientTransformation
+    everything: optax.GradientTransformation
+    mofo: optax.GradientTransformation
+
+
+def make_optimizers(**options: Any) -> Optimizers:
+    """Makes the three alike; a trainer that gets one again need not compile again."""
+    return Optimizers(
+        optax.adamw(1e-2, weight_decay=0.1),
+        mofo_jax.mofo(1e-2, weight_decay=0.1, update_fraction=1, **options),
+        mofo_jax.mofo(1e-2, weight_decay=0.1, **options),
+    )
+
+
+def by_path(tree: Any) -> dict[str, np.ndarray]:
+    """Returns the arrays of a tree by their paths."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def check_everything_is_adamw(train: Train, optimizers: Optimizers) -> None:
+    """Compares losses, parameters and state after three steps, bit for bit."""
+    desired = train(optimizers.adamw, 3)
+    actual = train(optimizers.everything, 3)
+    assert len(set(desired[0])) == 3
+    assert actual[0] == desired[0]
+    for ours, adamws in zip(actual[1:], desired[1:], strict=True):
+        assert_same_bits(ours, adamws)
+
+
+def moved_at_first(train: Train, optimizer: Any) -> dict[str, np.ndarray]:
+    """Returns which coordinates the first step of a trainer moves."""
+    start, after = (by_path(train(optimizer, steps)[1]) for steps in (0, 1))
+    return {path: after[path] != start[path] for path in start}
+
+
+def whole(_: str) -> tuple[int, ...]:
+    """Makes every tensor one block, by its path."""
+    return ()
+
+
+def check_first_step(
+    train: Train,
+    optimizers: Optimizers,
+    axes: Callable[[str], tuple[int, ...]] = whole,
+) -> dict[str, np.ndarray]:
+    """Compares what moves first with what NumPy selects of AdamW's momentum.
+
+    Returns which coordinates moved, by path.
+    """
+    moved = moved_at_first(train, optimizers.mofo)
+    momenta = by_path(optax.tree.get(train(optimizers.adamw, 1)[2], "mu"))
+    assert len(momenta) == len(moved) > 1
+    # A box or a variable adds a key of its own to the path of what it holds.
+    for (path, mask), momentum in zip(moved.items(), momenta.values(), strict=True):
+        expected = selected(momentum, FRACTION, axes(path)) & (momentum != 0)
+        np.testing.assert_array_equal(mask, expected, path)
+    return moved

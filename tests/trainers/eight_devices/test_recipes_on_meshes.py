@@ -1,0 +1,143 @@
+"""The trainers of `examples/trainers` that shard, on eight devices and on one."""
+
+import functools
+from typing import Any
+
+import flax
+import jax
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, Mesh
+from jax.sharding import PartitionSpec as P
+
+import mofo_jax
+from examples.trainers import flax_linen, flax_nnx_sharded, maxtext, plain_jax
+from tests.trainers.comparing import (
+    FRACTION,
+    check_everything_is_adamw,
+    check_first_step,
+    make_optimizers,
+    moved_at_first,
+)
+
+AUTO, EXPLICIT = AxisType.Auto, AxisType.Explicit
+FLAX = tuple(map(int, flax.__version__.split(".")[:3]))
+MODES = pytest.mark.parametrize("kind", [AUTO, EXPLICIT], ids=lambda kind: kind.name)
+
+
+def make_mesh(
+    shape: tuple[int, ...], names: tuple[str, ...], kind: AxisType = AUTO
+) -> Mesh:
+    """Returns a mesh of as many devices as its shape asks for."""
+    devices = jax.devices()[: int(np.prod(shape))]
+    return jax.make_mesh(shape, names, (kind,) * len(shape), devices=devices)
+
+
+def check_shardings(params: Any, state: Any) -> None:
+    """The moments are sharded as their parameters are, and some are divided."""
+    divided = 0
+    moments = [jax.tree.leaves(optax.tree.get(state, name)) for name in ("mu", "nu")]
+    leaves = jax.tree.leaves(params)
+    for param, mu, nu in zip(leaves, *moments, strict=True):
+        divided += not param.is_fully_replicated
+        for moment in (mu, nu):
+            assert moment.shape == param.shape
+            assert moment.sharding.is_equivalent_to(param.sharding, param.ndim)
+    assert divided > 2
+
+
+def layers_on_axis_one(path: str) -> tuple[int, ...]:
+    """Layers are blocks where they are stacked."""
+    return (1,) if "layers/" in path else ()
+
+
+@pytest.fixture(scope="module")
+def moved_on_one_device() -> dict[str, np.ndarray]:
+    """What the first step of the NNX trainer moves without sharding."""
+    mesh = make_mesh((1, 1), ("data", "model"))
+    train = functools.partial(flax_nnx_sharded.train, mesh=mesh)
+    return moved_at_first(train, make_optimizers().mofo)
+
+
+@MODES
+def test_flax_nnx(kind: AxisType, moved_on_one_device: dict) -> None:
+    if kind is EXPLICIT and FLAX < (0, 12, 3):
+        pytest.skip("Flax could not shard annotated parameters there before 0.12.3")
+    mesh = make_mesh((4, 2), ("data", "model"), kind)
+    train = functools.partial(flax_nnx_sharded.train, mesh=mesh)
+    optimizers = make_optimizers()
+    moved = check_first_step(train, optimizers)
+    assert moved.keys() == moved_on_one_device.keys()
+    for path, mask in moved.items():
+        np.testing.assert_array_equal(mask, moved_on_one_device[path], path)
+    check_everything_is_adamw(train, optimizers)
+    losses, params, state = train(optimizers.mofo, 20)
+    assert losses[-1] < 0.8 * losses[0]
+    check_shardings(params, state)
+    kernel = params["up"]["kernel"][...]
+    assert kernel.sharding.spec == P(None, "model")
+
+
+def test_flax_linen() -> None:
+    mesh = make_mesh((4, 2), ("data", "model"))
+    train = functools.partial(flax_linen.train, mesh=mesh)
+    rules = mofo_jax.PathRules({"^layers/": (1,)}, default=())
+    optimizers = make_optimizers(block_axes=rules)
+    check_first_step(train, optimizers, layers_on_axis_one)
+    check_everything_is_adamw(train, optimizers)
+    losses, params, state = train(optimizers.mofo, 20)
+    assert losses[-1] < 0.8 * losses[0]
+    check_shardings(params, state)
+    # Boxes around what is stacked on axis 1.
+    box = params["layers"]["Dense_0"]["kernel"]
+    assert box.names == ("embed", "layers", "mlp")
+    assert box.value.shape == (8, flax_linen.LAYERS, 32)
+    assert box.value.sharding.spec == P("data", None, "model")
+
+
+@pytest.mark.parametrize(
+    ("kind", "over_data"), [(AUTO, True), (EXPLICIT, False)], ids=["auto", "explicit"]
+)
+def test_maxtext(kind: AxisType, over_data: bool) -> None:
+    mesh = make_mesh((2, 2, 2), maxtext.MESH_AXES, kind)
+    train = functools.partial(maxtext.train, mesh=mesh, over_data=over_data)
+    rules = mofo_jax.block_rules("maxtext", "layer")
+    optimizers = make_optimizers(block_axes=rules)
+    moved = check_first_step(train, optimizers, layers_on_axis_one)
+    # Without the rules layers would compete: some would get more than others.
+    (kernel,) = (mask for path, mask in moved.items() if path.endswith("wo/kernel"))
+    assert len(set(kernel.sum(axis=(0, 2)).tolist())) == 1
+    check_everything_is_adamw(train, optimizers)
+    losses, params, state = train(optimizers.mofo, 40)
+    assert losses[-1] < 0.8 * losses[0]
+    check_shardings(params, state)
+    # What MaxText looks for, where it does.
+    assert isinstance(state[0], optax.ScaleByAdamState)
+    kernel = state[0].mu["params"]["decoder"]["layers"]["mlp"]["wi_0"]["kernel"]
+    rows = ("data", "fsdp") if over_data else "fsdp"
+    assert kernel.sharding.spec == P(rows, None, "tensor")
+
+
+def test_plain_jax() -> None:
+    mapped, whole = (
+        functools.partial(plain_jax.train, step_function=step)
+        for step in (plain_jax.sharded_step, plain_jax.whole_step)
+    )
+    named = make_optimizers(axis_name=plain_jax.AXIS)
+    check_everything_is_adamw(mapped, named)
+    moved = check_first_step(mapped, named)
+    unnamed = make_optimizers().mofo
+    for path, mask in moved_at_first(whole, unnamed).items():
+        np.testing.assert_array_equal(moved[path], mask, path)
+    losses, params, state = mapped(named.mofo, 20)
+    assert losses[-1] < 0.8 * losses[0]
+    for name, spec in plain_jax.SPECS.items():
+        for tree in (params, state[0].mu, state[0].nu):
+            assert tree[name].sharding.spec == spec
+    # Without the name each shard selects for itself: one of its eight in `down`.
+    apart = moved_at_first(mapped, unnamed)
+    assert not np.array_equal(apart["up"], moved["up"])
+    assert apart["down"].reshape(8, 8).sum(axis=1).tolist() == [1] * 8
+    assert moved["down"].reshape(8, 8).sum(axis=1).tolist() != [1] * 8
+    assert int(moved["down"].sum()) == int(FRACTION * 64)

@@ -1,0 +1,102 @@
+"""Tunix's checkpoints of our state, and optimizers as its command line makes them."""
+
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+from flax import nnx
+
+import mofo_jax
+from tests.helpers import assert_same_bits
+from tests.trainers.tunix import tunix_runs
+
+# After the check for Tunix.
+from examples.trainers import tunix_trainer  # isort: skip
+from tunix.cli import (  # isort: skip  # pyright: ignore[reportMissingImports]
+    config as command_line,
+)
+
+
+def options(path: pathlib.Path, steps: int) -> dict[str, Any]:
+    """Returns the options of a run that stops after some steps and keeps each."""
+    return {
+        "max_steps": steps,
+        "checkpoint_root_directory": str(path),
+        "checkpointing_options": ocp.CheckpointManagerOptions(
+            save_interval_steps=1, enable_async_checkpointing=False
+        ),
+    }
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_a_run_begun_by_adamw_goes_on_as_mofo_and_back(
+    lora: bool, tmp_path: pathlib.Path
+) -> None:
+    adamw, mofo = optax.adamw(1e-2), mofo_jax.mofo(1e-2)
+    first = tunix_runs.train(adamw, lora=lora, **options(tmp_path, 2))
+    second = tunix_runs.train(mofo, lora=lora, **options(tmp_path, tunix_runs.STEPS))
+    # What was stored has taken the place of the new model, and two batches are skipped.
+    assert len(second.losses) == 1
+    assert_same_bits(second.params[0], first.params[-1])
+    third = tunix_runs.Run([], second.params[-2:], second.momenta[-1:], None)
+    tunix_runs.assert_the_largest_move(third)
+    # AdamW without a stop had the same parameters before its third step, so the same
+    # gradients then: the moments were restored and not begun anew.
+    whole = tunix_runs.run("adamw", lora)
+    for path, momentum in third.momenta[0].items():
+        np.testing.assert_allclose(
+            momentum, whole.momenta[2][path], rtol=1e-4, atol=1e-7, err_msg=path
+        )
+    mesh = tunix_trainer.make_mesh(jax.devices()[:1])
+    model = tunix_trainer.build(tunix_runs.CONFIG, mesh, lora)
+    back = tunix_trainer.make_trainer(
+        model, adamw, **options(tmp_path, tunix_runs.STEPS)
+    )
+    back.close()
+    assert back.train_steps == tunix_runs.STEPS
+    restored = nnx.state(back.optimizer, nnx.optimizer.OptState)
+    assert_same_bits(
+        restored, nnx.state(second.trainer.optimizer, nnx.optimizer.OptState)
+    )
+    assert (
+        int(optax.tree.get(back.optimizer.opt_state, "count")[...]) == tunix_runs.STEPS
+    )
+
+
+def test_the_command_line_makes_mofo_of_its_configuration(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # It knows Optax's names, and passes those of their arguments that it is told.
+    monkeypatch.setattr(optax, "mofo", mofo_jax.mofo, raising=False)
+    pipeline = object.__new__(command_line.HyperParameters)
+    pipeline.config = {
+        "optimizer_config": {
+            "opt_type": "mofo",
+            "schedule_type": "linear_schedule",
+            "init_value": 1e-2,
+            "end_value": 0.0,
+            "transition_steps": 10,
+            "update_fraction": 0.15,
+            "score": "momentum",
+        }
+    }
+    ours = tunix_runs.train(pipeline.create_optimizer("optimizer_config"))
+    tunix_runs.assert_the_largest_move(ours)
+    injected = ours.trainer.optimizer.opt_state.hyperparams
+    # What can be a number is one on the device, as any of Optax's own would be.
+    assert float(injected["update_fraction"][...]) == np.float32(0.15)
+    assert {"b1", "b2", "eps", "learning_rate", "rest"} <= set(injected)
+    logged = tunix_trainer.history(ours.trainer, "learning_rate")
+    # The trainer looks when the next step has been taken, except at the last.
+    np.testing.assert_allclose(logged, [9e-3, 8e-3, 8e-3], rtol=1e-6)
+
+
+def test_the_logger_looks_for_a_rate_in_our_state_and_finds_none() -> None:
+    ours = tunix_runs.run("mofo", False)
+    assert len(ours.losses) == tunix_runs.STEPS
+    logger = ours.trainer.metrics_logger
+    assert not logger.metric_exists("", "learning_rate", "train")

@@ -1,0 +1,116 @@
+"""What the tests of Tunix share: runs of a few steps, seen after each of them."""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from jax.sharding import Mesh
+
+import mofo_jax
+from tests.helpers import selected
+
+pytest.importorskip(
+    "tunix.sft.peft_trainer",
+    reason="needs an environment with google-tunix, which .ci/run makes",
+)
+from examples.trainers import tunix_trainer
+
+CONFIG = dataclasses.replace(tunix_trainer.CONFIG, num_layers=1)
+STEPS = 3
+# AdamW's own default, which MoFO's is not.
+WEIGHT_DECAY = 1e-4
+
+Arrays = dict[str, np.ndarray]
+
+
+class Run(NamedTuple):
+    """What a run did.
+
+    Attributes:
+      losses: of each step.
+      params: before the first step and after each, those that are not trained too.
+      momenta: after each step, of what is trained.
+      trainer: as it ended.
+    """
+
+    losses: list[float]
+    params: list[Arrays]
+    momenta: list[Arrays]
+    trainer: Any
+
+
+def flat(state: Any) -> Arrays:
+    """Returns copies of the arrays of an NNX state by path."""
+    return {
+        "/".join(map(str, path)): np.array(variable[...])
+        for path, variable in nnx.to_flat_state(state)
+    }
+
+
+def momenta(trainer: Any) -> Any:
+    """Returns the momenta in a trainer's state."""
+    return optax.tree.get(trainer.optimizer.opt_state, "mu")
+
+
+def train(
+    optimizer: optax.GradientTransformation,
+    *,
+    lora: bool = False,
+    mesh: Mesh | None = None,
+    around: contextlib.AbstractContextManager[Any] | None = None,
+    data: Iterable[Any] | None = None,
+    **options: Any,
+) -> Run:
+    """Trains the tiny model, inside of `with mesh:` or another context."""
+    on = tunix_trainer.make_mesh(jax.devices()[:1]) if mesh is None else mesh
+    model = tunix_trainer.build(CONFIG, on, lora)
+    trainer = tunix_trainer.make_trainer(model, optimizer, **options)
+    params, after = [flat(nnx.state(model, nnx.Param))], []
+
+    def seen(batches: Iterable[Any]) -> Iterator[Any]:
+        # A trainer asks for the next batch when it has taken a step.
+        for batch in batches:
+            yield batch
+            params.append(flat(nnx.state(model, nnx.Param)))
+            after.append(flat(momenta(trainer)))
+
+    batches = tunix_trainer.batches(STEPS, CONFIG.vocab_size) if data is None else data
+    with mesh or contextlib.nullcontext() if around is None else around:
+        trainer.train(seen(batches))
+    return Run(tunix_trainer.history(trainer, "loss"), params, after, trainer)
+
+
+@functools.cache
+def run(name: str, lora: bool) -> Run:
+    """Returns a run on one device, trained the first time."""
+    optimizers = {
+        "adamw": optax.adamw(1e-2),
+        "all": mofo_jax.mofo(1e-2, weight_decay=WEIGHT_DECAY, update_fraction=1),
+        "mofo": mofo_jax.mofo(1e-2, weight_decay=WEIGHT_DECAY),
+    }
+    return train(optimizers[name], lora=lora)
+
+
+def assert_the_largest_move(
+    run: Run, block_axes: Mapping[str, tuple[int, ...]] | None = None
+) -> None:
+    """Compares what moved at each step with NumPy's choice of the momenta."""
+    for before, after, momentum in zip(
+        run.params[:-1], run.params[1:], run.momenta, strict=True
+    ):
+        for path in before:
+            expected = np.zeros(before[path].shape, bool)
+            if path in momentum:
+                m = momentum[path]
+                expected = selected(m, 0.15, (block_axes or {}).get(path, ())) & (
+                    m != 0
+                )
+            moved = before[path] != after[path]
+            np.testing.assert_array_equal(moved, expected, err_msg=path)
