@@ -184,9 +184,11 @@ def _count(
             for pieces in zip(*counts, strict=True)
         ]
 
-    if form != "operands":
+    # Elsewhere than on one CPU the branch would hold a collective. Inside `shard_map`
+    # its sides would vary over different axes.
+    if form != "operands" or contest.members[0].axis_name:
         return count()
-    # What is found needs no further pass. Elsewhere the branch would hold a collective.
+    # What is found needs no further pass.
     nothing = [tuple(jnp.zeros_like(thresholds, _counts.WORD) for _ in range(words))]
     return lax.cond(done.all(), lambda: nothing, count)
 
