@@ -201,6 +201,10 @@ def test_an_interrupted_arm_ends_as_an_unbroken_one(
     assert parameters.sha256(host) == parameters.sha256(start)
 
 
+@pytest.mark.skipif(
+    jax.__version_info__ < (0, 10, 1),
+    reason="jax.nn.dot_product_attention gives NaN in float64 for a row of nothing",
+)
 def test_meshes_move_the_same_coordinates() -> None:
     """In float64, where no rounding turns a selection over."""
     flags = {"JAX_ENABLE_X64": "1", "JAX_PLATFORMS": "cpu"}
