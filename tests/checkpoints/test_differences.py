@@ -1,5 +1,6 @@
 """A checkpoint that does not fit: what Orbax says of it, and what the recipe does."""
 
+import gc
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -74,6 +75,10 @@ def test_orbax_names_a_leaf_that_one_side_lacks(
     assert found == [f"layers.1.kernel: {sides[wanted > stored]} wanted"]
 
 
+# Orbax may cut short a read of its own before it has begun, and Python then complains.
+@pytest.mark.filterwarnings(
+    "ignore:coroutine 'Store._get_array_metadatas' was never awaited:RuntimeWarning"
+)
 @pytest.mark.parametrize("api", APIS)
 def test_orbax_refuses_another_shape_without_a_name(
     api: str, tmp_path: pathlib.Path
@@ -85,7 +90,11 @@ def test_orbax_refuses_another_shape_without_a_name(
         with pytest.raises((ValueError, LookupError)) as caught:
             checkpoints.restore(1, abstract(wanted))
         found = recipe.differences(checkpoints.stored(1), wanted)
-    assert "Requested shape: (6, 3) is not compatible" in complaints(caught.value)
+    said = complaints(caught.value)
+    # What was cut short goes here, and not in a later test.
+    del caught
+    gc.collect()
+    assert "Requested shape: (6, 3) is not compatible" in said
     assert found == ["kernel: float32[4, 3] stored, float32[6, 3] wanted"]
 
 

@@ -18,7 +18,7 @@ from tests.helpers import selected
 
 pytest.importorskip(
     "tunix.sft.peft_trainer",
-    reason="needs an environment with google-tunix, which .ci/run makes",
+    reason="needs an environment with google-tunix, which .ci/trainers makes",
 )
 from examples.trainers import tunix_trainer
 
