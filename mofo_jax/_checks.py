@@ -1,4 +1,4 @@
-"""What arguments may be: errors that name them, and arrays made of them."""
+"""Errors that name the argument, its value and what is allowed."""
 
 import math
 from typing import Any
@@ -49,11 +49,6 @@ def check_transformation(what: str, value: Any) -> None:
         raise TypeError(
             f"{what} an optax.GradientTransformation, got {type(value).__name__}"
         )
-
-
-def widen(x: jax.typing.ArrayLike) -> jax.Array:
-    """Returns an array in float32, or in its own dtype where that is wider."""
-    return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
 
 
 def as_inexact(x: jax.typing.ArrayLike) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Dtypes that arguments name, and numbers rounded to those of a dtype."""
+"""Dtypes that arguments name, and numbers widened or rounded to those of a dtype."""
 
 from typing import Any
 
@@ -32,6 +32,11 @@ def is_floating(x: Any) -> bool:
 def dtype_of(x: Any) -> Any:
     """Returns the dtype of an array, of what stands for one, or of a number."""
     return x.dtype if hasattr(x, "dtype") else jnp.result_type(x)
+
+
+def widen(x: jax.typing.ArrayLike) -> jax.Array:
+    """Returns an array in float32, or in its own dtype where that is wider."""
+    return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
 
 
 def round_to(x: jax.Array, dtype: Any) -> jax.Array:

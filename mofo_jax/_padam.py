@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from mofo_jax import _axes, _checks
+from mofo_jax._dtypes import widen
 
 
 def scale_by_padam(
@@ -138,7 +139,7 @@ def unrounded_padam(
         correction = 1 - jnp.asarray(b2) ** new_state.count
 
         def redirect(g: jax.Array, step: jax.Array, nu: jax.Array, axes: Any) -> Any:
-            nu_hat = _checks.widen(nu) / correction
+            nu_hat = widen(nu) / correction
             turned = _redirect(step, nu_hat, exponent, eps, eps_root, axes)
             return turned.astype(jnp.result_type(g))
 
@@ -165,7 +166,7 @@ def _redirect(
         return step
     nu_hat = nu_hat + eps_root
     quotient = (jnp.sqrt(nu_hat) + eps) / (nu_hat**exponent + eps)
-    direction = _checks.widen(step) * quotient
+    direction = widen(step) * quotient
     axes = _axes.inner_axes(step.ndim, block_axes)
     size, wanted = root_mean_square(direction, axes), root_mean_square(step, axes)
     return direction * (wanted / jnp.where(size == 0, 1, size))
@@ -173,7 +174,7 @@ def _redirect(
 
 def root_mean_square(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     """Returns the root mean square over some axes, which are kept as 1."""
-    magnitude = jnp.abs(_checks.widen(x))
+    magnitude = jnp.abs(widen(x))
     # Relative to the largest: under an exponent of 1 a direction may reach 1e19, whose
     # square float32 does not hold, and that of a small one is no longer above zero.
     largest = jnp.max(magnitude, axis=axes, keepdims=True)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from mofo_jax import _axes, _checks, _start
+from mofo_jax._dtypes import widen
 
 
 class SelectiveProjectionDecayState(NamedTuple):
@@ -115,7 +116,7 @@ def _project(
     def product(x: jax.Array, y: jax.Array) -> jax.Array:
         return jnp.sum(jnp.real(jnp.conj(x) * y), axis=axes, keepdims=True)
 
-    u = _checks.widen(step)
+    u = widen(step)
     ahead = way + u
     before, after = jnp.sqrt(product(way, way)), jnp.sqrt(product(ahead, ahead))
     # The difference of two nearly equal norms, by way of that of their squares, which
@@ -123,5 +124,5 @@ def _project(
     gained = product(u, way + ahead) / jnp.where(after == 0, 1, before + after)
     ratio = jnp.clip(gained / jnp.where(after == 0, 1, after), 0, 1)
     drawn_back = u - strength * ratio * ahead
-    turns_back = product(_checks.widen(gradient), way) > 0
+    turns_back = product(widen(gradient), way) > 0
     return jnp.where(turns_back, drawn_back, u).astype(jnp.result_type(step))

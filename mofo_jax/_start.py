@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from mofo_jax import _checks, _fisher
+from mofo_jax._dtypes import widen
 
 NORMS = ("l2", "l1")
 
@@ -192,4 +193,4 @@ def way_from_start(
             f"`params` must be given to `update`: `{name}` compares them with those "
             "that training began with"
         )
-    return jax.tree.map(lambda p, s: _checks.widen(p) - _checks.widen(s), params, start)
+    return jax.tree.map(lambda p, s: widen(p) - widen(s), params, start)

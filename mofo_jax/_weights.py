@@ -9,6 +9,7 @@ import optax
 from jax import lax
 
 from mofo_jax import _axes, _blocks, _checks, _threshold
+from mofo_jax._dtypes import widen
 
 
 def interpolate_weights(
@@ -51,9 +52,7 @@ def interpolate_weights(
     _check_pair(start, end)
 
     def between(before: jax.Array, after: jax.Array) -> jax.Array:
-        mixed = jnp.add(
-            (1 - share) * _checks.widen(before), share * _checks.widen(after)
-        )
+        mixed = jnp.add((1 - share) * widen(before), share * widen(after))
         return mixed.astype(jnp.result_type(after))
 
     return jax.tree.map(between, start, end)
@@ -141,8 +140,8 @@ def _score(
     before: jax.Array, after: jax.Array, block_axes: tuple[int, ...]
 ) -> jax.Array:
     """Returns the change of each coordinate less its change relative to what was."""
-    change = jnp.abs(_checks.widen(after) - _checks.widen(before))
-    size = jnp.abs(_checks.widen(before))
+    change = jnp.abs(widen(after) - widen(before))
+    size = jnp.abs(widen(before))
     axes = _axes.inner_axes(size.ndim, block_axes)
     mean = jnp.mean(size, axis=axes, keepdims=True)
     relative = change / jnp.where((change == 0) | (mean == 0), 1, size)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mofo_jax import _axes, _checks
+from mofo_jax import _axes, _checks, _dtypes
 from mofo_jax._tensor import Function as Function
 from mofo_jax._tensor import Score as Score
 from mofo_jax._tensor import Tensor as Tensor
@@ -50,9 +50,9 @@ def adam_ratio(
 
     def ratio(tensor: Tensor) -> jax.Array:
         correction = 1 - jnp.asarray(b2, jnp.float32) ** tensor.count
-        second = _checks.widen(tensor.second_moment)
+        second = _dtypes.widen(tensor.second_moment)
         root = jnp.sqrt(second / correction + eps_root)
-        return jnp.abs(_checks.widen(tensor.momentum)) / (root + eps)
+        return jnp.abs(_dtypes.widen(tensor.momentum)) / (root + eps)
 
     return Score(ratio)
 
@@ -190,9 +190,9 @@ def gain_for_cost(
     _checks.check_number("exponent", exponent, 0, 1 + 1e-9)
 
     def gain(tensor: Tensor) -> jax.Array:
-        cost = _checks.widen(tensor.second_moment) ** exponent + eps
+        cost = _dtypes.widen(tensor.second_moment) ** exponent + eps
         # The root, of the same order, whose square does not vanish.
-        return jnp.abs(_checks.widen(tensor.momentum)) / jnp.sqrt(cost)
+        return jnp.abs(_dtypes.widen(tensor.momentum)) / jnp.sqrt(cost)
 
     return Score(gain)
 
@@ -225,8 +225,8 @@ def gain_for_fisher(damping: jax.typing.ArrayLike) -> Score:
     _checks.check_number("damping", damping, 0)
 
     def gain(tensor: Tensor) -> jax.Array:
-        cost = _checks.widen(tensor.fisher) + damping
-        return jnp.abs(_checks.widen(tensor.momentum)) / jnp.sqrt(cost)
+        cost = _dtypes.widen(tensor.fisher) + damping
+        return jnp.abs(_dtypes.widen(tensor.momentum)) / jnp.sqrt(cost)
 
     return Score(gain)
 
@@ -245,14 +245,14 @@ def _update(tensor: Tensor) -> jax.Array:
 
 def _relative_momentum(tensor: Tensor) -> jax.Array:
     # The eps is far below weights, and lets those that are zero move first.
-    return jnp.abs(_checks.widen(tensor.momentum)) / (
-        jnp.abs(_checks.widen(tensor.param)) + 1e-8
+    return jnp.abs(_dtypes.widen(tensor.momentum)) / (
+        jnp.abs(_dtypes.widen(tensor.param)) + 1e-8
     )
 
 
 def _agreement(tensor: Tensor) -> jax.Array:
     product = jnp.real(
-        _checks.widen(tensor.momentum) * jnp.conj(_checks.widen(tensor.gradient))
+        _dtypes.widen(tensor.momentum) * jnp.conj(_dtypes.widen(tensor.gradient))
     )
     # A NaN stays one: it has to be seen.
     return jnp.where(product < 0, 0, product)

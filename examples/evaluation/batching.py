@@ -8,7 +8,7 @@ import jax
 from flax import nnx
 
 from examples.finetune import parameters, sharding
-from examples.finetune.data import Batch
+from examples.finetune.data import Batch, round_up
 from examples.finetune.llama import Llama
 from examples.finetune.tokenizer import Tokenizer
 
@@ -52,14 +52,14 @@ class Placed:
         """
         mesh = model.mesh
         spec = None if mesh is None else sharding.batch_sharding(mesh)
-        multiple = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+        multiple = 1 if mesh is None else sharding.row_shards(mesh)
         graph, params = parameters.split(model)
         return cls(
             graph,
             params,
             lambda batch: jax.device_put(batch, spec),
             tokenizer,
-            -(-rows // multiple) * multiple,
+            round_up(rows, multiple),
             window,
         )
 

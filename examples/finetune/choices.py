@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from examples.finetune.data import Batch
+from examples.finetune.data import Batch, round_up
 from examples.finetune.retention import Question
 
 CHOICES = 4
@@ -82,7 +82,7 @@ def batches(
       (its choice, CHOICES for padding), int32 [B, C].
     """
     longest = max(row.length for row in rows)
-    length = length or -(-longest // LENGTH_STEP) * LENGTH_STEP
+    length = length or round_up(longest, LENGTH_STEP)
     targets = targets or max(sum(map(len, row.choices)) for row in rows)
     made = []
     for start in range(0, len(rows), batch_size):

@@ -22,6 +22,7 @@ __all__ = [
     "evaluation_batches",
     "loss_targets",
     "read_rows",
+    "round_up",
     "training_batches",
 ]
 
@@ -30,6 +31,11 @@ __all__ = [
 LENGTH_STEP = 32
 
 Batch = dict[str, np.ndarray]
+
+
+def round_up(number: int, multiple: int) -> int:
+    """The smallest multiple that is no less than a number."""
+    return -(-number // multiple) * multiple
 
 
 def training_batches(
@@ -122,7 +128,7 @@ def evaluation_batches(
       ValueError: an argument is out of its range.
     """
     longest = _check_lengths(examples, batch_size, sequence_length)
-    length = min(sequence_length, -(-longest // LENGTH_STEP) * LENGTH_STEP)
+    length = min(sequence_length, round_up(longest, LENGTH_STEP))
     batches = []
     for start in range(0, len(examples), batch_size):
         shape = (batch_size, length)

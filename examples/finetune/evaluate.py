@@ -11,7 +11,7 @@ from flax import nnx
 
 from examples.finetune import choices, generate, retention, token_losses
 from examples.finetune.config import Config
-from examples.finetune.data import Batch, Example, encode_rows
+from examples.finetune.data import Batch, Example, encode_rows, round_up
 from examples.finetune.files import read_json, write_json
 from examples.finetune.token_losses import Hidden, TokenSet
 
@@ -97,7 +97,7 @@ def make_suite(
         return TokenSet.of(
             name,
             examples,
-            batch_size=_rows(TOKEN_ROWS, row_multiple),
+            batch_size=round_up(TOKEN_ROWS, row_multiple),
             sequence_length=config.sequence_length,
             divergence="prompts" if name == "task" else "all",
         )
@@ -113,18 +113,14 @@ def make_suite(
         ),
         questions=rows,
         question_batches=choices.batches(
-            rows, _rows(CHOICE_ROWS, row_multiple), tokenizer.pad_id
+            rows, round_up(CHOICE_ROWS, row_multiple), tokenizer.pad_id
         ),
         prompts=[example.prompt_ids for example in held_out if example.prompt_ids],
         references=[example.completion for example in held_out if example.prompt_ids],
         max_new_tokens=config.max_new_tokens,
-        decoding_rows=_rows(min(DECODING_ROWS, len(held_out)), row_multiple),
+        decoding_rows=round_up(min(DECODING_ROWS, len(held_out)), row_multiple),
         tokenizer=tokenizer,
     )
-
-
-def _rows(wanted: int, multiple: int) -> int:
-    return -(-wanted // multiple) * multiple
 
 
 def _texts(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from examples.finetune.data import Batch
+from examples.finetune.data import Batch, round_up
 from examples.finetune.llama import Cache, init_cache
 
 # Prompts are padded to a multiple of this, so that few shapes are compiled.
@@ -135,7 +135,7 @@ def answers(
       The continuation of each prompt, without the token that ended it.
     """
     longest = max(map(len, prompts))
-    length = length or -(-longest // LENGTH_STEP) * LENGTH_STEP
+    length = length or round_up(longest, LENGTH_STEP)
     stops = tuple(sorted(stop_ids))
     continued: list[list[int]] = []
     for start in range(0, len(prompts), batch_size):

@@ -117,7 +117,7 @@ def _prepare(config: Config) -> tuple[Setup, Any]:
     adapter = lora.adapter_of(config)
     lora.check_rank(adapter, source.config)
     mesh = sharding.make_mesh(config.mesh)
-    rows = mesh.shape["data"] * mesh.shape["fsdp"]
+    rows = sharding.row_shards(mesh)
     checks.check_rows(config, rows)
     training, task = (
         data.encode_rows(

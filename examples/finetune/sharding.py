@@ -150,6 +150,11 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
+def row_shards(mesh: Mesh) -> int:
+    """Returns into how many parts the rows of a batch are split."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
 def keep_rows(x: jax.Array, mesh: Mesh | None) -> jax.Array:
     """Holds an activation ``[B, ...]`` to the sharding of its batch.
 
@@ -158,6 +163,6 @@ def keep_rows(x: jax.Array, mesh: Mesh | None) -> jax.Array:
     of the whole batch. Without a mesh, or with rows that do not divide, nothing is
     asked.
     """
-    if mesh is None or x.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]):
+    if mesh is None or x.shape[0] % row_shards(mesh):
         return x
     return jax.lax.with_sharding_constraint(x, batch_sharding(mesh))
