@@ -84,7 +84,6 @@ def main() -> None:
         runs = []
         for mesh, scan in (
             (None, True),
-            ("fsdp=4,tensor=2", True),
             ("data=2,fsdp=2,tensor=2", False),
         ):
             devices = one_device() if mesh is None else sharding.make_mesh(mesh)
