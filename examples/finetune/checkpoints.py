@@ -16,10 +16,10 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import grain
 import jax
 import orbax.checkpoint as ocp
 
+from examples.finetune import hosts
 from examples.finetune.errors import InputError
 from examples.finetune.files import (
     append_json,
@@ -116,17 +116,21 @@ class ArmFiles:
           InputError: the arm was begun with another learning rate.
         """
         self.path = run / "arms" / name
+        hosts.by_first(lambda: self._claim(learning_rate))
+        self._manager: ocp.CheckpointManager | None = None
+        self._board: Any = None
+        self._board_path = run / "tensorboard" / name
+
+    def _claim(self, learning_rate: float) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         found = read_json(self.path / "arm.json")
         if found is None:
             write_json(self.path / "arm.json", {"learning_rate": learning_rate})
         else:
             stored = found["learning_rate"]
-            option = f"--learning-rate of {name}"
+            option = f"--learning-rate of {self.path.name}"
+            run = self.path.parents[1]
             refuse_differences(run, {option: (stored, learning_rate)})
-        self._manager: ocp.CheckpointManager | None = None
-        self._board: Any = None
-        self._board_path = run / "tensorboard" / name
 
     def __enter__(self) -> "ArmFiles":
         self._manager = ocp.CheckpointManager(
@@ -162,7 +166,8 @@ class ArmFiles:
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(params),
             state=ocp.args.StandardSave(state),
-            data=grain.checkpoint.CheckpointSave(batches),
+            # Grain's own handler would keep one for each process, all of them equal.
+            data=ocp.args.JsonSave(batches.get_state()),
             position=ocp.args.JsonSave(dataclasses.asdict(position)),
         )
         try:
@@ -190,7 +195,7 @@ class ArmFiles:
         Raises:
           InputError: the checkpoint is one of another model or optimizer.
         """
-        step = self._checkpoints.latest_step()
+        step = hosts.by_first(self._checkpoints.latest_step)
         if step is None:
             self._keep_metrics(0)
             return params, state, Position()
@@ -199,16 +204,17 @@ class ArmFiles:
             args=ocp.args.Composite(
                 params=self._checked(step, "params", params),
                 state=self._checked(step, "state", state),
-                data=grain.checkpoint.CheckpointRestore(batches),
+                data=ocp.args.JsonRestore(),
                 position=ocp.args.JsonRestore(),
             ),
         )
+        batches.set_state(items["data"])
         self._keep_metrics(step)
         return items["params"], items["state"], Position(**items["position"])
 
     def restore_params(self, params: Any) -> Any:
         """The parameters of the newest checkpoint, placed like `params`."""
-        step = self._checkpoints.latest_step()
+        step = hosts.by_first(self._checkpoints.latest_step)
         items = self._checkpoints.restore(
             step, args=ocp.args.Composite(params=self._checked(step, "params", params))
         )
@@ -232,6 +238,8 @@ class ArmFiles:
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Appends a line to the arm's metrics, and to TensorBoard's if it is there."""
+        if not hosts.is_first():
+            return
         append_json(self.path / "metrics.jsonl", row)
         if importlib.util.find_spec("tensorboardX") is None:
             return
@@ -250,8 +258,11 @@ class ArmFiles:
 
     def _keep_metrics(self, step: int) -> None:
         # Steps after the checkpoint are done again and logged again.
-        rows = [row for row in self.metrics() if row["step"] <= step]
-        write_json_lines(self.path / "metrics.jsonl", rows)
+        def keep() -> None:
+            rows = [row for row in self.metrics() if row["step"] <= step]
+            write_json_lines(self.path / "metrics.jsonl", rows)
+
+        hosts.by_first(keep)
 
 
 def finished_arms(

@@ -13,10 +13,10 @@ import optax
 import tqdm
 from flax import nnx
 
-from examples.finetune import movement
+from examples.finetune import hosts, movement
 from examples.finetune.checkpoints import ArmFiles, Position
 from examples.finetune.config import Config
-from examples.finetune.data import Batch, loss_targets
+from examples.finetune.data import Batch, loss_targets, token_count
 from examples.finetune.llama import Llama, causal_mask
 from examples.finetune.optimizers import make, schedule
 from examples.finetune.parameters import shardings
@@ -230,7 +230,7 @@ def train(
             number = position.step + 1
             logged = number % config.log_every == 0 or number == config.steps
             params, state, metrics = step(params, state, place(batch))
-            tokens = position.tokens + int(np.count_nonzero(batch["segments"]))
+            tokens = position.tokens + token_count(batch)
             position = dataclasses.replace(position, step=number, tokens=tokens)
             if logged:
                 values = {name: float(value) for name, value in metrics.items()}
@@ -251,7 +251,8 @@ def train(
 
 
 def _progress(steps: int, done: int, name: str) -> tqdm.tqdm:
-    return tqdm.tqdm(total=steps, initial=done, desc=name, unit="step", mininterval=1)
+    bar = {"total": steps, "initial": done, "desc": name, "unit": "step"}
+    return tqdm.tqdm(**bar, mininterval=1, disable=not hosts.is_first())
 
 
 class _Meter:
