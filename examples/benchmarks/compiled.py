@@ -18,13 +18,21 @@ import optax
 import tyro
 from flax import nnx
 from jax.experimental import topologies
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 
 import mofo_jax
 from examples.benchmarks import hlo
 from examples.benchmarks.programs import Program, Step, bare_step, build
 from examples.benchmarks.results import first_line
-from examples.benchmarks.trees import LLAMA_7B, Shape, Tree, llama, whole
+from examples.benchmarks.trees import (
+    LLAMA_7B,
+    LLAMA_70B,
+    Shape,
+    Tree,
+    llama,
+    whole,
+)
 from examples.finetune import sharding
 from examples.finetune.llama import Llama
 from examples.finetune.llama_config import LlamaConfig
@@ -35,6 +43,11 @@ H100 = pathlib.Path(__file__).with_name("h100.txtpb")
 # One row a device in a training step.
 TOKENS = 128
 RATE = 1e-4
+# More devices than this are a pod: whole models are compiled for it, with rows of
+# POD_TOKENS, computed in bfloat16 and split over POD_TENSOR devices in width.
+SMALL = 64
+POD_TOKENS = 2048
+POD_TENSOR = 8
 
 
 class Case(NamedTuple):
@@ -88,6 +101,11 @@ def cases(
       training_layers: of the one whose layers are compiled one by one in a training
         step, which takes minutes for each of them.
     """
+    if mesh.size > SMALL:
+        return {
+            f"pod training step, {name}": lambda config=config: on_pod(config, mesh)
+            for name, config in {"7B": LLAMA_7B, "70B": LLAMA_70B}.items()
+        }
     config = dataclasses.replace(LLAMA_7B, num_layers=layers)
     few = dataclasses.replace(LLAMA_7B, num_layers=min(layers, training_layers))
     tree = llama(config)
@@ -129,25 +147,50 @@ def on_tree(tree: Tree, mesh: Mesh, clips: bool) -> Case:
     return Case(bare_step, params, params, clips)
 
 
-def training(config: LlamaConfig, mesh: Mesh, scan_layers: bool) -> Case:
-    """A training step of `examples.finetune`'s Llama, one row of tokens a device.
+def on_pod(config: LlamaConfig, mesh: Mesh) -> Case:
+    """The scanned training step on all devices of a pod, FSDP x tensor."""
+    devices = [*mesh.devices.flat]
+    wide = jax.make_mesh(
+        (1, len(devices) // POD_TENSOR, POD_TENSOR),
+        sharding.AXES,
+        axis_types=(AxisType.Auto,) * 3,
+        devices=devices,
+    )
+    return training(config, wide, True, POD_TOKENS, jnp.bfloat16)
+
+
+def training(
+    config: LlamaConfig,
+    mesh: Mesh,
+    scan_layers: bool,
+    tokens: int = TOKENS,
+    dtype: DTypeLike = jnp.float32,
+) -> Case:
+    """A training step of `examples.finetune`'s Llama.
 
     Layers are recomputed in the backward pass and gradients are clipped; parameters
     are split as `examples.finetune.sharding` says.
+
+    Args:
+      config: the model's sizes.
+      mesh: each of its parts of a batch gets one row.
+      scan_layers: whether layers are stacked.
+      tokens: of a row.
+      dtype: of the computation; parameters are float32.
     """
 
     def fresh() -> Llama:
-        return Llama(
-            config, rngs=nnx.Rngs(0), scan_layers=scan_layers, remat=True, mesh=mesh
-        )
+        kinds = {"dtype": dtype, "scan_layers": scan_layers, "remat": True}
+        return Llama(config, rngs=nnx.Rngs(0), mesh=mesh, **kinds)
 
     graph, state = nnx.split(nnx.eval_shape(fresh))
     shapes = nnx.to_pure_dict(state)
     params = _placed(shapes, sharding.param_shardings(shapes, mesh))
     rows = sharding.batch_sharding(mesh)
+    shape = sharding.row_shards(mesh), tokens
     batch = {
-        name: jax.ShapeDtypeStruct((mesh.size, TOKENS), dtype, sharding=rows)
-        for name, dtype in {
+        name: jax.ShapeDtypeStruct(shape, kind, sharding=rows)
+        for name, kind in {
             "tokens": jnp.int32,
             "positions": jnp.int32,
             "segments": jnp.int32,
@@ -179,8 +222,8 @@ def compile_case(case: Case) -> Iterator[tuple[str, dict[str, Any]]]:
     """Compiles the steps of both optimizers.
 
     Yields:
-      An optimizer's name and its row: temporary bytes on a device and as a share of the
-      parameters there, seconds, and the counts of `hlo.counts`.
+      An optimizer's name and its row: bytes of arguments on a device, of temporaries
+      and these as a share of the parameters there, seconds, and what `hlo` counts.
     """
     size = parameter_bytes(case.params)
     for name, optimizer in {
@@ -195,6 +238,7 @@ def compile_case(case: Case) -> Iterator[tuple[str, dict[str, Any]]]:
         yield (
             name,
             {
+                "argument_bytes": program.argument_bytes,
                 "temporary_bytes": temporary,
                 "temporary_share": None if temporary is None else temporary / size,
                 "lowering_seconds": program.lowering_seconds,
@@ -231,7 +275,7 @@ def _counts(program: Program) -> dict[str, Any]:
     except jax.errors.JaxRuntimeError as error:
         # Some programs with asynchronous collectives cannot be written as text.
         return {"text": first_line(error)}
-    return hlo.counts(text or "")
+    return hlo.counts(text or "") | hlo.traffic(text or "")
 
 
 def main(

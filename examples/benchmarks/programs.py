@@ -27,6 +27,13 @@ class Program(NamedTuple):
     compile_seconds: float
 
     @property
+    def argument_bytes(self) -> int | None:
+        """Memory of the arguments on each device, where it is known; donated ones
+        become results."""
+        memory = self.compiled.memory_analysis()
+        return memory.argument_size_in_bytes if memory else None
+
+    @property
     def temporary_bytes(self) -> int | None:
         """Memory on each device beside arguments and results, where it is known."""
         memory = self.compiled.memory_analysis()

@@ -160,7 +160,7 @@ def own_rows(where: NamedSharding, rows: int) -> list[int]:
       rows: of the batch.
     """
     parts = where.addressable_devices_indices_map((rows,)).values()
-    return sorted({row for index in parts for row in range(rows)[index[0]]})
+    return sorted({row for index in parts if index for row in range(rows)[index[0]]})
 
 
 def place_batch(
@@ -189,7 +189,7 @@ def place_rows(
     own = own_rows(where, rows)
 
     def placed(x: np.ndarray) -> jax.Array:
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: Any) -> np.ndarray:
             return x[np.searchsorted(own, np.arange(rows)[index[0]])]
 
         return jax.make_array_from_callback((rows, *x.shape[1:]), where, part)

@@ -1,0 +1,119 @@
+"""Several processes on this machine that are one run."""
+
+import contextlib
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+ROOT = pathlib.Path(__file__).parents[2]
+# Far more than any run here takes; none is to be left, whatever happens.
+LIMIT_SECONDS = 400
+# The tests compile much and compute little.
+_FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+
+
+class Ended(NamedTuple):
+    """A process that has ended: its status, what it wrote and what was seen of it."""
+
+    status: int
+    output: str
+    errors: str
+    seen: dict[str, Any]
+
+
+def free_port() -> int:
+    """A port of the loopback interface that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def join(count: int) -> list[list[str]]:
+    """The options by which each of so many processes joins; none for one alone."""
+    if count == 1:
+        return [[]]
+    common = ["--coordinator", f"127.0.0.1:{free_port()}"]
+    common += ["--num-processes", str(count)]
+    return [[*common, "--process-id", str(index)] for index in range(count)]
+
+
+def slurm(count: int) -> list[dict[str, str]]:
+    """What SLURM would tell each of so many processes, of a node of this name."""
+    port = str(free_port())
+    return [
+        {
+            "SLURM_JOB_ID": "7",
+            "SLURM_STEP_NODELIST": "127.0.0.1",
+            "SLURM_STEP_NUM_NODES": "1",
+            "SLURM_NTASKS": str(count),
+            "SLURM_PROCID": str(index),
+            "SLURM_LOCALID": str(index),
+            "JAX_COORDINATOR_PORT": port,
+            "JAX_COORDINATOR_BIND_ADDRESS": f"127.0.0.1:{port}",
+        }
+        for index in range(count)
+    ]
+
+
+def run(
+    directory: pathlib.Path,
+    devices: int,
+    arguments: Sequence[Sequence[str]],
+    *,
+    watch: Sequence[Mapping[str, Any]] | None = None,
+    environments: Sequence[Mapping[str, str]] | None = None,
+) -> list[Ended]:
+    """Runs one process for each list of arguments, all at once, to their ends.
+
+    Args:
+      directory: for their output; there already.
+      devices: of each of them.
+      arguments: of the command.
+      watch: for `program`, of each of them.
+      environments: beside this process's own, of each of them.
+    """
+    processes: list[subprocess.Popen[bytes]] = []
+    with contextlib.ExitStack() as stack:
+        for index, words in enumerate(arguments):
+            report = {"report": str(directory / f"{index}.json")}
+            told = json.dumps(report | dict(watch[index] if watch else {}))
+            output, errors = (
+                stack.enter_context((directory / f"{index}.{name}").open("wb"))
+                for name in ("output", "errors")
+            )
+            process = subprocess.Popen(
+                [sys.executable, "-m", "tests.hosts.program", told, *words],
+                cwd=ROOT,
+                env={
+                    **os.environ,
+                    "JAX_PLATFORMS": "cpu",
+                    "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"
+                    f" {_FLAGS}",
+                    **(environments[index] if environments else {}),
+                },
+                stdout=output,
+                stderr=errors,
+            )
+            processes.append(process)
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+        for process in processes:
+            process.wait(LIMIT_SECONDS)
+    return [_ended(directory, *pair) for pair in enumerate(processes)]
+
+
+def _ended(
+    directory: pathlib.Path, index: int, process: subprocess.Popen[bytes]
+) -> Ended:
+    report = directory / f"{index}.json"
+    return Ended(
+        process.returncode,
+        (directory / f"{index}.output").read_text(),
+        (directory / f"{index}.errors").read_text(),
+        json.loads(report.read_text()) if report.exists() else {},
+    )

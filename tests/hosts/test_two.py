@@ -1,0 +1,117 @@
+"""Two processes do what one does; when one is killed the other ends, and both go on."""
+
+import pathlib
+import signal
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from examples.finetune import hosts
+from tests.finetune import tiny
+from tests.hosts.conftest import Run
+
+
+def exported(run: Run) -> dict[str, np.ndarray]:
+    path = run.path.parent / "exported" / "mofo" / "model.safetensors"
+    return safetensors.numpy.load_file(path)
+
+
+def test_two_processes_compute_what_one_does(alone: Run, pair: Run) -> None:
+    for run in (alone, pair):
+        assert [ended.status for ended in run.ended] == [0] * len(run.ended), run.ended
+    one, two = alone.summary, pair.summary
+    for name in ("task_loss", "retention"):
+        assert two["base"][name] == pytest.approx(one["base"][name], rel=1e-5)
+        ours, theirs = (summary["arms"]["mofo"][name] for summary in (two, one))
+        assert ours == pytest.approx(theirs, rel=1e-5)
+    keys = ("loss", "gradient_norm", "moved_fraction", "mask_overlap", "tokens")
+    for row, wanted in zip(pair.metrics, alone.metrics, strict=True):
+        for key in keys:
+            assert row.get(key) == pytest.approx(wanted.get(key), rel=1e-5), key
+    assert len(pair.metrics) == 4
+    start, ends = tiny.tensors(), [exported(run) for run in (alone, pair)]
+    moved = 0
+    for name, before in start.items():
+        # The same coordinates, by as much.
+        masks = [end[name] != before for end in ends]
+        np.testing.assert_array_equal(*masks)
+        np.testing.assert_allclose(ends[0][name], ends[1][name], rtol=1e-5, atol=1e-7)
+        moved += int(masks[0].sum())
+    size = sum(values.size for values in start.values())
+    assert 0.15 < moved / size < 0.3
+
+
+def test_each_makes_only_the_rows_of_its_devices(alone: Run, pair: Run) -> None:
+    (whole,) = (ended.seen["batches"] for ended in alone.ended)
+    first, second = (ended.seen["batches"] for ended in pair.ended)
+    assert len(whole) == len(first) == len(second) == 4
+    for batch, *shares in zip(whole, first, second, strict=True):
+        assert shares == [batch[:4], batch[4:]]
+
+
+def test_only_the_first_writes_and_speaks(pair: Run) -> None:
+    first, second = pair.ended
+    checkpoints = pair.path / "arms" / "mofo" / "checkpoints"
+
+    def outside(written: list[str]) -> list[pathlib.Path]:
+        paths = [pathlib.Path(path) for path in written]
+        ours = [path for path in paths if pair.path.parent in path.parents]
+        return [path for path in ours if checkpoints not in path.parents]
+
+    assert any("metrics" in path.name for path in outside(first.seen["written"]))
+    assert outside(second.seen["written"]) == []
+    assert any("process_1" in path for path in second.seen["written"])
+    assert "Learned and forgotten" in first.output
+    assert "step/s" in first.errors
+    words = [line for line in second.output.splitlines() if "[Gloo]" not in line]
+    assert "".join(words).strip() == ""
+    assert "step/s" not in second.errors
+
+
+def test_when_one_is_killed_the_other_ends_and_says_what_to_do(
+    broken: tuple[Run, Run],
+) -> None:
+    first, second = broken[0].ended
+    assert second.status == -signal.SIGKILL
+    assert first.status == hosts.LOST, first.errors
+    sentence = first.errors.strip().splitlines()[-1]
+    assert sentence.startswith("error: process 0 of 2 cannot go on")
+    assert "Start the same command on all hosts again" in sentence
+    assert "Traceback" not in first.errors
+
+
+def test_the_same_command_gives_the_same_bits_killed_or_not(
+    pair: Run, broken: tuple[Run, Run]
+) -> None:
+    unbroken = pair.ended[0].seen
+    assert sorted(unbroken["saved"]) == ["1", "2", "3", "4"]
+    assert pair.ended[1].seen["saved"] == unbroken["saved"]
+    for ended in broken[1].ended:
+        assert ended.status == 0, ended.errors
+        assert ended.seen["restored"] == [[2, unbroken["saved"]["2"]]]
+        assert ended.seen["saved"] == {
+            step: unbroken["saved"][step] for step in ("3", "4")
+        }
+    digests = [
+        run.summary["arms"]["mofo"]["params_sha256"] for run in (pair, broken[1])
+    ]
+    assert digests[0] == digests[1] == unbroken["saved"]["4"][0]
+
+
+def test_nobody_outside_of_this_machine_is_listened_to(pair: Run) -> None:
+    for ended in pair.ended:
+        assert ended.seen["listening"]
+        for address in ended.seen["listening"]:
+            # The kernel's way to write 127.0.0.1, and the same in IPv6.
+            assert address.partition(":")[0].endswith("0100007F"), address
+
+
+def test_without_other_processes_nothing_is_asked_of_them() -> None:
+    assert jax.process_count() == 1
+    assert hosts.is_first()
+    assert hosts.gathered({"a": 1}) == [{"a": 1}]
+    assert hosts.by_first(lambda: {1, 2}) == {1, 2}
+    with pytest.raises(FileNotFoundError):
+        hosts.together(lambda: pathlib.Path("/nowhere").read_text())
