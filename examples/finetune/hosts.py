@@ -11,6 +11,7 @@ import contextlib
 import ipaddress
 import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -99,6 +100,11 @@ def _initialize(config: Config) -> None:
             f"This process could not join the others in {JOINING_SECONDS} seconds; all "
             f"must be started, and reach the coordinator ({reason})"
         ) from None
+    # JAX has put its own handler in the place of Python's: it only takes a note of the
+    # signal, for a question that is not asked here.
+    handler = signal.getsignal(signal.SIGTERM)
+    if handler is not None:
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _is_loopback(coordinator: str) -> bool:

@@ -4,6 +4,7 @@ Training and evaluation are pure functions of a nested dict of arrays; the NNX m
 is put together from it inside them.
 """
 
+import functools
 import hashlib
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -116,6 +117,8 @@ def _in_parts(leaf: Any) -> Iterator[np.ndarray]:
     """An array's values in order: layer by layer where devices of several hosts hold
     stacked layers, since no device may have room for the whole."""
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable and leaf.ndim > 2:
-        yield from (fetch(leaf[index]) for index in range(leaf.shape[0]))
+        # The index as a number to compute with: one program is compiled, not one each.
+        layer = functools.partial(jax.lax.dynamic_index_in_dim, leaf, keepdims=False)
+        yield from (fetch(layer(np.int32(index))) for index in range(leaf.shape[0]))
     else:
         yield fetch(leaf) if isinstance(leaf, jax.Array) else np.asarray(leaf)

@@ -96,11 +96,13 @@ def run(
                     f" {_FLAGS}",
                     **(environments[index] if environments else {}),
                 },
+                # Open as long as this process lives; theirs ends with it.
+                stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=errors,
             )
             processes.append(process)
-            stack.callback(process.wait)
+            stack.enter_context(process)
             stack.callback(process.kill)
         for process in processes:
             process.wait(LIMIT_SECONDS)

@@ -14,6 +14,7 @@ import pathlib
 import shutil
 import signal
 import sys
+import threading
 from typing import Any
 
 import jaxlib._jax as runtime
@@ -91,10 +92,11 @@ def watch(options: dict[str, Any]) -> None:
     data.training_batches = drawn
     ArmFiles.save, ArmFiles.restore = saved, restored
     if options.get("train_only"):
-        nothing = {"task_loss": 0.0, "task_accuracy": 0.0, "retention": {}}
-        measured = {**nothing, "kl_to_base": {}}, [], {}
+        nothing = {"knowledge": 0.0, "prose": 0.0}
+        measured = {"task_loss": 0.0, "retention": nothing, "kl_to_base": {}}, [], {}
         evaluate.measure = lambda *_: measured
     sys.addaudithook(watch_files)
+    threading.Thread(target=end_with_parent, daemon=True).start()
     together = hosts.together
 
     def noted(work: Any) -> Any:
@@ -104,6 +106,12 @@ def watch(options: dict[str, Any]) -> None:
         return together(work)
 
     hosts.together = noted
+
+
+def end_with_parent() -> None:
+    """Waits until nobody can write to the standard input any more."""
+    sys.stdin.read()
+    os._exit(1)
 
 
 def write(options: dict[str, Any]) -> None:

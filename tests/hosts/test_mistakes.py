@@ -1,8 +1,10 @@
 """What is wrong on one process ends all; and options that do not fit together."""
 
 import pathlib
+import re
 
 import pytest
+import yaml
 
 from examples.finetune import checks, config, hosts
 from examples.finetune.errors import InputError
@@ -34,6 +36,34 @@ def test_options_that_do_not_fit(words: str, expected: str) -> None:
 def test_options_that_fit() -> None:
     for words in (ALL, "--distributed", f"{ALL} --coordinator [::1]:4000"):
         checks.check_options(config.parse(words.split()))
+
+
+def readme(language: str) -> list[str]:
+    """The blocks of the examples' README in a language, about several hosts."""
+    text = (processes.ROOT / "examples" / "README.md").read_text()
+    _, _, about = text.partition("### On several hosts")
+    return re.findall(
+        rf"```{language}\n(.*?)```", about.partition("\n## ")[0], re.DOTALL
+    )
+
+
+def test_the_recipes_are_commands() -> None:
+    (jobset,) = (yaml.safe_load(block) for block in readme("yaml"))
+    assert jobset["kind"] == "JobSet"
+    (job,) = jobset["spec"]["replicatedJobs"]
+    spec = job["template"]["spec"]
+    (container,) = spec["template"]["spec"]["containers"]
+    (command,) = container["args"]
+    own = command.replace("$JOB_COMPLETION_INDEX", str(spec["completions"] - 1))
+    commands = [own, *readme("sh")]
+    for text in commands:
+        words = text.replace("\\\n", " ").partition("-m examples.finetune ")[2]
+        words = words.partition("\n")[0].partition("#")[0].replace("'", " ")
+        found = config.parse(words.split())
+        checks.check_options(found)
+        assert found.distributed or found.num_processes
+        assert found.output == pathlib.Path("/shared/run")
+    assert len(commands) == 4
 
 
 def test_how_a_run_is_started_is_none_of_its_settings() -> None:
