@@ -7,8 +7,11 @@ import pathlib
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
+
+from tests.finetune import small
 
 ROOT = pathlib.Path(__file__).parents[2]
 # Far more than any run here takes; none is to be left, whatever happens.
@@ -60,7 +63,83 @@ def slurm(count: int) -> list[dict[str, str]]:
     ]
 
 
+class Run(NamedTuple):
+    """A run and what it left."""
+
+    path: pathlib.Path
+    ended: list[Ended]
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        return json.loads((self.path / "summary.json").read_text())
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        lines = (self.path / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+
+def options(place: pathlib.Path, name: str, mesh: str) -> list[str]:
+    """The options of a run of MoFO on a mesh, and its directory."""
+    words = small.options(place / "tiny-llama", place / name / "run")
+    sizes = ("--evaluation-problems", "2", "--knowledge-questions", "2")
+    return [
+        *(*words, *sizes, "--retention-sequences", "1", "--max-new-tokens", "4"),
+        *("--optimizer", "mofo", "--mesh", mesh),
+    ]
+
+
+def _cache(place: pathlib.Path) -> dict[str, str]:
+    """Lets processes share what they compile."""
+    return {
+        "JAX_COMPILATION_CACHE_DIR": str(place / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+
 def run(
+    place: pathlib.Path,
+    name: str,
+    count: int,
+    devices: int,
+    *words: str,
+    mesh: str,
+    watch: Mapping[int, Mapping[str, Any]] | None = None,
+    everywhere: Mapping[str, Any] | None = None,
+    own: Mapping[int, Sequence[str]] | None = None,
+) -> Run:
+    """Runs the command by several processes, to their ends.
+
+    Args:
+      place: a directory with the tiny model, for all runs of a test.
+      name: of the run; its directory may be there.
+      count: of processes.
+      devices: of each process.
+      words: further options.
+      mesh: of all devices.
+      watch: what `program` is told, by process.
+      everywhere: what it is told in every process.
+      own: options of one process alone.
+    """
+    common = [*options(place, name, mesh), *words]
+    told = [{**(everywhere or {}), **(watch or {}).get(i, {})} for i in range(count)]
+    slurm = "--distributed" in words
+    joining = [[]] * count if slurm else join(count)
+    environments = slurm(count) if slurm else [{}] * count
+    ended = _start(
+        pathlib.Path(tempfile.mkdtemp(dir=place)),
+        devices,
+        [
+            [*common, *join, *(own or {}).get(index, ())]
+            for index, join in enumerate(joining)
+        ],
+        watch=told,
+        environments=[_cache(place) | own for own in environments],
+    )
+    return Run(place / name / "run", ended)
+
+
+def _start(
     directory: pathlib.Path,
     devices: int,
     arguments: Sequence[Sequence[str]],

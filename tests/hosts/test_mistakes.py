@@ -9,7 +9,6 @@ import yaml
 from examples.finetune import checks, config, hosts
 from examples.finetune.errors import InputError
 from tests.hosts import processes
-from tests.hosts.conftest import options
 
 ALL = "--coordinator 127.0.0.1:4000 --num-processes 2 --process-id 1"
 
@@ -80,18 +79,11 @@ def test_processes_with_other_options_are_refused(
         hosts.check_alike(told[0])
 
 
-def test_a_mistake_on_one_process_ends_both(
-    place: pathlib.Path, tmp_path: pathlib.Path
-) -> None:
-    words = options(place, "mistaken", "fsdp=2,tensor=2")
-    own: list[list[str]] = [[], ["--task-eval-file", "/nowhere/x.jsonl"]]
-    given: list[list[str]] = [
-        [*words, *mistake, *join]
-        for mistake, join in zip(own, processes.join(2), strict=True)
-    ]
-    ended = processes.run(tmp_path, 2, given)
-    assert [process.status for process in ended] == [2, 2], ended
+def test_a_mistake_on_one_process_ends_both(place: pathlib.Path) -> None:
+    mistake = ("--task-eval-file", "/nowhere/x.jsonl")
+    made = processes.run(place, "new", 2, 2, mesh="fsdp=2", own={1: mistake})
+    assert [ended.status for ended in made.ended] == [2, 2], made.ended
     reason = "/nowhere/x.jsonl does not exist; a JSONL file is needed."
-    last = [process.errors.strip().splitlines()[-1] for process in ended]
+    last = [ended.errors.strip().splitlines()[-1] for ended in made.ended]
     assert last == [f"error: On process 1: {reason}", f"error: {reason}"]
-    assert not (place / "mistaken").exists()
+    assert not made.path.exists()

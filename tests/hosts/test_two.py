@@ -10,17 +10,40 @@ import safetensors.numpy
 
 from examples.finetune import hosts
 from tests.finetune import tiny
-from tests.hosts.conftest import Run
+from tests.hosts.processes import Run, run
+
+MESH = "fsdp=2,tensor=2"
 
 
-def exported(run: Run) -> dict[str, np.ndarray]:
-    path = run.path.parent / "exported" / "mofo" / "model.safetensors"
+# One test, so that no worker makes a run that another has made.
+def test_two_processes_do_what_one_does(place: pathlib.Path) -> None:
+    def export(name: str) -> tuple[str, str]:
+        return "--export", str(place / name / "exported")
+
+    alone = run(place, "alone", 1, 4, *export("alone"), mesh=MESH)
+    # They are started as SLURM would.
+    words = ("--distributed", *export("pair"))
+    pair = run(place, "pair", 2, 2, *words, mesh=MESH)
+    check_results(alone, pair)
+    check_rows(alone, pair)
+    check_who_writes(pair)
+    check_listening(pair)
+    # The same again, by options; one is killed, and then all of it once more.
+    training = {"mesh": MESH, "everywhere": {"train_only": True}}
+    killed = run(place, "broken", 2, 2, watch={1: {"kill_after": 2}}, **training)
+    check_end(killed)
+    check_bits(pair, run(place, "broken", 2, 2, **training))
+
+
+def exported(made: Run) -> dict[str, np.ndarray]:
+    path = made.path.parent / "exported" / "mofo" / "model.safetensors"
     return safetensors.numpy.load_file(path)
 
 
-def test_two_processes_compute_what_one_does(alone: Run, pair: Run) -> None:
-    for run in (alone, pair):
-        assert [ended.status for ended in run.ended] == [0] * len(run.ended), run.ended
+def check_results(alone: Run, pair: Run) -> None:
+    """The same losses, and the same coordinates moved by as much."""
+    for ended in (*alone.ended, *pair.ended):
+        assert ended.status == 0, ended.errors
     one, two = alone.summary, pair.summary
     for name in ("task_loss", "retention"):
         assert two["base"][name] == pytest.approx(one["base"][name], rel=1e-5)
@@ -31,7 +54,7 @@ def test_two_processes_compute_what_one_does(alone: Run, pair: Run) -> None:
         ours, theirs = ({key: r.get(key, 0) for key in keys} for r in (row, wanted))
         assert ours == pytest.approx(theirs, rel=1e-5)
     assert len(pair.metrics) == 4
-    start, ends = tiny.tensors(), [exported(run) for run in (alone, pair)]
+    start, ends = tiny.tensors(), [exported(alone), exported(pair)]
     moved = 0
     for name, before in start.items():
         # The same coordinates, by as much.
@@ -43,7 +66,8 @@ def test_two_processes_compute_what_one_does(alone: Run, pair: Run) -> None:
     assert 0.15 < moved / size < 0.3
 
 
-def test_each_makes_only_the_rows_of_its_devices(alone: Run, pair: Run) -> None:
+def check_rows(alone: Run, pair: Run) -> None:
+    """Each makes only the rows of its devices."""
     (whole,) = (ended.seen["batches"] for ended in alone.ended)
     first, second = (ended.seen["batches"] for ended in pair.ended)
     assert len(whole) == len(first) == len(second) == 4
@@ -51,7 +75,8 @@ def test_each_makes_only_the_rows_of_its_devices(alone: Run, pair: Run) -> None:
         assert shares == [batch[:4], batch[4:]]
 
 
-def test_only_the_first_writes_and_speaks(pair: Run) -> None:
+def check_who_writes(pair: Run) -> None:
+    """The first writes and speaks; the other writes its part of checkpoints."""
     first, second = pair.ended
     checkpoints = pair.path / "arms" / "mofo" / "checkpoints"
 
@@ -70,10 +95,9 @@ def test_only_the_first_writes_and_speaks(pair: Run) -> None:
     assert "step/s" not in second.errors
 
 
-def test_when_one_is_killed_the_other_ends_and_says_what_to_do(
-    broken: tuple[Run, Run],
-) -> None:
-    first, second = broken[0].ended
+def check_end(killed: Run) -> None:
+    """When one is killed the other ends and says what to do."""
+    first, second = killed.ended
     assert second.status == -signal.SIGKILL
     assert first.status == hosts.LOST, first.errors
     sentence = first.errors.strip().splitlines()[-1]
@@ -82,25 +106,24 @@ def test_when_one_is_killed_the_other_ends_and_says_what_to_do(
     assert "Traceback" not in first.errors
 
 
-def test_the_same_command_gives_the_same_bits_killed_or_not(
-    pair: Run, broken: tuple[Run, Run]
-) -> None:
+def check_bits(pair: Run, resumed: Run) -> None:
+    """The same command gives the same bits, killed or not."""
     unbroken = pair.ended[0].seen
     assert sorted(unbroken["saved"]) == ["1", "2", "3", "4"]
     assert pair.ended[1].seen["saved"] == unbroken["saved"]
-    for ended in broken[1].ended:
+    for ended in resumed.ended:
         assert ended.status == 0, ended.errors
         assert ended.seen["restored"] == [[2, unbroken["saved"]["2"]]]
         assert ended.seen["saved"] == {
             step: unbroken["saved"][step] for step in ("3", "4")
         }
-    digests = [
-        run.summary["arms"]["mofo"]["params_sha256"] for run in (pair, broken[1])
-    ]
-    assert digests[0] == digests[1] == unbroken["saved"]["4"][0]
+    for made in (pair, resumed):
+        digest = made.summary["arms"]["mofo"]["params_sha256"]
+        assert digest == unbroken["saved"]["4"][0]
 
 
-def test_nobody_outside_of_this_machine_is_listened_to(pair: Run) -> None:
+def check_listening(pair: Run) -> None:
+    """Nobody outside of this machine is listened to."""
     for ended in pair.ended:
         assert ended.seen["listening"]
         for address in ended.seen["listening"]:
