@@ -122,19 +122,21 @@ def run(
       own: options of one process alone.
     """
     common = [*options(place, name, mesh), *words]
-    told = [{**(everywhere or {}), **(watch or {}).get(i, {})} for i in range(count)]
-    slurm = "--distributed" in words
-    joining = [[]] * count if slurm else join(count)
-    environments = slurm(count) if slurm else [{}] * count
+    told = [
+        {**(everywhere or {}), **(watch or {}).get(index, {})} for index in range(count)
+    ]
+    detected = "--distributed" in words
+    joining = [[]] * count if detected else join(count)
+    environments = slurm(count) if detected else [{}] * count
     ended = _start(
         pathlib.Path(tempfile.mkdtemp(dir=place)),
         devices,
         [
-            [*common, *join, *(own or {}).get(index, ())]
-            for index, join in enumerate(joining)
+            [*common, *named, *(own or {}).get(index, ())]
+            for index, named in enumerate(joining)
         ],
         watch=told,
-        environments=[_cache(place) | own for own in environments],
+        environments=[_cache(place) | extra for extra in environments],
     )
     return Run(place / name / "run", ended)
 
