@@ -1,5 +1,7 @@
 """The part of the benchmark that compiles for machines that are not here."""
 
+import json
+import pathlib
 from typing import Any
 
 import jax
@@ -12,6 +14,7 @@ from examples.benchmarks import (
     cases,
     compiled,
     hlo,
+    tables,
     topologies,
 )
 from examples.benchmarks.trees import LLAMA_7B, TREES, llama, whole
@@ -129,6 +132,16 @@ def test_a_pod_has_whole_models_split_in_width() -> None:
         "pod training step, 7B",
         "pod training step, 70B",
     ]
+
+
+def test_the_readme_shows_what_was_measured_for_a_pod() -> None:
+    root = pathlib.Path(__file__).parents[1]
+    results = root / "examples" / "benchmarks" / "results" / "cpu.json"
+    rows = tables.pod_rows(json.loads(results.read_text())["parts"]["compiled"])
+    assert [row[1] for row in rows] == ["adamw", "mofo"] * 2
+    readme = (root / "README.md").read_text().splitlines()
+    for row in rows:
+        assert f"| {' | '.join(row)} |" in readme
 
 
 def topologies_of_cpus(count: int) -> Mesh:

@@ -134,21 +134,27 @@ def pod_rows(cases: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     """What whole models on a pod take on each chip, as cells under `POD_HEADINGS`."""
     rows = []
     for case, entry in cases.items():
-        label = case if "pod" in case else ""
-        for name, row in entry.get("programs", {}).items() if label else ():
-            looped = row["collective_bytes_in_loops"]
+        if ", pod " not in case:
+            continue
+        label = case
+        for name, row in entry.get("programs", {}).items():
+            known = "collectives" in row
+            looped = row["collective_bytes_in_loops"] if known else None
+            rest = row["collective_bytes"] - looped if known else None
             rows.append(
                 [
                     *(label, name),
                     _number(row["argument_bytes"], 1e-6),
                     _number(row["temporary_bytes"], 1e-6),
-                    str(row["collectives"]),
-                    str(row["collectives_in_loops"]),
-                    _number(row["collective_bytes"] - looped, 1e-6),
-                    _number(looped, 1e-6),
+                    *(
+                        str(row.get(key, "-"))
+                        for key in ("collectives", "collectives_in_loops")
+                    ),
+                    *(_number(size, 1e-6, 2) for size in (rest, looped)),
                     _number(row["compile_seconds"], digits=0),
                 ]
             )
+            label = ""  # Only beside the first row.
     return rows
 
 
