@@ -82,6 +82,11 @@ def _initialize(config: Config) -> None:
         if _is_loopback(config.coordinator):
             # By itself it would listen to all the world.
             options["coordinator_bind_address"] = config.coordinator
+    # JAX aborts where others do not come; its own message is long.
+    print(
+        f"Joining the run's other processes, within {JOINING_SECONDS} seconds",
+        file=sys.stderr,
+    )
     try:
         jax.distributed.initialize(
             **options,
@@ -95,11 +100,9 @@ def _initialize(config: Config) -> None:
             f"--process-id ({error})"
         ) from None
     except RuntimeError as error:
+        # The port is taken, for one.
         reason = str(error).partition("\n")[0]
-        raise InputError(
-            f"This process could not join the others in {JOINING_SECONDS} seconds; all "
-            f"must be started, and reach the coordinator ({reason})"
-        ) from None
+        raise InputError(f"This process cannot join the others: {reason}") from None
     # JAX has put its own handler in the place of Python's: it only takes a note of the
     # signal, for a question that is not asked here.
     handler = signal.getsignal(signal.SIGTERM)
