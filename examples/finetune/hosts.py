@@ -32,11 +32,10 @@ JOINING_SECONDS = 300
 # The status of a process that ends because another one has.
 LOST = 3
 
+_EVERYWHERE = "All processes raise this."
+
 Result = TypeVar("Result")
-
-
-class EverywhereError(InputError):
-    """Bad input that all processes know of, so that they end alike."""
+Error = TypeVar("Error", bound=BaseException)
 
 
 @contextlib.contextmanager
@@ -60,11 +59,11 @@ def joined(config: Config) -> Iterator[None]:
     try:
         yield
         together(lambda: None)
-    except EverywhereError:
+    except BaseException as error:
+        if _EVERYWHERE not in getattr(error, "__notes__", ()):
+            _end(error)
         jax.distributed.shutdown()
         raise
-    except BaseException as error:
-        _end(error)
     jax.distributed.shutdown()
 
 
@@ -144,6 +143,16 @@ def _end(error: BaseException) -> NoReturn:
     os._exit(status)
 
 
+def everywhere(error: Error) -> Error:
+    """Marks an error that every process raises: they wait for each other and end alike.
+
+    Returns:
+      The error, to be raised.
+    """
+    error.add_note(_EVERYWHERE)
+    return error
+
+
 def is_first() -> bool:
     """Whether this process is the one that writes."""
     return jax.process_index() == 0
@@ -218,10 +227,10 @@ def _attempt(work: Callable[[], Any]) -> tuple[Any, str | None]:
 def _raise(complaints: list[str | None]) -> None:
     own = complaints[min(jax.process_index(), len(complaints) - 1)]
     if own is not None:
-        raise EverywhereError(own)
+        raise everywhere(InputError(own))
     for number, complaint in enumerate(complaints):
         if complaint is not None:
-            raise EverywhereError(f"On process {number}: {complaint}")
+            raise everywhere(InputError(f"On process {number}: {complaint}"))
 
 
 def check_alike(values: Mapping[str, Any]) -> None:
@@ -237,10 +246,13 @@ def check_alike(values: Mapping[str, Any]) -> None:
     for number, other in enumerate(others, 1):
         for name, value in first.items():
             if other.get(name) != value:
-                raise EverywhereError(
-                    "All processes must be started with the same options and files: "
-                    f"{name} is {value!r} on process 0 and {other.get(name)!r} on "
-                    f"process {number}"
+                here, there = repr(value), repr(other.get(name))
+                raise everywhere(
+                    InputError(
+                        "All processes must be started with the same options and "
+                        f"files: {name} is {here} on process 0 and {there} on process "
+                        f"{number}"
+                    )
                 )
 
 
