@@ -3,64 +3,101 @@
 settings.json            what the run computes; other settings are refused
 base.json, base.npz      the base model's measurements and final hidden states
 arms/NAME/arm.json       the arm's learning rate
-arms/NAME/checkpoints/   Orbax: what is trained, optimizer state, position, progress
+arms/NAME/checkpoints/   Orbax: what is trained, optimizer state, position, progress,
+                         and checksums of them
 arms/NAME/metrics.jsonl  one line a logged step
+arms/NAME/skipped.npz    the last batch whose step was skipped
 arms/NAME/result.json    the finished arm's measurements
 tensorboard/NAME/        the logged steps again, where tensorboardX is installed
+.lock                    held by the process that works here
 """
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import filelock
 import grain
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
+from examples.finetune import checksums
 from examples.finetune.errors import InputError
 from examples.finetune.files import (
+    UNFINISHED,
     append_json,
     read_json,
     read_json_lines,
+    replacing,
     write_json,
     write_json_lines,
 )
 from examples.trainers.orbax_checkpoints import differences
 
-KEPT_CHECKPOINTS = 1
+# The newest, and one to go back to if the newest is damaged.
+KEPT_CHECKPOINTS = 2
 RESULT = "result.json"
+_LOCK = ".lock"
+_SUMS = "checksums"
 
 
-def claim(path: pathlib.Path, settings: Mapping[str, Any]) -> None:
-    """Makes a directory this run's, or finds that it already is.
+@contextlib.contextmanager
+def claim(path: pathlib.Path, settings: Mapping[str, Any]) -> Iterator[None]:
+    """Makes a directory this run's, or finds that it already is, for as long as it works.
 
     Args:
       path: the run directory, made if it does not exist.
       settings: option to JSON value, all that decides what the run computes.
 
     Raises:
-      InputError: the directory belongs to other settings, is no run directory but
-        has files, or cannot be written.
+      InputError: another process works in the directory, or it belongs to other
+        settings, is no run directory but has files, or cannot be written.
     """
-    try:
-        found = read_json(path / "settings.json")
-        if found is None:
-            if path.is_dir() and any(path.iterdir()):
-                raise InputError(
-                    f"--output {path} has files but is no run directory; name a new one"
-                )
+    lock = filelock.FileLock(path / _LOCK, timeout=0, is_singleton=False)
+    with contextlib.ExitStack() as held:
+        try:
+            found = _settings_of(path)
             path.mkdir(parents=True, exist_ok=True)
-            write_json(path / "settings.json", dict(settings))
-            return
-        # Also where it exists: it may not be writable any more.
-        write_json(path / "settings.json", found)
-    except OSError as error:
-        raise InputError(
-            f"--output {path} cannot be written: {error.strerror}"
-        ) from None
+            # The system lets go of it when the process ends, however it ends.
+            held.enter_context(lock)
+            # Also where it exists: it may not be writable any more.
+            write_json(path / "settings.json", found or dict(settings))
+            for left in path.rglob(f".*{UNFINISHED}"):
+                left.unlink()
+        except filelock.Timeout:
+            raise InputError(
+                f"--output {path} is in use: another process works there; wait until "
+                "it ends, or name another directory"
+            ) from None
+        except OSError as error:
+            raise InputError(
+                f"--output {path} cannot be written: {error.strerror or error}"
+            ) from None
+        if found is not None:
+            _refuse_other_settings(path, found, settings)
+        yield
+
+
+def _settings_of(path: pathlib.Path) -> dict[str, Any] | None:
+    found = read_json(path / "settings.json")
+    if found is None and path.is_dir():
+        names = {entry.name for entry in path.iterdir()}
+        if any(name != _LOCK and not name.endswith(UNFINISHED) for name in names):
+            raise InputError(
+                f"--output {path} has files but is no run directory; name a new one"
+            )
+    return found
+
+
+def _refuse_other_settings(
+    path: pathlib.Path, found: Mapping[str, Any], settings: Mapping[str, Any]
+) -> None:
     now = json.loads(json.dumps(settings))
     names = [*now, *(name for name in found if name not in now)]
     refuse_differences(path, {name: (found.get(name), now.get(name)) for name in names})
@@ -99,11 +136,15 @@ class Position:
       step: optimizer steps done.
       tokens: tokens that went through the model, without padding.
       seconds: spent training, without saving.
+      skipped: steps that moved nothing, since their gradients were not finite.
+      skipped_in_a_row: how many of them were the last ones.
     """
 
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
 
 
 class ArmFiles:
@@ -121,7 +162,7 @@ class ArmFiles:
         if found is None:
             write_json(self.path / "arm.json", {"learning_rate": learning_rate})
         else:
-            stored = found["learning_rate"]
+            stored = found.get("learning_rate")
             option = f"--learning-rate of {name}"
             refuse_differences(run, {option: (stored, learning_rate)})
         self._manager: ocp.CheckpointManager | None = None
@@ -154,16 +195,17 @@ class ArmFiles:
         return self._manager
 
     def save(self, position: Position, params: Any, state: Any, batches: Any) -> None:
-        """Writes a checkpoint and drops the one before.
+        """Writes a checkpoint and drops all but it and the one before.
 
         Raises:
           InputError: it could not be written, for example on a full disk.
         """
+        sums = _sums(params, state, batches, dataclasses.asdict(position))
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(params),
             state=ocp.args.StandardSave(state),
             data=grain.checkpoint.CheckpointSave(batches),
-            position=ocp.args.JsonSave(dataclasses.asdict(position)),
+            position=ocp.args.JsonSave({**dataclasses.asdict(position), _SUMS: sums}),
         )
         try:
             self._checkpoints.save(position.step, args=items, force=True)
@@ -177,7 +219,9 @@ class ArmFiles:
     def restore(
         self, params: Any, state: Any, batches: Any
     ) -> tuple[Any, Any, Position]:
-        """Goes back to the newest checkpoint, and sets `batches` to its position.
+        """Goes back to the newest good checkpoint, and sets `batches` to its position.
+
+        Newer ones that are damaged are removed, and the user is told.
 
         Args:
           params: parameters of the right shapes and shardings.
@@ -188,12 +232,29 @@ class ArmFiles:
           Parameters, state and position; the arguments and step 0 without checkpoint.
 
         Raises:
-          InputError: the checkpoint is one of another model or optimizer.
+          InputError: the checkpoints are all damaged, or of another model or optimizer.
         """
-        step = self._checkpoints.latest_step()
-        if step is None:
-            self._keep_metrics(0)
-            return params, state, Position()
+        damaged: dict[int, Exception] = {}
+        for step in sorted(self._checkpoints.all_steps(), reverse=True):
+            try:
+                found = self._restore(step, params, state, batches)
+            # Orbax, TensorStore and Grain each have errors of their own.
+            except Exception as error:
+                damaged[step] = error
+                continue
+            for other, error in damaged.items():
+                warn(f"{self._damage(other, error)}; going on from step {step}")
+                self._remove(other)
+            self._keep_metrics(step)
+            return found
+        if damaged:
+            raise self._all_damaged(damaged)
+        self._keep_metrics(0)
+        return params, state, Position()
+
+    def _restore(
+        self, step: int, params: Any, state: Any, batches: Any
+    ) -> tuple[Any, Any, Position]:
         items = self._checkpoints.restore(
             step,
             args=ocp.args.Composite(
@@ -203,16 +264,58 @@ class ArmFiles:
                 position=ocp.args.JsonRestore(),
             ),
         )
-        self._keep_metrics(step)
-        return items["params"], items["state"], Position(**items["position"])
+        position = dict(items["position"])
+        wanted = position.pop(_SUMS)
+        found = _sums(items["params"], items["state"], batches, position)
+        changed = [name for name in found if found[name] != wanted[name]]
+        if changed:
+            raise ValueError(f"what is stored of {', '.join(changed)} was changed")
+        return items["params"], items["state"], Position(**position)
 
     def restore_params(self, params: Any) -> Any:
-        """The parameters of the newest checkpoint, placed like `params`."""
+        """The parameters of the newest checkpoint, placed like `params`.
+
+        Raises:
+          InputError: it is damaged, or there is none.
+        """
         step = self._checkpoints.latest_step()
-        items = self._checkpoints.restore(
-            step, args=ocp.args.Composite(params=self._checked(step, "params", params))
+        if step is None:
+            again = f"remove {self.path / RESULT} and it is trained again"
+            raise InputError(f"{self.path} has no checkpoint; {again}")
+        wanted = ocp.args.Composite(
+            params=self._checked(step, "params", params),
+            position=ocp.args.JsonRestore(),
         )
+        try:
+            items = self._checkpoints.restore(step, args=wanted)
+            sums = checksums.of_tree(items["params"])
+            if sums != items["position"][_SUMS]["params"]:
+                raise ValueError("what is stored of params was changed")
+        except Exception as error:
+            raise InputError(
+                f"{self._damage(step, error)}; remove {self.path / RESULT} and the "
+                "steps after the checkpoint before it are trained again"
+            ) from error
         return items["params"]
+
+    def _damage(self, step: int, error: Exception) -> str:
+        path = self._checkpoints.directory / str(step)
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        return f"The checkpoint {path} is damaged ({reason})"
+
+    def _remove(self, step: int) -> None:
+        shutil.rmtree(self._checkpoints.directory / str(step), ignore_errors=True)
+        self._checkpoints.reload()
+
+    def _all_damaged(self, damaged: Mapping[int, Exception]) -> Exception:
+        newest = max(damaged)
+        # Of another model or optimizer, which is more likely than damage to them all.
+        if all(isinstance(error, InputError) for error in damaged.values()):
+            return damaged[newest]
+        return InputError(
+            f"{self._damage(newest, damaged[newest])}, and no older one is good; put "
+            f"back a copy, or remove {self.path} and the arm begins anew"
+        )
 
     def _checked(
         self, step: int | None, item: str, tree: Any
@@ -229,6 +332,12 @@ class ArmFiles:
                 f"{'; '.join(found)}; name another --output"
             )
         return ocp.args.StandardRestore(wanted)
+
+    def keep_batch(self, batch: Mapping[str, np.ndarray]) -> pathlib.Path:
+        """Writes a batch that gave no usable gradient, for a person to look at."""
+        with replacing(self.path / "skipped.npz") as file:
+            np.savez(file, allow_pickle=False, **batch)
+        return self.path / "skipped.npz"
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Appends a line to the arm's metrics, and to TensorBoard's if it is there."""
@@ -252,6 +361,18 @@ class ArmFiles:
         # Steps after the checkpoint are done again and logged again.
         rows = [row for row in self.metrics() if row["step"] <= step]
         write_json_lines(self.path / "metrics.jsonl", rows)
+
+
+def _sums(
+    params: Any, state: Any, batches: Any, position: Mapping[str, Any]
+) -> dict[str, str]:
+    """What a checkpoint says of its own content."""
+    return {
+        "params": checksums.of_tree(params),
+        "state": checksums.of_tree(state),
+        "data": checksums.of_json(batches.get_state()),
+        "position": checksums.of_json(position),
+    }
 
 
 def finished_arms(

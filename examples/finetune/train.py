@@ -129,9 +129,33 @@ def make_step(
 
     Returns:
       `step(params, state, batch)`, which returns the new parameters, state and the
-      metrics `loss`, `gradient_norm` and those of `movement.of_step`. The given
-      parameters and state must not be used again.
+      metrics `loss`, `gradient_norm`, those of `movement.of_step`, and `finite`:
+      whether all of the gradient was. Where it was not, parameters and state come back
+      as they were, and nothing has moved. The given parameters and state must not be
+      used again.
     """
+
+    def move(
+        grads: Params, kept: tuple[Params, State, movement.Metrics], _: Any = None
+    ) -> tuple[Params, tuple[Params, State, movement.Metrics]]:
+        params, state, _ = kept
+        updates, optimizer = transformation.update(grads, state.optimizer, params)
+        new = optax.apply_updates(params, updates)
+        # Measured at every step: under a `cond` on whether it is logged, XLA keeps the
+        # old parameters beside the new, and the optimizer's part took three times as
+        # long.
+        metrics = {
+            "gradient_norm": optax.tree.norm(grads),
+            **movement.of_step(new, params, updates, state.selected),
+        }
+        return grads, (new, State(optimizer, movement.selected(updates)), metrics)
+
+    # All that moves is guarded, as if it were the state of a transformation. Around
+    # the optimizer alone the guard would part it from the addition to the parameters,
+    # which XLA compiles as one: the last bits of every step would be others.
+    guarded = optax.apply_if_finite(
+        optax.GradientTransformation(lambda _: (), move), max_consecutive_errors=1
+    )
 
     def step(
         params: Params,
@@ -140,17 +164,16 @@ def make_step(
         frozen: Params | None,
     ) -> tuple[Params, State, movement.Metrics]:
         loss, grads = gradients(graph, params, batch, accumulation_steps, frozen)
-        updates, optimizer = transformation.update(grads, state.optimizer, params)
-        new = optax.apply_updates(params, updates)
-        # Measured at every step: under a `cond` on whether it is logged, XLA keeps the
-        # old parameters beside the new, and the optimizer's part took three times as
-        # long.
-        metrics = {
-            "loss": loss,
-            "gradient_norm": optax.tree.norm(grads),
-            **movement.of_step(new, params, updates, state.selected),
-        }
-        return new, State(optimizer, movement.selected(updates)), metrics
+        _, (_, _, shapes) = jax.eval_shape(move, grads, (params, state, {}))
+        nothing = jax.tree.map(jnp.zeros_like, shapes)
+        # Counted by the loop, not here: what a checkpoint holds of the optimizer is
+        # its own state, so that AdamW's goes on as MoFO's.
+        zero = jnp.zeros((), jnp.int32)
+        kept = params, state, nothing | {"gradient_norm": jnp.full((), jnp.nan)}
+        before = optax.ApplyIfFiniteState(zero, jnp.array(True), zero, kept)
+        _, after = guarded.update(grads, before)
+        params, state, metrics = after.inner_state
+        return params, state, {"loss": loss, "finite": after.last_finite, **metrics}
 
     # The state goes out in the order in which it came in, parameters first: JAX pairs
     # donated buffers with outputs of equal shape in order, and in another order the
