@@ -28,9 +28,12 @@ def main(arguments: list[str]) -> int:
         settings = config.parse(arguments)
         checks.check_options(settings)
         # JAX and the rest only now, so that --help and mistakes answer at once.
-        from examples.finetune.run import run
+        from examples.finetune import hosts
 
-        run(settings)
+        with hosts.joined(settings):
+            from examples.finetune.run import run
+
+            run(settings)
 
     return exit_status(work, "the same command goes on from the last checkpoint.")
 

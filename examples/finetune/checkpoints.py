@@ -1,36 +1,21 @@
-"""The run directory: what is kept of a run so that the same command can go on.
+"""The files of one arm: checkpoints that say whether they are good, metrics, result."""
 
-settings.json            what the run computes; other settings are refused
-base.json, base.npz      the base model's measurements and final hidden states
-arms/NAME/arm.json       the arm's learning rate
-arms/NAME/checkpoints/   Orbax: what is trained, optimizer state, position, progress,
-                         and checksums of them
-arms/NAME/metrics.jsonl  one line a logged step
-arms/NAME/skipped.npz    the last batch whose step was skipped
-arms/NAME/result.json    the finished arm's measurements
-tensorboard/NAME/        the logged steps again, where tensorboardX is installed
-.lock                    held by the process that works here
-"""
-
-import contextlib
 import dataclasses
 import importlib.util
-import json
 import pathlib
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Mapping
 from typing import Any
 
-import filelock
-import grain
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import tqdm
 
-from examples.finetune import checksums
+from examples.finetune import checksums, hosts
 from examples.finetune.errors import InputError
 from examples.finetune.files import (
-    UNFINISHED,
     append_json,
     read_json,
     read_json_lines,
@@ -38,94 +23,12 @@ from examples.finetune.files import (
     write_json,
     write_json_lines,
 )
+from examples.finetune.run_directory import RESULT, refuse_differences
 from examples.trainers.orbax_checkpoints import differences
 
 # The newest, and one to go back to if the newest is damaged.
 KEPT_CHECKPOINTS = 2
-RESULT = "result.json"
-_LOCK = ".lock"
 _SUMS = "checksums"
-
-
-@contextlib.contextmanager
-def claim(path: pathlib.Path, settings: Mapping[str, Any]) -> Iterator[None]:
-    """Makes a directory this run's, or finds that it already is, for as long as it works.
-
-    Args:
-      path: the run directory, made if it does not exist.
-      settings: option to JSON value, all that decides what the run computes.
-
-    Raises:
-      InputError: another process works in the directory, or it belongs to other
-        settings, is no run directory but has files, or cannot be written.
-    """
-    lock = filelock.FileLock(path / _LOCK, timeout=0, is_singleton=False)
-    with contextlib.ExitStack() as held:
-        try:
-            found = _settings_of(path)
-            path.mkdir(parents=True, exist_ok=True)
-            # The system lets go of it when the process ends, however it ends.
-            held.enter_context(lock)
-            # Also where it exists: it may not be writable any more.
-            write_json(path / "settings.json", found or dict(settings))
-            for left in path.rglob(f".*{UNFINISHED}"):
-                left.unlink()
-        except filelock.Timeout:
-            raise InputError(
-                f"--output {path} is in use: another process works there; wait until "
-                "it ends, or name another directory"
-            ) from None
-        except OSError as error:
-            raise InputError(
-                f"--output {path} cannot be written: {error.strerror or error}"
-            ) from None
-        if found is not None:
-            _refuse_other_settings(path, found, settings)
-        yield
-
-
-def _settings_of(path: pathlib.Path) -> dict[str, Any] | None:
-    found = read_json(path / "settings.json")
-    if found is None and path.is_dir():
-        names = {entry.name for entry in path.iterdir()}
-        if any(name != _LOCK and not name.endswith(UNFINISHED) for name in names):
-            raise InputError(
-                f"--output {path} has files but is no run directory; name a new one"
-            )
-    return found
-
-
-def _refuse_other_settings(
-    path: pathlib.Path, found: Mapping[str, Any], settings: Mapping[str, Any]
-) -> None:
-    now = json.loads(json.dumps(settings))
-    names = [*now, *(name for name in found if name not in now)]
-    refuse_differences(path, {name: (found.get(name), now.get(name)) for name in names})
-
-
-def refuse_differences(
-    path: pathlib.Path, values: Mapping[str, tuple[Any, Any]]
-) -> None:
-    """Raises InputError if a setting's stored value is not the one now asked for.
-
-    Args:
-      path: the run directory, for the message.
-      values: option to its stored and its present value.
-    """
-    differences = [
-        f"{name} was {_shown(old)} and is now {_shown(new)}"
-        for name, (old, new) in values.items()
-        if old != new
-    ]
-    if differences:
-        raise InputError(
-            f"--output {path} belongs to a run of other settings: "
-            f"{'; '.join(differences)}; name another directory or the same settings"
-        )
-
-
-def _shown(value: Any) -> str:
-    return "not set" if value is None else json.dumps(value).strip('"')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,17 +60,21 @@ class ArmFiles:
           InputError: the arm was begun with another learning rate.
         """
         self.path = run / "arms" / name
+        hosts.by_first(lambda: self._claim(learning_rate))
+        self._manager: ocp.CheckpointManager | None = None
+        self._board: Any = None
+        self._board_path = run / "tensorboard" / name
+
+    def _claim(self, learning_rate: float) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         found = read_json(self.path / "arm.json")
         if found is None:
             write_json(self.path / "arm.json", {"learning_rate": learning_rate})
         else:
             stored = found.get("learning_rate")
-            option = f"--learning-rate of {name}"
+            option = f"--learning-rate of {self.path.name}"
+            run = self.path.parents[1]
             refuse_differences(run, {option: (stored, learning_rate)})
-        self._manager: ocp.CheckpointManager | None = None
-        self._board: Any = None
-        self._board_path = run / "tensorboard" / name
 
     def __enter__(self) -> "ArmFiles":
         self._manager = ocp.CheckpointManager(
@@ -200,12 +107,14 @@ class ArmFiles:
         Raises:
           InputError: it could not be written, for example on a full disk.
         """
-        sums = _sums(params, state, batches, dataclasses.asdict(position))
+        data, place = batches.get_state(), dataclasses.asdict(position)
+        sums = _sums(params, state, data, place)
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(params),
             state=ocp.args.StandardSave(state),
-            data=grain.checkpoint.CheckpointSave(batches),
-            position=ocp.args.JsonSave({**dataclasses.asdict(position), _SUMS: sums}),
+            # Grain's own handler would keep one for each process, all of them equal.
+            data=ocp.args.JsonSave(data),
+            position=ocp.args.JsonSave({**place, _SUMS: sums}),
         )
         try:
             self._checkpoints.save(position.step, args=items, force=True)
@@ -235,7 +144,8 @@ class ArmFiles:
           InputError: the checkpoints are all damaged, or of another model or optimizer.
         """
         damaged: dict[int, Exception] = {}
-        for step in sorted(self._checkpoints.all_steps(), reverse=True):
+        steps = hosts.by_first(lambda: [*self._checkpoints.all_steps()])
+        for step in sorted(steps, reverse=True):
             try:
                 found = self._restore(step, params, state, batches)
             # Orbax, TensorStore and Grain each have errors of their own.
@@ -243,8 +153,7 @@ class ArmFiles:
                 damaged[step] = error
                 continue
             for other, error in damaged.items():
-                warn(f"{self._damage(other, error)}; going on from step {step}")
-                self._remove(other)
+                self._remove(other, self._damage(other, error))
             self._keep_metrics(step)
             return found
         if damaged:
@@ -260,16 +169,17 @@ class ArmFiles:
             args=ocp.args.Composite(
                 params=self._checked(step, "params", params),
                 state=self._checked(step, "state", state),
-                data=grain.checkpoint.CheckpointRestore(batches),
+                data=ocp.args.JsonRestore(),
                 position=ocp.args.JsonRestore(),
             ),
         )
         position = dict(items["position"])
-        wanted = position.pop(_SUMS)
-        found = _sums(items["params"], items["state"], batches, position)
-        changed = [name for name in found if found[name] != wanted[name]]
+        wanted = position.pop(_SUMS, {})
+        found = _sums(items["params"], items["state"], items["data"], position)
+        changed = [name for name in found if found[name] != wanted.get(name)]
         if changed:
             raise ValueError(f"what is stored of {', '.join(changed)} was changed")
+        batches.set_state(items["data"])
         return items["params"], items["state"], Position(**position)
 
     def restore_params(self, params: Any) -> Any:
@@ -278,15 +188,15 @@ class ArmFiles:
         Raises:
           InputError: it is damaged, or there is none.
         """
-        step = self._checkpoints.latest_step()
+        step = hosts.by_first(self._checkpoints.latest_step)
         if step is None:
             again = f"remove {self.path / RESULT} and it is trained again"
             raise InputError(f"{self.path} has no checkpoint; {again}")
-        wanted = ocp.args.Composite(
-            params=self._checked(step, "params", params),
-            position=ocp.args.JsonRestore(),
-        )
         try:
+            wanted = ocp.args.Composite(
+                params=self._checked(step, "params", params),
+                position=ocp.args.JsonRestore(),
+            )
             items = self._checkpoints.restore(step, args=wanted)
             sums = checksums.of_tree(items["params"])
             if sums != items["position"][_SUMS]["params"]:
@@ -303,8 +213,13 @@ class ArmFiles:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         return f"The checkpoint {path} is damaged ({reason})"
 
-    def _remove(self, step: int) -> None:
-        shutil.rmtree(self._checkpoints.directory / str(step), ignore_errors=True)
+    def _remove(self, step: int, why: str) -> None:
+        def remove() -> None:
+            going = f"{why} and removed; the run goes on from the one before it"
+            tqdm.tqdm.write(going, file=sys.stderr)
+            shutil.rmtree(self._checkpoints.directory / str(step))
+
+        hosts.by_first(remove)
         self._checkpoints.reload()
 
     def _all_damaged(self, damaged: Mapping[int, Exception]) -> Exception:
@@ -341,6 +256,8 @@ class ArmFiles:
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Appends a line to the arm's metrics, and to TensorBoard's if it is there."""
+        if not hosts.is_first():
+            return
         append_json(self.path / "metrics.jsonl", row)
         if importlib.util.find_spec("tensorboardX") is None:
             return
@@ -359,38 +276,20 @@ class ArmFiles:
 
     def _keep_metrics(self, step: int) -> None:
         # Steps after the checkpoint are done again and logged again.
-        rows = [row for row in self.metrics() if row["step"] <= step]
-        write_json_lines(self.path / "metrics.jsonl", rows)
+        def keep() -> None:
+            rows = [row for row in self.metrics() if row["step"] <= step]
+            write_json_lines(self.path / "metrics.jsonl", rows)
+
+        hosts.by_first(keep)
 
 
 def _sums(
-    params: Any, state: Any, batches: Any, position: Mapping[str, Any]
+    params: Any, state: Any, data: Any, position: Mapping[str, Any]
 ) -> dict[str, str]:
     """What a checkpoint says of its own content."""
     return {
         "params": checksums.of_tree(params),
         "state": checksums.of_tree(state),
-        "data": checksums.of_json(batches.get_state()),
+        "data": checksums.of_json(data),
         "position": checksums.of_json(position),
-    }
-
-
-def finished_arms(
-    run: pathlib.Path, first: Sequence[str]
-) -> dict[str, tuple[dict[str, Any], list[dict[str, Any]]]]:
-    """The results and metrics of every finished arm of a run directory.
-
-    Args:
-      run: the run directory.
-      first: names that come first; the others follow in alphabetical order.
-    """
-    found = sorted(path.parent.name for path in run.glob(f"arms/*/{RESULT}"))
-    names = [*(name for name in first if name in found)]
-    names += [name for name in found if name not in first]
-    return {
-        name: (
-            read_json(run / "arms" / name / RESULT) or {},
-            read_json_lines(run / "arms" / name / "metrics.jsonl"),
-        )
-        for name in names
     }

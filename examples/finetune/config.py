@@ -131,6 +131,17 @@ class Config:
     """Device mesh as AXIS=SIZE,...; axes data, fsdp, tensor. For example
     fsdp=4,tensor=2. Without it, data parallel over all devices."""
 
+    coordinator: str | None = None
+    """HOST:PORT of process 0, for a run of several processes: every host starts the
+    same command, with its own --process-id, and reads and writes the same
+    directories."""
+    num_processes: int | None = None
+    """How many processes there are."""
+    process_id: int | None = None
+    """Which of them this is, counted from 0."""
+    distributed: bool = False
+    """Let JAX find the three above in SLURM, Open MPI, Kubernetes or Cloud TPU."""
+
     checkpoint_every: int = CHECKPOINT_EVERY
     """Steps between checkpoints; the last step is always saved."""
     log_every: int = 1
@@ -171,15 +182,9 @@ PRESETS: Mapping[str, Config] = {
 # These say where a run lives, how long it keeps things and on what it is computed,
 # not what it computes; a run may go on with others. Arms are compared one by one.
 FREE_SETTINGS = {
-    "output",
-    "preset",
-    "optimizer",
-    "learning_rate",
-    "mesh",
-    "checkpoint_every",
-    "log_every",
-    "max_skipped_steps",
-    "export",
+    *("output", "preset", "optimizer", "learning_rate", "mesh"),
+    *("coordinator", "num_processes", "process_id", "distributed"),
+    *("checkpoint_every", "log_every", "max_skipped_steps", "export"),
 }
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import jax
 from flax import nnx
 
-from examples.finetune import choices, generate, retention, token_losses
+from examples.finetune import choices, generate, hosts, retention, token_losses
 from examples.finetune.config import Config
 from examples.finetune.data import Batch, Example, encode_rows, round_up
 from examples.finetune.files import read_json, write_json
@@ -256,13 +256,19 @@ def base_record(
 ) -> Base:
     """The base model's measurements, made once and kept in the run directory."""
     head = token_losses.head_of(params)
-    kept = read_json(run / "base.json")
+    kept = hosts.by_first(lambda: read_json(run / "base.json"))
     if kept is None:
         measurements, answers, hidden = measure(graph, params, suite, place, None, say)
-        # The measurements last: with them the record is complete.
-        token_losses.save_hidden(run / "base.npz", hidden)
         kept = {"measurements": measurements, "answers": answers}
-        write_json(run / "base.json", kept)
+        hosts.by_first(lambda: _keep_base(run, kept, hidden))
     else:
         hidden = token_losses.load_hidden(run / "base.npz")
     return Base(kept["measurements"], kept["answers"], hidden, head)
+
+
+def _keep_base(
+    run: pathlib.Path, kept: Mapping[str, Any], hidden: Mapping[str, Hidden]
+) -> None:
+    # The measurements last: with them the record is complete.
+    token_losses.save_hidden(run / "base.npz", hidden)
+    write_json(run / "base.json", kept)

@@ -19,6 +19,7 @@ from flax import nnx
 
 from examples.finetune.data import Batch, Example, evaluation_batches, loss_targets
 from examples.finetune.files import replacing
+from examples.finetune.hosts import fetch
 from examples.finetune.llama import causal_mask
 
 Place = Callable[[Batch], dict[str, jax.Array]]
@@ -149,7 +150,7 @@ def measure(
         )
         losses.append(float(loss))
         divergences.append(float(divergence))
-        hidden.append(np.asarray(states))
+        hidden.append(fetch(states))
     mean_loss = sum(losses) / _total(tokens, "loss_weights")
     compared_tokens = _total(tokens, "divergence_weights")
     mean_kl = sum(divergences) / compared_tokens if compared_tokens else None

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -10,13 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tqdm
 from flax import nnx
 
-from examples.finetune import movement
+from examples.finetune import hosts, movement, progress
 from examples.finetune.checkpoints import ArmFiles, Position
+from examples.finetune.command import deferred
 from examples.finetune.config import Config
-from examples.finetune.data import Batch, loss_targets
+from examples.finetune.data import Batch, loss_targets, token_count
 from examples.finetune.llama import Llama, causal_mask
 from examples.finetune.optimizers import make, schedule
 from examples.finetune.parameters import shardings
@@ -223,7 +222,7 @@ def train(
     frozen: Params | None = None,
     fisher: Params | None = None,
 ) -> tuple[Params, Position]:
-    """Trains one arm to its last step, from its newest checkpoint if it has one.
+    """Trains one arm to its last step, from its newest good checkpoint if it has one.
 
     Args:
       config: the run's settings.
@@ -239,6 +238,11 @@ def train(
 
     Returns:
       The final `params`, and how far the arm came.
+
+    Raises:
+      InputError: a checkpoint cannot be read or written, or the gradients of too many
+        steps in a row are not finite.
+      command.Stopped: a signal came, and the step after which it came is saved.
     """
     transformation = make(arm.name, config, arm.peak, fisher)
     state = init_state(transformation, params)
@@ -246,15 +250,28 @@ def train(
     passes = config.accumulation_steps
     step = make_step(graph, transformation, passes, params, state, frozen)
     rate = schedule(config, arm.peak)
-    with _progress(config.steps, position.step, arm.name) as bar:
-        meter = _Meter(position)
+    with (
+        progress.bar(config.steps, position.step, arm.name) as bar,
+        deferred() as asked,
+    ):
+        meter = progress.Meter(position)
+        skips = progress.Skips(config.max_skipped_steps, arm.name, files, position)
         while position.step < config.steps:
             batch = next(batches)
             number = position.step + 1
             logged = number % config.log_every == 0 or number == config.steps
             params, state, metrics = step(params, state, place(batch))
-            tokens = position.tokens + int(np.count_nonzero(batch["segments"]))
+            tokens = position.tokens + token_count(batch)
             position = dataclasses.replace(position, step=number, tokens=tokens)
+            skips.add(number, batch, metrics.pop("finite"))
+            stopping = (
+                asked()
+                if jax.process_count() == 1
+                else logged and any(hosts.gathered(asked()))
+            )
+            due = number % config.checkpoint_every == 0 or number == config.steps
+            if logged or due or stopping:
+                position = skips.counted(position)
             if logged:
                 values = {name: float(value) for name, value in metrics.items()}
                 if number == 1:  # No step before it.
@@ -266,39 +283,10 @@ def train(
                 speed = speeds["tokens_per_second"]
                 bar.set_postfix_str(f"loss {values['loss']:.3f}, {speed:,.0f} tokens/s")
             bar.update()
-            if number % config.checkpoint_every == 0 or number == config.steps:
+            if due or stopping:
                 meter.pause()
                 files.save(position, params, state, batches)
                 meter.resume()
+            if stopping:
+                break
     return params, position
-
-
-def _progress(steps: int, done: int, name: str) -> tqdm.tqdm:
-    return tqdm.tqdm(total=steps, initial=done, desc=name, unit="step", mininterval=1)
-
-
-class _Meter:
-    """Counts the seconds of training, without those of saving."""
-
-    def __init__(self, position: Position) -> None:
-        self._position = position
-        self._since = time.perf_counter()
-
-    def read(self, position: Position) -> tuple[Position, dict[str, float]]:
-        """The position with its seconds, and the speed since the last reading."""
-        now = time.perf_counter()
-        passed = max(now - self._since, 1e-9)
-        last = self._position
-        position = dataclasses.replace(position, seconds=last.seconds + passed)
-        self._position, self._since = position, now
-        return position, {
-            "seconds": position.seconds,
-            "seconds_per_step": passed / (position.step - last.step),
-            "tokens_per_second": (position.tokens - last.tokens) / passed,
-        }
-
-    def pause(self) -> None:
-        self._paused = time.perf_counter()
-
-    def resume(self) -> None:
-        self._since += time.perf_counter() - self._paused

@@ -15,13 +15,9 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 from examples.finetune import checks, data, files
-from examples.finetune.checkpoints import (
-    ArmFiles,
-    Position,
-    claim,
-    finished_arms,
-)
+from examples.finetune.checkpoints import ArmFiles, Position
 from examples.finetune.errors import InputError
+from examples.finetune.run_directory import claim, finished_arms
 
 SETTINGS = {"--steps": 4, "--model": "a", "--retention-file": ["x=y"]}
 
@@ -67,15 +63,17 @@ def test_a_line_that_was_cut_short_is_left_out(tmp_path: pathlib.Path) -> None:
 
 
 def test_the_same_settings_are_accepted_again(tmp_path: pathlib.Path) -> None:
-    claim(tmp_path / "new" / "run", SETTINGS)
-    claim(tmp_path / "new" / "run", SETTINGS)
+    for _ in range(2):
+        with claim(tmp_path / "new" / "run", SETTINGS):
+            pass
 
 
 def test_other_settings_are_refused_by_name_and_value(tmp_path: pathlib.Path) -> None:
-    claim(tmp_path / "run", SETTINGS)
+    with claim(tmp_path / "run", SETTINGS):
+        pass
     changed = {**SETTINGS, "--steps": 6, "--retention-file": []}
-    with pytest.raises(InputError) as caught:
-        claim(tmp_path / "run", changed)
+    with pytest.raises(InputError) as caught, claim(tmp_path / "run", changed):
+        pass
     assert "--steps was 4 and is now 6" in str(caught.value)
     assert "--retention-file was" in str(caught.value)
     assert "--model" not in str(caught.value)
@@ -83,15 +81,17 @@ def test_other_settings_are_refused_by_name_and_value(tmp_path: pathlib.Path) ->
 
 def test_a_directory_with_other_files_is_refused(tmp_path: pathlib.Path) -> None:
     (tmp_path / "thesis.tex").write_text("precious")
-    with pytest.raises(InputError, match="has files but is no run directory"):
-        claim(tmp_path, SETTINGS)
+    refused = pytest.raises(InputError, match="has files but is no run directory")
+    with refused, claim(tmp_path, SETTINGS):
+        pass
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_a_directory_that_cannot_be_made_is_named(tmp_path: pathlib.Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"--output .*file/run cannot be written"):
-        claim(tmp_path / "file" / "run", SETTINGS)
+    refused = pytest.raises(InputError, match=r"--output .*file/run cannot be written")
+    with refused, claim(tmp_path / "file" / "run", SETTINGS):
+        pass
     with pytest.raises(InputError, match="is a file"):
         checks.check_room({tmp_path / "file" / "run": 0})
     with pytest.raises(InputError, match="is a file; a directory is needed"):
@@ -159,8 +159,8 @@ def test_restores_what_was_saved(tmp_path: pathlib.Path) -> None:
     jax.tree.map(np.testing.assert_array_equal, alone, params)
     assert found[0]["b"].sharding == params["b"].sharding
     np.testing.assert_array_equal(next(fresh)["tokens"], following["tokens"])
-    # One checkpoint is kept.
-    assert len(list((tmp_path / "arms/adam/checkpoints").glob("[0-9]*"))) == 1
+    # The newest is kept, and the one before it.
+    assert len(list((tmp_path / "arms/adam/checkpoints").glob("[0-9]*"))) == 2
 
 
 def test_without_a_checkpoint_an_arm_begins_anew(tmp_path: pathlib.Path) -> None:
