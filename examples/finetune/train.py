@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import tqdm
 from flax import nnx
 
 from examples.finetune import hosts, movement, progress
@@ -250,6 +251,8 @@ def train(
     passes = config.accumulation_steps
     step = make_step(graph, transformation, passes, params, state, frozen)
     rate = schedule(config, arm.peak)
+    if position.step and hosts.is_first():
+        tqdm.tqdm.write(f"{arm.name} goes on from step {position.step}")
     with (
         progress.bar(config.steps, position.step, arm.name) as bar,
         deferred() as asked,
