@@ -276,8 +276,8 @@ def _check_finite(measurements: Mapping[str, Any]) -> None:
     wrong = [name for name, loss in losses.items() if not math.isfinite(loss)]
     if wrong:
         raise InputError(
-            f"The base model's losses on {', '.join(wrong)} are not finite: its weights "
-            "are damaged, or too large for --compute-dtype"
+            f"The base model has losses that are not finite on {', '.join(wrong)}: its "
+            "weights are damaged, or too large for --compute-dtype"
         )
 
 
