@@ -7,8 +7,18 @@ import shutil
 import subprocess
 from collections.abc import Callable
 
-from tests.faults.lab import ARM, LAST, NEWEST, Case, Lab, Outcome, cut, disk, flip
-from tests.faults.lab import largest as _largest
+from tests.faults.lab import (
+    ARM,
+    LAST,
+    NEWEST,
+    Case,
+    Lab,
+    Outcome,
+    cut,
+    disk,
+    flip,
+    largest,
+)
 
 Harm = Callable[[pathlib.Path], object]
 
@@ -24,8 +34,10 @@ def _newest(fault: str, harm: Harm, quick: bool = False) -> Case:
     def work(lab: Lab) -> Outcome:
         run = lab.half_done()
         harm(lab.checkpoint(run))
+        gone = not lab.checkpoint(run).exists()
         outcome = lab.goes_on(run)
         assert f"from step {NEWEST - 1}" in outcome.happened, outcome.happened
+        assert gone or "is damaged" in outcome.happened, "it did not say so"
         return outcome
 
     return Case(f"newest checkpoint: {fault}", _BACK, work, quick)
@@ -79,7 +91,7 @@ def _all_damaged(lab: Lab) -> Outcome:
     checkpoints = lab.checkpoint(run).parent
     copy = shutil.copytree(checkpoints, lab.new())
     for step in lab.steps(run):
-        cut(_largest(lab.checkpoint(run, step)))
+        cut(largest(lab.checkpoint(run, step)))
     refused = lab.refused(lab.run(run), "no older one is good", "put back a copy")
     assert lab.steps(run) == [NEWEST - 1, NEWEST], "a checkpoint was removed"
     shutil.rmtree(checkpoints)
@@ -108,7 +120,7 @@ def _damaged_result(lab: Lab) -> Outcome:
 def _damaged_after_the_end(lab: Lab) -> Outcome:
     run, exported = lab.new(), lab.new()
     shutil.copytree(lab.unbroken, run)
-    flip(_largest(lab.checkpoint(run, LAST) / "params"))
+    flip(largest(lab.checkpoint(run, LAST) / "params"))
     done = lab.run(run, "--export", str(exported))
     refused = lab.refused(done, "is damaged", "result.json", "are trained again")
     (run / "arms" / ARM / "result.json").unlink()
@@ -183,15 +195,15 @@ def _mend_settings(run: pathlib.Path) -> None:
 CASES = [
     _newest(
         "one bit of the parameters flipped",
-        lambda path: flip(_largest(path / "params")),
+        lambda path: flip(largest(path / "params")),
         quick=True,
     ),
     _newest(
         "one bit of the optimizer's state flipped",
-        lambda path: flip(_largest(path / "state"), 0.3, 6),
+        lambda path: flip(largest(path / "state"), 0.3, 6),
     ),
     _newest(
-        "parameters truncated", lambda path: cut(_largest(path / "params")), quick=True
+        "parameters truncated", lambda path: cut(largest(path / "params")), quick=True
     ),
     _newest(
         "index of the parameters empty",
@@ -200,10 +212,6 @@ CASES = [
     _newest(
         "description of the parameters garbled",
         lambda path: (path / "params" / "_METADATA").write_bytes(b"\xff\x00{"),
-    ),
-    _newest(
-        "a shape in the description changed",
-        lambda path: _changed(path / "params" / "_METADATA", "layers", "mayers"),
     ),
     _newest("position garbled", lambda path: flip(_position(path), 0, 7)),
     _newest(
@@ -223,7 +231,7 @@ CASES = [
     Case("all checkpoints deleted", "begins anew, bit for bit", _none_left),
     _harmless(
         "the older checkpoint truncated",
-        lambda run: cut(_largest(run / "arms" / ARM / "checkpoints" / "2")),
+        lambda run: cut(largest(run / "arms" / ARM / "checkpoints" / "2")),
     ),
     _harmless(
         "the older checkpoint half deleted",

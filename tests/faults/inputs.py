@@ -79,9 +79,12 @@ def _other_weights(
     return harm
 
 
-def _lengthened(path: pathlib.Path) -> None:
-    raw = (path / "model.safetensors").read_bytes()
-    (path / "model.safetensors").write_bytes(struct.pack("<Q", 2**40) + raw[8:])
+def _lengthened(length: int) -> Callable[[pathlib.Path], None]:
+    def harm(path: pathlib.Path) -> None:
+        raw = (path / "model.safetensors").read_bytes()
+        (path / "model.safetensors").write_bytes(struct.pack("<Q", length) + raw[8:])
+
+    return harm
 
 
 def _index(file: object) -> Callable[[pathlib.Path], None]:
@@ -132,7 +135,7 @@ def _short_gguf(lab: Lab) -> Outcome:
     return lab.refused(done, "Cannot fetch the default model")
 
 
-def _not_finite(lab: Lab, value: float, rare_rows: int) -> tuple[list[str], str]:
+def _not_finite(lab: Lab, value: float, rare_rows: int) -> list[str]:
     """Options of a run in which the rows with one rare byte spoil the gradients."""
     model = small.write_model(lab.new())
     weights = tiny.tensors()
@@ -148,11 +151,11 @@ def _not_finite(lab: Lab, value: float, rare_rows: int) -> tuple[list[str], str]
     held_out = lab.new().with_suffix(".jsonl")
     held_out.write_bytes(GOOD)
     words = ["--model", str(model), "--train-file", str(path), "--no-pack"]
-    return [*words, "--task-eval-file", str(held_out)], str(path)
+    return [*words, "--task-eval-file", str(held_out)]
 
 
 def _skipped(lab: Lab) -> Outcome:
-    words, _ = _not_finite(lab, 3e38, 1)
+    words = _not_finite(lab, 3e38, 1)
     run = lab.new()
     done = lab.run(run, *words, "--steps", "8")
     assert done.status == 0, done.errors[-1000:]
@@ -168,7 +171,7 @@ def _skipped(lab: Lab) -> Outcome:
 
 
 def _all_nan(lab: Lab) -> Outcome:
-    words, _ = _not_finite(lab, float("nan"), 16)
+    words = _not_finite(lab, float("nan"), 16)
     run = lab.new()
     words += ["--max-skipped-steps", "2"]
     says = "step 3 of mofo", "3 in a row", "--max-skipped-steps allows 2", "skipped.npz"
@@ -182,9 +185,7 @@ CASES = [
     _rows("not UTF-8", GOOD + b'{"question": "\xff", "answer": "2"}\n', "Line 2"),
     _rows("an empty file", b"", "is empty"),
     _rows("a line of 50 MB", lambda: GOOD + b" " * 50_000_000 + GOOD, "longer than"),
-    _rows(
-        "an answer without text", GOOD + b'{"question": "1", "answer": " "}', "Line 2"
-    ),
+    _rows("an empty answer", GOOD + b'{"question": "1", "answer": " "}', "Line 2"),
     _rows("no assistant", b'{"messages": [{"role": "user", "content": "1"}]}', "learn"),
     _rows("a text of one token", b'{"text": "1"}', "no token to learn"),
     _rows("a list", b'["question", "answer"]', "must be a JSON object"),
@@ -200,25 +201,22 @@ CASES = [
     _config("a negative width", {"hidden_size": -32}, "hidden_size"),
     _config("a width of 1e30", {"hidden_size": 1e30}, "hidden_size"),
     _config("an epsilon that is NaN", {"rms_norm_eps": float("nan")}, "norm_eps"),
-    _config("a rotary base of 0.0", {"rope_theta": -1.0}, "rope_theta"),
+    _config("a negative rotary base", {"rope_theta": -1.0}, "rope_theta"),
     _config("text for a truth", {"tie_word_embeddings": "no"}, "tie_word_embeddings"),
     _model("config.json nested deeply", _text("config.json", "[" * 10**5), "deeply"),
     _model("config.json not UTF-8", _text("config.json", b"\xff"), "config.json"),
     _model(
         "a tensor of another shape",
-        _other_weights(
-            lambda w: w.update({"model.norm.weight": np.ones(7, np.float32)})
-        ),
-        *("model.norm.weight", "(7,)", "(32,)"),
+        _other_weights(lambda w: w.update({"model.norm.weight": np.float32([1, 2])})),
+        *("model.norm.weight", "(2,)", "(32,)"),
     ),
     _model(
         "whole numbers for weights",
         _other_weights(lambda w: w.update({"model.norm.weight": np.ones(32, np.int8)})),
         *("model.norm.weight", "is of type I8"),
     ),
-    _model(
-        "safetensors with a header beyond the file", _lengthened, "model.safetensors"
-    ),
+    _model("safetensors with a header of a terabyte", _lengthened(2**40), "header"),
+    _model("safetensors with a header beyond the file", _lengthened(10**7), "header"),
     _header(
         "offsets beyond the data",
         lambda h: h["model.norm.weight"].update(data_offsets=[10**9, 10**9 + 128]),
@@ -241,8 +239,8 @@ CASES = [
     _model("a tokenizer that is a link out", _linked("tokenizer.json"), "outside"),
     _model(
         "tokenizer.json cut short",
-        lambda p: cut(p / "tokenizer.json"),
-        "tokenizer.json",
+        lambda path: cut(path / "tokenizer.json"),
+        "tokenizer.json is not a tokenizer",
     ),
     _model("a number for a token", _tokens({"eos_token": 5}), "eos_token"),
     _model("a number for the template", _tokens({"chat_template": 5}), "template"),

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import itertools
 import json
 import os
 import pathlib
@@ -65,14 +66,15 @@ class Case:
 class Lab:
     """A directory with a model, an unbroken run, and one that was stopped half way."""
 
-    def __init__(self, path: pathlib.Path) -> None:
-        """Makes the model and both runs.
+    def __init__(self, path: pathlib.Path, name: str = "run") -> None:
+        """Makes the model and both runs, or finds them.
 
         Args:
-          path: an empty directory.
+          path: a directory, empty or another lab's.
+          name: of what is made here, if others work in the directory too.
         """
         self.path = path
-        self.model = small.write_model(path / "model")
+        self.model = path / "model"
         # Every process compiles the same; all but the first read it from here.
         self.cache = {
             "JAX_PLATFORMS": "cpu",
@@ -80,19 +82,25 @@ class Lab:
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         }
-        self._numbers = iter(range(10**6))
+        self._names = (f"{name}-{number}" for number in itertools.count(1))
         self.template = path / "template"
+        self.unbroken = path / "unbroken"
+        if not self.unbroken.exists():
+            self._make()
+        self.sha256 = self.digest(self.unbroken)
+
+    def _make(self) -> None:
+        small.write_model(self.model)
         # Signaled after its second step, it saves its third and ends.
         done = self.run(self.template, program=("-c", small.INTERRUPTED))
         assert done.status == 130, done.errors
         assert self.steps(self.template) == [NEWEST - 1, NEWEST]
-        self.unbroken = self.new()
-        assert self.run(self.unbroken).status == 0
-        self.sha256 = self.digest(self.unbroken)
+        done = self.run(self.unbroken)
+        assert done.status == 0, done.errors
 
     def new(self) -> pathlib.Path:
         """A path for a run."""
-        return self.path / f"run-{next(self._numbers)}"
+        return self.path / next(self._names)
 
     def half_done(self) -> pathlib.Path:
         """A copy of the run that was stopped after its third step."""
@@ -112,6 +120,9 @@ class Lab:
         **options: Any,
     ) -> subprocess.Popen[str]:
         """Starts the command in a process group of its own."""
+        if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+            # As a shell has it for what runs in its background; it would be inherited.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         environment = {**os.environ, **self.cache, **options.pop("env", {})}
         return subprocess.Popen(
             [sys.executable, *program, *self.words(run), *words],
@@ -162,9 +173,12 @@ class Lab:
         assert [row["step"] for row in self.rows(run)] == [*range(1, LAST + 1)]
         found = re.search(rf"{ARM} goes on from step (\d+)", done.shown)
         step = int(found[1]) if found else 0
+        said = [line for line in done.errors.splitlines() if "is damaged" in line]
+        happened = f"went on from step {step} to the unbroken run's parameters"
+        lost = f"{reached - step} of {LAST} steps, done again"
         return Outcome(
-            f"went on from step {step} to the unbroken run's parameters",
-            f"{reached - step} steps, done again" if reached > step else "nothing",
+            "; ".join([happened, *map(self.plain, said)]),
+            lost if reached > step else "nothing",
         )
 
     def refused(self, done: Done, *words: str) -> Outcome:

@@ -95,8 +95,8 @@ def _killed_often(lab: Lab) -> Outcome:
     assert lab.digest(run) == lab.digest(whole), "other parameters than unbroken"
     passed = ", ".join(map(str, moments))
     return Outcome(
-        f"killed {KILLS} times with these last checkpoints: {passed}; then it ended with "
-        "the unbroken run's parameters",
+        f"killed {KILLS} times with these last checkpoints: {passed}; then it ended "
+        "with the unbroken run's parameters",
         f"{lost} steps of {LONG[1]}, done again",
     )
 

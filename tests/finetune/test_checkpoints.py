@@ -1,5 +1,6 @@
 """The run directory: files that appear whole, settings, checkpoints."""
 
+import gc
 import json
 import pathlib
 import shutil
@@ -161,6 +162,76 @@ def test_restores_what_was_saved(tmp_path: pathlib.Path) -> None:
     np.testing.assert_array_equal(next(fresh)["tokens"], following["tokens"])
     # The newest is kept, and the one before it.
     assert len(list((tmp_path / "arms/adam/checkpoints").glob("[0-9]*"))) == 2
+
+
+def saved_twice(path: pathlib.Path) -> optax.OptState:
+    """An arm with checkpoints of steps 1 and 2; returns what its state looks like."""
+    state = optax.adam(1e-3).init(tree(0.0))
+    with ArmFiles(path, "adam", 1e-3) as kept:
+        for step in (1, 2):
+            kept.save(
+                Position(step, tokens=10 * step), tree(float(step)), state, batches()
+            )
+    return state
+
+
+# Orbax leaves reads of what is damaged unfinished, and Python complains of them.
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning",
+    "ignore:coroutine .* was never awaited:RuntimeWarning",
+)
+def test_damage_to_any_file_is_found_or_harms_nothing(tmp_path: pathlib.Path) -> None:
+    state = saved_twice(tmp_path / "whole")
+    newest = pathlib.Path("arms/adam/checkpoints/2")
+    files = sorted(p for p in (tmp_path / "whole" / newest).rglob("*") if p.is_file())
+    found = set()
+    for number, file in enumerate(files):
+        run = shutil.copytree(tmp_path / "whole", tmp_path / str(number))
+        raw = bytearray(file.read_bytes())
+        raw[len(raw) // 2] ^= 1 << number % 8
+        (run / file.relative_to(tmp_path / "whole")).write_bytes(raw)
+        with ArmFiles(run, "adam", 1e-3) as kept:
+            params, _, position = kept.restore(tree(0.0), state, batches())
+        assert position == Position(position.step, tokens=10 * position.step)
+        jax.tree.map(np.testing.assert_array_equal, params, tree(float(position.step)))
+        # What cannot be restored is not kept as if it could.
+        assert (run / newest).exists() == (position.step == 2), file
+        found.add(position.step)
+    assert found == {1, 2}
+    # Such reads go here, and not in a later test.
+    gc.collect()
+
+
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning",
+    "ignore:coroutine .* was never awaited:RuntimeWarning",
+)
+def test_checkpoints_that_are_all_damaged_are_left_for_a_person(
+    tmp_path: pathlib.Path,
+) -> None:
+    state = saved_twice(tmp_path)
+    checkpoints = tmp_path / "arms/adam/checkpoints"
+    for step in ("1", "2"):
+        (checkpoints / step / "params/manifest.ocdbt").write_bytes(b"")
+    with ArmFiles(tmp_path, "adam", 1e-3) as kept:
+        with pytest.raises(InputError, match=r"no older one is good; put back a copy"):
+            kept.restore(tree(0.0), state, batches())
+        with pytest.raises(InputError, match=r"/2 is damaged .*result\.json"):
+            kept.restore_params(tree(0.0))
+    assert {path.name for path in checkpoints.iterdir()} == {"1", "2"}
+    gc.collect()
+
+
+def test_a_directory_is_one_process_at_a_time(tmp_path: pathlib.Path) -> None:
+    with claim(tmp_path, SETTINGS):
+        (tmp_path / ".base.json.x.part").touch()
+        refused = pytest.raises(InputError, match="is in use: another process")
+        with refused, claim(tmp_path, SETTINGS):
+            pass
+        assert (tmp_path / ".base.json.x.part").exists()
+    with claim(tmp_path, SETTINGS):
+        # Left behind by whoever was there before.
+        assert not (tmp_path / ".base.json.x.part").exists()
 
 
 def test_without_a_checkpoint_an_arm_begins_anew(tmp_path: pathlib.Path) -> None:
