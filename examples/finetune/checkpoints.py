@@ -146,11 +146,14 @@ class ArmFiles:
         damaged: dict[int, Exception] = {}
         steps = hosts.by_first(lambda: [*self._checkpoints.all_steps()])
         for step in sorted(steps, reverse=True):
+            found, failure = (params, state, Position()), None
             try:
                 found = self._restore(step, params, state, batches)
             # Orbax, TensorStore and Grain each have errors of their own.
             except Exception as error:
-                damaged[step] = error
+                failure = error
+            if any(hosts.gathered(failure is not None)):
+                damaged[step] = failure or ValueError("for another process")
                 continue
             for other, error in damaged.items():
                 self._remove(other, self._damage(other, error))

@@ -147,8 +147,7 @@ class Config:
     log_every: int = 1
     """Steps between lines of metrics.jsonl."""
     max_skipped_steps: int = 3
-    """Steps in a row whose gradients may be NaN or infinite; such a step is skipped.
-    One more ends the run."""
+    """Most steps in a row that are skipped, for gradients that are not finite."""
     export: pathlib.Path | None = None
     """Write each arm's final model to DIR/ARM in Hugging Face layout."""
 

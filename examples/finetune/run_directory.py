@@ -44,8 +44,10 @@ def claim(path: pathlib.Path, settings: Mapping[str, Any]) -> Iterator[None]:
         try:
             found = _settings_of(path)
             path.mkdir(parents=True, exist_ok=True)
-            # The system lets go of it when the process ends, however it ends.
-            held.enter_context(lock)
+            # The system lets go of it when the process ends, however it ends. Some
+            # shared file systems have no locks and cannot keep others out.
+            with contextlib.suppress(NotImplementedError):
+                held.enter_context(lock)
             # Also where it exists: it may not be writable any more.
             write_json(path / "settings.json", found or dict(settings))
             for left in path.rglob(f".*{UNFINISHED}"):

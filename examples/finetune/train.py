@@ -135,10 +135,9 @@ def make_step(
       used again.
     """
 
-    def move(
-        grads: Params, kept: tuple[Params, State, movement.Metrics], _: Any = None
-    ) -> tuple[Params, tuple[Params, State, movement.Metrics]]:
-        params, state, _ = kept
+    # Optax's names: to the guard below this is a transformation.
+    def move(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        grads, (params, state, _) = updates, state
         updates, optimizer = transformation.update(grads, state.optimizer, params)
         new = optax.apply_updates(params, updates)
         # Measured at every step: under a `cond` on whether it is logged, XLA keeps the
@@ -154,7 +153,7 @@ def make_step(
     # the optimizer alone the guard would part it from the addition to the parameters,
     # which XLA compiles as one: the last bits of every step would be others.
     guarded = optax.apply_if_finite(
-        optax.GradientTransformation(lambda _: (), move), max_consecutive_errors=1
+        optax.GradientTransformation(lambda params: (), move), max_consecutive_errors=1
     )
 
     def step(
@@ -171,7 +170,7 @@ def make_step(
         zero = jnp.zeros((), jnp.int32)
         kept = params, state, nothing | {"gradient_norm": jnp.full((), jnp.nan)}
         before = optax.ApplyIfFiniteState(zero, jnp.array(True), zero, kept)
-        _, after = guarded.update(grads, before)
+        after: Any = guarded.update(grads, before)[1]
         params, state, metrics = after.inner_state
         return params, state, {"loss": loss, "finite": after.last_finite, **metrics}
 

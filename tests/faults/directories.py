@@ -101,8 +101,7 @@ def _all_damaged(lab: Lab) -> Outcome:
 
 
 def _none_left(lab: Lab) -> Outcome:
-    run = lab.half_done()
-    shutil.rmtree(lab.checkpoint(run).parent)
+    shutil.rmtree(lab.checkpoint(run := lab.half_done()).parent)
     return lab.goes_on(run)
 
 
@@ -142,8 +141,7 @@ def _full(kilobytes: int, *says: str) -> Callable[[Lab], Outcome]:
         run = lab.half_done()
         with disk(run, kilobytes):
             refused = lab.refused(lab.run(run), *says)
-            larger = ["mount", "-o", "remount,size=100m", str(run)]
-            subprocess.run(larger, check=True)
+            subprocess.run(["mount", "-o", "remount,size=100m", run], check=True)
             went_on = lab.goes_on(run)
         return Outcome(f"{refused.happened} Then {went_on.happened}", went_on.lost)
 
@@ -154,8 +152,7 @@ def _read_only(lab: Lab) -> Outcome:
     run = lab.half_done()
     subprocess.run(["mount", "--bind", str(run), str(run)], check=True)
     try:
-        closed = ["mount", "-o", "remount,ro,bind", str(run)]
-        subprocess.run(closed, check=True)
+        subprocess.run(["mount", "-o", "remount,ro,bind", str(run)], check=True)
         refused = lab.refused(
             lab.run(run), "cannot be written", "Read-only file system"
         )
