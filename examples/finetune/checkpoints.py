@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import logging
 import pathlib
 import shutil
 import sys
@@ -77,6 +78,8 @@ class ArmFiles:
             refuse_differences(run, {option: (stored, learning_rate)})
 
     def __enter__(self) -> "ArmFiles":
+        # Orbax's threads tell of their failures at length, also after our sentence.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
         self._manager = ocp.CheckpointManager(
             self.path.absolute() / "checkpoints",
             options=ocp.CheckpointManagerOptions(
@@ -119,10 +122,9 @@ class ArmFiles:
         try:
             self._checkpoints.save(position.step, args=items, force=True)
         except (OSError, ValueError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
             raise InputError(
                 f"The checkpoint of step {position.step} could not be written to "
-                f"{self.path}: {reason}; earlier ones are intact"
+                f"{self.path}: {_reason(error)}; earlier ones are intact"
             ) from error
 
     def restore(
@@ -186,11 +188,7 @@ class ArmFiles:
         return items["params"], items["state"], Position(**position)
 
     def restore_params(self, params: Any) -> Any:
-        """The parameters of the newest checkpoint, placed like `params`.
-
-        Raises:
-          InputError: it is damaged, or there is none.
-        """
+        """The newest checkpoint's parameters, placed like `params`, or InputError."""
         step = hosts.by_first(self._checkpoints.latest_step)
         if step is None:
             again = f"remove {self.path / RESULT} and it is trained again"
@@ -213,8 +211,7 @@ class ArmFiles:
 
     def _damage(self, step: int, error: Exception) -> str:
         path = self._checkpoints.directory / str(step)
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        return f"The checkpoint {path} is damaged ({reason})"
+        return f"The checkpoint {path} is damaged ({_reason(error)})"
 
     def _remove(self, step: int, why: str) -> None:
         def remove() -> None:
@@ -284,6 +281,11 @@ class ArmFiles:
             write_json_lines(self.path / "metrics.jsonl", rows)
 
         hosts.by_first(keep)
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).splitlines() or [type(error).__name__]
+    return lines[0].partition(". See full")[0]
 
 
 def _sums(

@@ -10,7 +10,7 @@ from tests.faults.lab import ARM, LAST, Case, Lab, Outcome
 
 KILLS = 20
 # Long enough that twenty kills do not find it done.
-LONG = ("--steps", "150")
+LONG = ("--steps", "300")
 SEED = 0
 
 Ready = Callable[[Lab, pathlib.Path], object]
@@ -71,20 +71,17 @@ def _killed(lab: Lab, ready: Ready, *words: str) -> Outcome:
 def _killed_often(lab: Lab) -> Outcome:
     """Half of the moments at random from the start, half while it trains and saves."""
     whole, run = lab.new(), lab.new()
-    began = time.monotonic()
-    process = lab.start(whole, *LONG)
-    lab.until(process, lambda: _logged(lab, whole))
-    until_training = time.monotonic() - began
-    assert lab.end(process).status == 0
-    generator, lost, moments = random.Random(SEED), 0, []
+    assert lab.run(whole, *LONG).status == 0
+    generator, lost, moments, until_training = random.Random(SEED), 0, [], 0.0
     for number in range(KILLS):
-        before = len(lab.rows(run))
+        before, began = len(lab.rows(run)), time.monotonic()
         process = lab.start(run, *LONG)
         if number % 2:
-            lab.until(process, lambda before=before: len(lab.rows(run)) != before)
-            time.sleep(generator.uniform(0, 1))
-        else:
             time.sleep(generator.uniform(0, until_training))
+        else:
+            lab.until(process, lambda before=before: len(lab.rows(run)) > before)
+            until_training = time.monotonic() - began
+            time.sleep(generator.uniform(0, 1))
         process.kill()
         assert lab.end(process).status == -signal.SIGKILL, "it had ended before"
         reached, saved = len(lab.rows(run)), (lab.steps(run) or [0])[-1]
