@@ -32,6 +32,7 @@ from examples.finetune.config import (
     option,
     to_json,
 )
+from examples.finetune.errors import InputError
 from examples.finetune.files import write_json
 from examples.finetune.optimizers import NEEDS_FISHER
 from examples.finetune.run_directory import RESULT, claim, finished_arms
@@ -212,6 +213,11 @@ def _keep_result(
     files: ArmFiles, measured: Mapping[str, Any], answers: Sequence[str]
 ) -> None:
     rows = files.metrics()
+    if not rows:
+        raise InputError(
+            f"{files.path / 'metrics.jsonl'} has no step that was logged; put back a "
+            f"copy, or remove {files.path} and the arm begins anew"
+        )
     steps = movement.of_steps(rows)
     result = {
         **measured,

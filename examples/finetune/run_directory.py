@@ -67,7 +67,13 @@ def claim(path: pathlib.Path, settings: Mapping[str, Any]) -> Iterator[None]:
 
 
 def _settings_of(path: pathlib.Path) -> dict[str, Any] | None:
-    found = read_json(path / "settings.json")
+    try:
+        found = read_json(path / "settings.json")
+    except InputError:
+        raise InputError(
+            f"{path / 'settings.json'} is damaged (not JSON); put back a copy, or name "
+            "another --output"
+        ) from None
     if found is None and path.is_dir():
         names = {entry.name for entry in path.iterdir()}
         if any(name != _LOCK and not name.endswith(UNFINISHED) for name in names):

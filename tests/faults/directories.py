@@ -14,6 +14,8 @@ from tests.faults.lab import (
     Case,
     Lab,
     Outcome,
+    append,
+    change,
     cut,
     disk,
     flip,
@@ -74,12 +76,6 @@ def _half_deleted(checkpoint: pathlib.Path) -> None:
     files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
     for path in files[::2]:
         path.unlink()
-
-
-def _changed(path: pathlib.Path, old: str, new: str) -> None:
-    text = path.read_text()
-    assert old in text, text
-    path.write_text(text.replace(old, new, 1))
 
 
 def _position(checkpoint: pathlib.Path) -> pathlib.Path:
@@ -213,11 +209,11 @@ CASES = [
     _newest("position garbled", lambda path: flip(_position(path), 0, 7)),
     _newest(
         "another number of tokens in the position",
-        lambda path: _changed(_position(path), '"tokens": ', '"tokens": 1'),
+        lambda path: change(_position(path), '"tokens": ', '"tokens": 1'),
     ),
     _newest(
         "another place in the data",
-        lambda path: _changed(path / "data" / "metadata", "0", "1"),
+        lambda path: change(path / "data" / "metadata", "0", "1"),
     ),
     _newest("every second file deleted", _half_deleted, quick=True),
     _newest("state deleted", lambda path: shutil.rmtree(path / "state")),
@@ -246,13 +242,17 @@ CASES = [
         lambda run: (run / ".settings.json.x1.part").write_text("{"),
     ),
     _harmless(
-        "a line of the metrics cut short",
-        lambda run: cut(run / "arms" / ARM / "metrics.jsonl", 0.9),
+        "half a line of metrics left by a killed process",
+        lambda run: append(run / "arms" / ARM / "metrics.jsonl", '{"step": 4, "lo'),
+    ),
+    _harmless(
+        "bytes that are no text behind the metrics",
+        lambda run: append(run / "arms" / ARM / "metrics.jsonl", "\udcff\udcfe\n"),
     ),
     _mended(
         "settings.json truncated",
         lambda run: cut(_settings(run)),
-        "settings.json is damaged",
+        "settings.json is damaged (not JSON); put back a copy",
         _mend_settings,
     ),
     _mended(

@@ -247,6 +247,18 @@ def cut(path: pathlib.Path, share: float = 0.5) -> None:
     os.truncate(path, int(path.stat().st_size * share))
 
 
+def append(path: pathlib.Path, text: str) -> None:
+    """Puts text behind a file's; a lone surrogate is a byte that is no text."""
+    path.write_bytes(path.read_bytes() + text.encode(errors="surrogateescape"))
+
+
+def change(path: pathlib.Path, old: str, new: str) -> None:
+    """Puts other text in the place of some that a file has."""
+    text = path.read_text()
+    assert old in text, text
+    path.write_text(text.replace(old, new, 1))
+
+
 @contextlib.contextmanager
 def disk(path: pathlib.Path, kilobytes: int) -> Iterator[None]:
     """A file system in memory of a certain size, with what is in a directory."""
