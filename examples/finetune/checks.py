@@ -23,6 +23,7 @@ SMALLEST = {
     "seed": 0,
     "checkpoint_every": 1,
     "log_every": 1,
+    "max_skipped_steps": 0,
     "training_problems": 1,
     "evaluation_problems": 1,
     "knowledge_questions": 1,

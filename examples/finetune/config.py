@@ -38,7 +38,9 @@ class Config:
 
     Every arm starts from the same weights and sees the same batches; an arm is one
     optimizer. The run directory receives report.md, summary.json, metrics.jsonl,
-    pictures and checkpoints. The same command started again goes on where it was.
+    pictures and checkpoints. The same command started again goes on where it was, also
+    after SIGTERM or Ctrl-C (it saves after the step, and ends with status 143 or 130),
+    a crash or a full disk. Status 2: a sentence says what must be mended first.
     """
 
     output: pathlib.Path = pathlib.Path("runs/finetune")
@@ -144,6 +146,8 @@ class Config:
     """Steps between checkpoints; the last step is always saved."""
     log_every: int = 1
     """Steps between lines of metrics.jsonl."""
+    max_skipped_steps: int = 3
+    """Most steps in a row that are skipped, for gradients that are not finite."""
     export: pathlib.Path | None = None
     """Write each arm's final model to DIR/ARM in Hugging Face layout."""
 
@@ -179,7 +183,7 @@ PRESETS: Mapping[str, Config] = {
 FREE_SETTINGS = {
     *("output", "preset", "optimizer", "learning_rate", "mesh"),
     *("coordinator", "num_processes", "process_id", "distributed"),
-    *("checkpoint_every", "log_every", "export"),
+    *("checkpoint_every", "log_every", "max_skipped_steps", "export"),
 }
 
 

@@ -11,7 +11,7 @@ import safetensors
 import safetensors.numpy
 from flax import nnx
 
-from examples.finetune import hosts, huggingface
+from examples.finetune import hosts, huggingface, weight_files
 from examples.finetune.errors import InputError
 from examples.finetune.hosts import fetch
 from examples.finetune.json_files import read_optional_object, write_object
@@ -94,7 +94,7 @@ def _check_replaceable(directory: pathlib.Path) -> None:
     if not directory.exists() or not any(directory.iterdir()):
         return
     # A file that we would not write is the user's own: replacing would delete it.
-    ours = {huggingface.CONFIG_FILE, huggingface.INDEX_FILE, _GENERATION_FILE}
+    ours = {huggingface.CONFIG_FILE, weight_files.INDEX_FILE, _GENERATION_FILE}
     ours |= {"tokenizer.json", "tokenizer_config.json"}
     foreign = [
         path.name
@@ -128,7 +128,7 @@ def _write_weights(model: Llama, directory: pathlib.Path) -> str:
     files: dict[str, str] = {}
     for number, paths in enumerate(groups, 1):
         name = f"model-{number:05}-of-{len(groups):05}.safetensors"
-        name = huggingface.WEIGHTS_FILE if len(groups) == 1 else name
+        name = weight_files.WEIGHTS_FILE if len(groups) == 1 else name
         tensors = {
             huggingface.tensor_name(path): _tensor(params, path) for path in paths
         }
@@ -139,7 +139,7 @@ def _write_weights(model: Llama, directory: pathlib.Path) -> str:
         (directory / name).chmod(0o644)
     if len(groups) > 1:
         index = {"metadata": {}, "weight_map": files}
-        write_object(directory / huggingface.INDEX_FILE, index)
+        write_object(directory / weight_files.INDEX_FILE, index)
     return dtype.name
 
 

@@ -123,7 +123,7 @@ def _end(error: BaseException) -> NoReturn:
         raise error
 
     try:
-        status = exit_status(fail, "Interrupted; all processes of this run end.")
+        status = exit_status(fail, "all processes of this run end.")
     except SystemExit as stop:
         status = stop.code if isinstance(stop.code, int) else 1
     except jax.errors.JaxRuntimeError:

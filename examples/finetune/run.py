@@ -1,5 +1,6 @@
 """The whole run: load, measure the base, train and measure each arm, report."""
 
+import contextlib
 import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
@@ -24,20 +25,17 @@ from examples.finetune import (
     report,
     sharding,
 )
-from examples.finetune.checkpoints import (
-    RESULT,
-    ArmFiles,
-    claim,
-    finished_arms,
-)
+from examples.finetune.checkpoints import ArmFiles
 from examples.finetune.config import (
     Config,
     learning_rates,
     option,
     to_json,
 )
+from examples.finetune.errors import InputError
 from examples.finetune.files import write_json
 from examples.finetune.optimizers import NEEDS_FISHER
+from examples.finetune.run_directory import RESULT, claim, finished_arms
 from examples.finetune.train import Arm, train
 
 
@@ -85,7 +83,12 @@ def run(config: Config) -> None:
     Raises:
       InputError: something the user gave cannot work.
     """
-    setup, base_params = _prepare(config)
+    with contextlib.ExitStack() as held:
+        _run(config, held)
+
+
+def _run(config: Config, held: contextlib.ExitStack) -> None:
+    setup, base_params = _prepare(config, held)
     arms = [Arm(name, peak) for name, peak in learning_rates(config).items()]
     # All of them before the first trains: another rate is refused at once.
     files = {arm.name: ArmFiles(config.output, arm.name, arm.peak) for arm in arms}
@@ -111,13 +114,14 @@ def say_step(text: str) -> None:
     say(f"  {text}")
 
 
-def _prepare(config: Config) -> tuple[Setup, Any]:
+def _prepare(config: Config, held: contextlib.ExitStack) -> tuple[Setup, Any]:
     given = hosts.together(lambda: inputs.find(config))
     source, mesh = given.source, given.mesh
     started = {option(name): value for name, value in to_json(config).items()}
     del started[option("process_id")]
     hosts.check_alike(started | given.settings)
-    hosts.by_first(lambda: claim(config.output, given.settings))
+    # Held until the run ends: nobody else may work there.
+    hosts.by_first(lambda: held.enter_context(claim(config.output, given.settings)))
     say(f"Loading {source.name}")
     options: dict[str, Any] = {
         "dtype": config.compute_dtype,
@@ -196,6 +200,7 @@ def _train_and_measure(
     )
     measured |= movement.of_run(params, setup.begin()) | {
         "steps": position.step,
+        "skipped_steps": position.skipped,
         "tokens": position.tokens,
         "learning_rate": arm.peak,
         "params_sha256": parameters.sha256(params),
@@ -208,6 +213,11 @@ def _keep_result(
     files: ArmFiles, measured: Mapping[str, Any], answers: Sequence[str]
 ) -> None:
     rows = files.metrics()
+    if not rows:
+        raise InputError(
+            f"{files.path / 'metrics.jsonl'} has no step that was logged; put back a "
+            f"copy, or remove {files.path} and the arm begins anew"
+        )
     steps = movement.of_steps(rows)
     result = {
         **measured,
