@@ -3,8 +3,9 @@
 JAX's multi-controller runtime runs them. A process that fails alone leaves the others
 waiting in a collective; so what may fail on one of them is done together, and whoever
 fails all the same ends at once, without the polite end for which the others would have
-to come too. JAX ends those that are left: on CPUs as soon as a connection breaks, anywhere
-as soon as process 0 is gone, and at the latest when heartbeats have stayed away.
+to come too. JAX ends those that are left: on CPUs as soon as a connection breaks,
+anywhere as soon as process 0 is gone, and at the latest when heartbeats have stayed
+away.
 """
 
 import contextlib
