@@ -1,5 +1,7 @@
 """The part of the benchmark that compiles for machines that are not here."""
 
+import json
+import pathlib
 from typing import Any
 
 import jax
@@ -9,8 +11,10 @@ import pytest
 from jax.sharding import Mesh
 
 from examples.benchmarks import (
+    cases,
     compiled,
     hlo,
+    tables,
     topologies,
 )
 from examples.benchmarks.trees import LLAMA_7B, TREES, llama, whole
@@ -76,6 +80,21 @@ def test_instructions_are_counted_in_loops_and_in_all() -> None:
         "sort_in_loops": 0,
     }
     assert set(hlo.counts("").values()) == {0}
+    # Floats of 4 bytes: the three all-reduces give 8, 8 and 16 of them, the gather 8.
+    assert hlo.traffic(PROGRAM) == {
+        "collectives": 4,
+        "collectives_in_loops": 3,
+        "collective_bytes": 4 * (8 + 8 + 16 + 8),
+        "collective_bytes_in_loops": 4 * (8 + 16 + 8),
+    }
+
+
+def test_an_asynchronous_start_gives_its_operand_too() -> None:
+    line = (
+        "  %s = (bf16[2,3]{1,0}, bf16[8,3]{1,0}) all-gather-start(%p), dimensions={0}"
+    )
+    text = f"ENTRY %main (p: bf16[2,3]) -> bf16[8,3] {{\n{line}\n}}"
+    assert hlo.traffic(text)["collective_bytes"] == 2 * 8 * 3
 
 
 def test_a_sort_in_a_real_program_is_found() -> None:
@@ -91,22 +110,48 @@ def test_a_sort_in_a_real_program_is_found() -> None:
 def test_both_steps_are_compiled_for_a_mesh(kind: str) -> None:
     mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), sharding.AXES)
     if kind in ("bare", "clipped"):
-        case = compiled.on_tree(llama(TINY_LLAMA), mesh, clips=kind == "clipped")
+        case = cases.on_tree(llama(TINY_LLAMA), mesh, clips=kind == "clipped")
     else:
-        case = compiled.training(TINY_LLAMA, mesh, scan_layers=kind == "scanned")
+        case = cases.training(TINY_LLAMA, mesh, scan_layers=kind == "scanned")
     coordinates = llama(TINY_LLAMA).coordinates
     assert compiled.parameter_bytes(case.params) == 4 * coordinates
     rows = dict(compiled.compile_case(case))
     assert list(rows) == ["adamw", "mofo"]
     for row in rows.values():
         assert row["all_gather"] == row["all_reduce"] == row["sort"] == 0
+        assert row["collectives"] == row["collective_bytes"] == 0
+        # Adam's moments too, and what steps are counted with.
+        assert row["argument_bytes"] >= 3 * 4 * coordinates
         share = row["temporary_bytes"] / (4 * coordinates)
         assert row["temporary_share"] == pytest.approx(share)
 
 
+def test_a_pod_has_whole_models_split_in_width() -> None:
+    pod = topologies_of_cpus(512)
+    assert list(cases.cases("v5p:8x8x8", pod, 32, 4)) == [
+        "pod training step, 7B",
+        "pod training step, 70B",
+    ]
+
+
+def test_the_readme_shows_what_was_measured_for_a_pod() -> None:
+    root = pathlib.Path(__file__).parents[1]
+    results = root / "examples" / "benchmarks" / "results" / "cpu.json"
+    rows = tables.pod_rows(json.loads(results.read_text())["parts"]["compiled"])
+    assert [row[1] for row in rows] == ["adamw", "mofo"] * 2
+    readme = (root / "README.md").read_text().splitlines()
+    for row in rows:
+        assert f"| {' | '.join(row)} |" in readme
+
+
+def topologies_of_cpus(count: int) -> Mesh:
+    devices = np.array(jax.devices()[:1] * count).reshape(1, count, 1)
+    return Mesh(devices, sharding.AXES)
+
+
 def test_the_sharding_splits_matrices_and_copies_vectors() -> None:
     mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), sharding.AXES)
-    case = compiled.on_tree(whole((8, 3), (5,)), mesh, clips=False)
+    case = cases.on_tree(whole((8, 3), (5,)), mesh, clips=False)
     specs = [tuple(leaf.sharding.spec) for leaf in case.params.values()]
     assert specs == [("fsdp",), ()]
 

@@ -4,55 +4,30 @@
 `python -m examples.benchmarks.compiled v5p:4x4x4`. It prints JSON, a line at a time.
 """
 
-import dataclasses
 import json
 import math
 import pathlib
-from collections.abc import Callable, Iterator
-from typing import Annotated, Any, NamedTuple
+from collections.abc import Iterator
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
-from flax import nnx
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import mofo_jax
 from examples.benchmarks import hlo
-from examples.benchmarks.programs import Program, Step, bare_step, build
+from examples.benchmarks.cases import Case, cases, placed
+from examples.benchmarks.programs import build
 from examples.benchmarks.results import first_line
-from examples.benchmarks.trees import LLAMA_7B, Shape, Tree, llama, whole
+from examples.benchmarks.trees import LLAMA_7B
 from examples.finetune import sharding
-from examples.finetune.llama import Llama
-from examples.finetune.llama_config import LlamaConfig
-from examples.finetune.optimizers import layer_blocks
-from examples.finetune.train import gradients
 
 H100 = pathlib.Path(__file__).with_name("h100.txtpb")
-# One row a device in a training step.
-TOKENS = 128
 RATE = 1e-4
-
-
-class Case(NamedTuple):
-    """What both optimizers' steps are compiled for.
-
-    Attributes:
-      step: from an optimizer.
-      params: abstract parameters with their shardings.
-      last: abstract gradients or batch.
-      clips: whether gradients are clipped by their global norm before.
-      block_axes: MoFO's.
-    """
-
-    step: Callable[[optax.GradientTransformation], Step]
-    params: Any
-    last: Any
-    clips: bool
-    block_axes: Any = None
 
 
 def mesh_of(topology: str) -> Mesh:
@@ -76,111 +51,12 @@ def mesh_of(topology: str) -> Mesh:
     return Mesh(devices, sharding.AXES)
 
 
-def cases(
-    topology: str, mesh: Mesh, layers: int, training_layers: int
-) -> dict[str, Callable[[], Case]]:
-    """What is compiled for a topology, by name.
-
-    Args:
-      topology: its name.
-      mesh: its devices.
-      layers: of the 7B Llama; it has 32.
-      training_layers: of the one whose layers are compiled one by one in a training
-        step, which takes minutes for each of them.
-    """
-    config = dataclasses.replace(LLAMA_7B, num_layers=layers)
-    few = dataclasses.replace(LLAMA_7B, num_layers=min(layers, training_layers))
-    tree = llama(config)
-    found: dict[str, Callable[[], Case]] = {
-        f"bare step, {_layers(config)}": lambda: on_tree(tree, mesh, clips=False),
-        f"clipped step, {_layers(config)}": lambda: on_tree(tree, mesh, clips=True),
-        f"training step, {_layers(few)}": lambda: training(few, mesh, False),
-        f"training step, {_layers(config)} scanned": lambda: training(
-            config, mesh, True
-        ),
-    }
-    if topology == "v5p:4x4x4":  # The others' memory is too small.
-        found["bare step, shards of 2^32"] = lambda: on_tree(
-            _huge(mesh.size), mesh, clips=False
-        )
-    return found
-
-
-def _layers(config: LlamaConfig) -> str:
-    whole, some = LLAMA_7B.num_layers, config.num_layers
-    return f"{whole} layers" if some == whole else f"{some} of {whole} layers"
-
-
-def _huge(devices: int) -> Tree:
-    """Two blocks that pass 2^32 coordinates, one of them on every device."""
-    # The feed-forward kernels of 80 layers of width 8192, in one block; and 4.4e9
-    # coordinates a device.
-    return whole((8192, 28672, 80), (devices * 264, 4096, 4096))
-
-
-def on_tree(tree: Tree, mesh: Mesh, clips: bool) -> Case:
-    """The optimizer's step on a tree whose matrices are split along axis 0."""
-
-    def split(shape: Shape) -> NamedSharding:
-        axes = ("fsdp",) if len(shape) > 1 else ()
-        return NamedSharding(mesh, PartitionSpec(*axes))
-
-    params = tree.abstract(split)
-    return Case(bare_step, params, params, clips)
-
-
-def training(config: LlamaConfig, mesh: Mesh, scan_layers: bool) -> Case:
-    """A training step of `examples.finetune`'s Llama, one row of tokens a device.
-
-    Layers are recomputed in the backward pass and gradients are clipped; parameters
-    are split as `examples.finetune.sharding` says.
-    """
-
-    def fresh() -> Llama:
-        return Llama(
-            config, rngs=nnx.Rngs(0), scan_layers=scan_layers, remat=True, mesh=mesh
-        )
-
-    graph, state = nnx.split(nnx.eval_shape(fresh))
-    shapes = nnx.to_pure_dict(state)
-    params = _placed(shapes, sharding.param_shardings(shapes, mesh))
-    rows = sharding.batch_sharding(mesh)
-    batch = {
-        name: jax.ShapeDtypeStruct((mesh.size, TOKENS), dtype, sharding=rows)
-        for name, dtype in {
-            "tokens": jnp.int32,
-            "positions": jnp.int32,
-            "segments": jnp.int32,
-            "loss_mask": jnp.bool_,
-        }.items()
-    }
-
-    def step_of(optimizer: optax.GradientTransformation) -> Step:
-        def step(params: Any, state: Any, batch: Any) -> tuple[Any, Any, jax.Array]:
-            loss, grads = gradients(graph, params, batch, 1)
-            return *bare_step(optimizer)(params, state, grads), loss
-
-        return step
-
-    axes = layer_blocks(params) if scan_layers else None
-    return Case(step_of, params, batch, clips=True, block_axes=axes)
-
-
-def _placed(shapes: Any, places: Any) -> Any:
-    return jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct(
-            leaf.shape, leaf.dtype, sharding=where
-        ),
-        *(shapes, places),
-    )
-
-
 def compile_case(case: Case) -> Iterator[tuple[str, dict[str, Any]]]:
     """Compiles the steps of both optimizers.
 
     Yields:
-      An optimizer's name and its row: temporary bytes on a device and as a share of the
-      parameters there, seconds, and the counts of `hlo.counts`.
+      An optimizer's name and its row: bytes of arguments on a device, of temporaries
+      and these as a share of the parameters there, seconds, and what `hlo` counts.
     """
     size = parameter_bytes(case.params)
     for name, optimizer in {
@@ -190,16 +66,19 @@ def compile_case(case: Case) -> Iterator[tuple[str, dict[str, Any]]]:
         if case.clips:
             optimizer = optax.chain(optax.clip_by_global_norm(1.0), optimizer)
         state = _state(optimizer, case.params)
-        program = build(case.step(optimizer), case.params, state, case.last)
+        given = case.params, state, case.last
+        program = build(case.step(optimizer), *given, keep_text=True)
         temporary = program.temporary_bytes
         yield (
             name,
             {
+                "argument_bytes": program.argument_bytes,
                 "temporary_bytes": temporary,
                 "temporary_share": None if temporary is None else temporary / size,
                 "lowering_seconds": program.lowering_seconds,
                 "compile_seconds": program.compile_seconds,
-                **_counts(program),
+                **hlo.counts(program.text),
+                **hlo.traffic(program.text),
             },
         )
 
@@ -221,17 +100,8 @@ def _state(optimizer: optax.GradientTransformation, params: Any) -> Any:
         lambda _, param: param,
         jax.eval_shape(optimizer.init, params),
         params,
-        transform_non_params=lambda leaf: _placed(leaf, everywhere),
+        transform_non_params=lambda leaf: placed(leaf, everywhere),
     )
-
-
-def _counts(program: Program) -> dict[str, Any]:
-    try:
-        text = program.compiled.as_text()
-    except jax.errors.JaxRuntimeError as error:
-        # Some programs with asynchronous collectives cannot be written as text.
-        return {"text": first_line(error)}
-    return hlo.counts(text or "")
 
 
 def main(

@@ -1,7 +1,9 @@
 """What a compiled program's text holds: collectives, and sorts."""
 
+import math
 import re
 from collections import Counter
+from collections.abc import Callable, Mapping
 
 _HEADER = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) .*\{$")
 # The name of an operation stands before its operands; asynchronous ones have a start
@@ -15,6 +17,11 @@ _CALLED = re.compile(
 )
 _BODY = re.compile(r" while\(.*body=%?([\w.\-]+)")
 _KINDS = {"all-reduce": "all_reduce", "all-gather": "all_gather"}
+_COLLECTIVE = re.compile(
+    r" = (.+?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)"
+    r"(-start)?\("
+)
+_ARRAY = re.compile(r"\b(?:pred|[a-z]+?(\d+)\w*)\[([\d,]*)\]")
 
 
 def counts(text: str) -> dict[str, int]:
@@ -28,6 +35,36 @@ def counts(text: str) -> dict[str, int]:
       of each how many are in loops, `all_reduce_in_loops` and so on. An instruction in
       a loop counts once, however often it runs.
     """
+    whole, looped = _totals(text, lambda line: Counter(_kinds(line)))
+    found = {}
+    for kind in ("all_reduce", "all_gather", "sort"):
+        found[kind] = whole[kind]
+        found[f"{kind}_in_loops"] = looped[kind]
+    return found
+
+
+def traffic(text: str) -> dict[str, int]:
+    """Counts the instructions that talk to other devices, and what they give.
+
+    Args:
+      text: as for `counts`.
+
+    Returns:
+      `collectives` of all kinds and `collective_bytes`, the size of their results on
+      each device; and of both how much is in loops, where it counts once.
+    """
+    whole, looped = _totals(text, _collective)
+    return {
+        f"{kind}{where}": found[kind]
+        for kind in ("collectives", "collective_bytes")
+        for where, found in (("", whole), ("_in_loops", looped))
+    }
+
+
+def _totals(
+    text: str, measure: Callable[[str], Mapping[str, int]]
+) -> tuple[Counter[str], Counter[str]]:
+    """Adds up what lines measure, over the whole program and over its loops."""
     inside: dict[str, Counter[str]] = {}
     called: dict[str, set[str]] = {}
     bodies: set[str] = set()
@@ -39,18 +76,28 @@ def counts(text: str) -> dict[str, int]:
             inside[name], called[name] = Counter(), set()
         elif name and line.startswith(" "):
             line = line.partition(", metadata={")[0]
-            inside[name].update(_kinds(line))
+            inside[name].update(measure(line))
             for names in _CALLED.findall(line):
                 called[name].update(re.findall(r"[\w.\-]+", names))
             bodies.update(_BODY.findall(line))
     reached = _reached(bodies, called)
     whole = sum(inside.values(), Counter())
     looped = sum((inside[name] for name in reached if name in inside), Counter())
-    found = {}
-    for kind in ("all_reduce", "all_gather", "sort"):
-        found[kind] = whole[kind]
-        found[f"{kind}_in_loops"] = looped[kind]
-    return found
+    return whole, looped
+
+
+def _collective(line: str) -> dict[str, int]:
+    found = _COLLECTIVE.search(line)
+    if not found:
+        return {}
+    sizes = [
+        math.prod(map(int, filter(None, sides.split(",")))) * int(bits or 8) // 8
+        for bits, sides in _ARRAY.findall(found[1])
+    ]
+    # What starts an asynchronous one gives its operand too.
+    both = found[3] and found[2] != "all-reduce"
+    size = max(sizes, default=0) if both else sum(sizes)
+    return {"collectives": 1, "collective_bytes": size}
 
 
 def _kinds(line: str) -> list[str]:

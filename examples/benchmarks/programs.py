@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -20,11 +21,20 @@ class Program(NamedTuple):
       compiled: to be called with arrays.
       lowering_seconds: from Python to the compiler's input.
       compile_seconds: from there to the program.
+      text: the program as HLO; empty if it was not asked for.
     """
 
     compiled: jax.stages.Compiled
     lowering_seconds: float
     compile_seconds: float
+    text: str = ""
+
+    @property
+    def argument_bytes(self) -> int | None:
+        """Memory of the arguments on each device, where it is known; donated ones
+        become results."""
+        memory = self.compiled.memory_analysis()
+        return memory.argument_size_in_bytes if memory else None
 
     @property
     def temporary_bytes(self) -> int | None:
@@ -44,7 +54,9 @@ def bare_step(optimizer: optax.GradientTransformation) -> Step:
     return step
 
 
-def build(step: Step, params: Any, state: Any, last: Any) -> Program:
+def build(
+    step: Step, params: Any, state: Any, last: Any, keep_text: bool = False
+) -> Program:
     """Compiles a step that is given its first two arguments for good.
 
     Args:
@@ -52,12 +64,20 @@ def build(step: Step, params: Any, state: Any, last: Any) -> Program:
       params: abstract arrays, as are the others.
       state: of the optimizer.
       last: gradients or a batch.
+      keep_text: whether the program's text is wanted.
     """
     start = time.perf_counter()
     lowered = jax.jit(step, donate_argnums=(0, 1)).lower(params, state, last)
     middle = time.perf_counter()
-    compiled = lowered.compile()
-    return Program(compiled, middle - start, time.perf_counter() - middle)
+    if not keep_text:
+        return Program(lowered.compile(), middle - start, time.perf_counter() - middle)
+    with tempfile.TemporaryDirectory() as directory:
+        # `as_text` fails for programs with some asynchronous collectives.
+        options = {"xla_dump_to": directory, "xla_dump_hlo_as_text": True}
+        compiled = lowered.compile(compiler_options=options)
+        seconds = time.perf_counter() - middle
+        (path,) = pathlib.Path(directory).glob("*after_optimizations.txt")
+        return Program(compiled, middle - start, seconds, path.read_text())
 
 
 def free_bytes() -> int | None:

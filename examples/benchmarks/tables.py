@@ -30,6 +30,7 @@ def show(parts: Parts, console: rich.console.Console | None = None) -> None:
         console.width = FILE_WIDTH
     tables = [timed(title, parts.get(part, {})) for part, title in _TIMED.items()]
     tables += [passes(parts.get("passes", {})), compiled(parts.get("compiled", {}))]
+    tables += [pods(parts.get("compiled", {}))]
     for table in tables:
         if table.row_count:
             console.print(table)
@@ -120,6 +121,48 @@ def compiled(cases: Mapping[str, Mapping[str, Any]]) -> rich.table.Table:
         if {"adamw", "mofo"} <= set(entry.get("programs", {})):
             table.add_row("", "", "beyond AdamW", *beyond(entry["programs"]))
         table.add_section()
+    return table
+
+
+POD_HEADINGS = (
+    *("case", "", "arguments MB", "temporary MB", "collectives", "of them in loops"),
+    *("MB out of loops", "MB in loops, a turn", "compile s"),
+)
+
+
+def pod_rows(cases: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """What whole models on a pod take on each chip, as cells under `POD_HEADINGS`."""
+    rows = []
+    for case, entry in cases.items():
+        if ", pod " not in case:
+            continue
+        label = case
+        for name, row in entry.get("programs", {}).items():
+            known = "collectives" in row
+            looped = row["collective_bytes_in_loops"] if known else None
+            rest = row["collective_bytes"] - looped if known else None
+            rows.append(
+                [
+                    *(label, name),
+                    _number(row["argument_bytes"], 1e-6),
+                    _number(row["temporary_bytes"], 1e-6),
+                    *(
+                        str(row.get(key, "-"))
+                        for key in ("collectives", "collectives_in_loops")
+                    ),
+                    *(_number(size, 1e-6, 2) for size in (rest, looped)),
+                    _number(row["compile_seconds"], digits=0),
+                ]
+            )
+            label = ""  # Only beside the first row.
+    return rows
+
+
+def pods(cases: Mapping[str, Mapping[str, Any]]) -> rich.table.Table:
+    """The table of `pod_rows`."""
+    table = _table("Whole models on a pod, for each chip", *POD_HEADINGS)
+    for row in pod_rows(cases):
+        table.add_row(*row)
     return table
 
 

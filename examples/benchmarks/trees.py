@@ -50,6 +50,15 @@ LLAMA_7B = LlamaConfig(
     max_positions=4096,
     tied_embedding=False,
 )
+# The shapes of Llama 2 70B.
+LLAMA_70B = dataclasses.replace(
+    LLAMA_7B,
+    hidden_size=8192,
+    intermediate_size=28672,
+    num_layers=80,
+    num_heads=64,
+    num_kv_heads=8,
+)
 # 40 million coordinates in 12 tensors, as in a small language model.
 _SMALL = (
     *[(4096, 2048)] * 2,

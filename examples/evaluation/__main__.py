@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
 
         run(given)
 
-    return exit_status(work, "Interrupted.")
+    return exit_status(work, "the same command begins anew.")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,9 @@
 python -m examples.finetune                     the default comparison
 python -m examples.finetune --preset smoke      the shortest run that shows all
 python -m examples.finetune --help              every option
+
+It ends with status 0 when all is done; with 2 after a sentence that says what must be
+mended first; with 143 or 130 when SIGTERM or Ctrl-C stopped it, after it has saved.
 """
 
 import sys
@@ -25,13 +28,14 @@ def main(arguments: list[str]) -> int:
         settings = config.parse(arguments)
         checks.check_options(settings)
         # JAX and the rest only now, so that --help and mistakes answer at once.
-        from examples.finetune.run import run
+        from examples.finetune import hosts
 
-        run(settings)
+        with hosts.joined(settings):
+            from examples.finetune.run import run
 
-    return exit_status(
-        work, "Interrupted; the same command goes on from the last checkpoint."
-    )
+            run(settings)
+
+    return exit_status(work, "the same command goes on from the last checkpoint.")
 
 
 if __name__ == "__main__":

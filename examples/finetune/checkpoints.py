@@ -1,94 +1,35 @@
-"""The run directory: what is kept of a run so that the same command can go on.
-
-settings.json            what the run computes; other settings are refused
-base.json, base.npz      the base model's measurements and final hidden states
-arms/NAME/arm.json       the arm's learning rate
-arms/NAME/checkpoints/   Orbax: what is trained, optimizer state, position, progress
-arms/NAME/metrics.jsonl  one line a logged step
-arms/NAME/result.json    the finished arm's measurements
-tensorboard/NAME/        the logged steps again, where tensorboardX is installed
-"""
+"""The files of one arm: checkpoints that say whether they are good, metrics, result."""
 
 import dataclasses
 import importlib.util
-import json
+import logging
 import pathlib
-from collections.abc import Mapping, Sequence
+import shutil
+import sys
+from collections.abc import Mapping
 from typing import Any
 
-import grain
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+import tqdm
 
+from examples.finetune import checksums, hosts
 from examples.finetune.errors import InputError
 from examples.finetune.files import (
     append_json,
     read_json,
     read_json_lines,
+    replacing,
     write_json,
     write_json_lines,
 )
+from examples.finetune.run_directory import RESULT, refuse_differences
 from examples.trainers.orbax_checkpoints import differences
 
-KEPT_CHECKPOINTS = 1
-RESULT = "result.json"
-
-
-def claim(path: pathlib.Path, settings: Mapping[str, Any]) -> None:
-    """Makes a directory this run's, or finds that it already is.
-
-    Args:
-      path: the run directory, made if it does not exist.
-      settings: option to JSON value, all that decides what the run computes.
-
-    Raises:
-      InputError: the directory belongs to other settings, is no run directory but
-        has files, or cannot be written.
-    """
-    try:
-        found = read_json(path / "settings.json")
-        if found is None:
-            if path.is_dir() and any(path.iterdir()):
-                raise InputError(
-                    f"--output {path} has files but is no run directory; name a new one"
-                )
-            path.mkdir(parents=True, exist_ok=True)
-            write_json(path / "settings.json", dict(settings))
-            return
-        # Also where it exists: it may not be writable any more.
-        write_json(path / "settings.json", found)
-    except OSError as error:
-        raise InputError(
-            f"--output {path} cannot be written: {error.strerror}"
-        ) from None
-    now = json.loads(json.dumps(settings))
-    names = [*now, *(name for name in found if name not in now)]
-    refuse_differences(path, {name: (found.get(name), now.get(name)) for name in names})
-
-
-def refuse_differences(
-    path: pathlib.Path, values: Mapping[str, tuple[Any, Any]]
-) -> None:
-    """Raises InputError if a setting's stored value is not the one now asked for.
-
-    Args:
-      path: the run directory, for the message.
-      values: option to its stored and its present value.
-    """
-    differences = [
-        f"{name} was {_shown(old)} and is now {_shown(new)}"
-        for name, (old, new) in values.items()
-        if old != new
-    ]
-    if differences:
-        raise InputError(
-            f"--output {path} belongs to a run of other settings: "
-            f"{'; '.join(differences)}; name another directory or the same settings"
-        )
-
-
-def _shown(value: Any) -> str:
-    return "not set" if value is None else json.dumps(value).strip('"')
+# The newest, and one to go back to if the newest is damaged.
+KEPT_CHECKPOINTS = 2
+_SUMS = "checksums"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,11 +40,15 @@ class Position:
       step: optimizer steps done.
       tokens: tokens that went through the model, without padding.
       seconds: spent training, without saving.
+      skipped: steps that moved nothing, since their gradients were not finite.
+      skipped_in_a_row: how many of them were the last ones.
     """
 
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
 
 
 class ArmFiles:
@@ -116,19 +61,25 @@ class ArmFiles:
           InputError: the arm was begun with another learning rate.
         """
         self.path = run / "arms" / name
+        hosts.by_first(lambda: self._claim(learning_rate))
+        self._manager: ocp.CheckpointManager | None = None
+        self._board: Any = None
+        self._board_path = run / "tensorboard" / name
+
+    def _claim(self, learning_rate: float) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         found = read_json(self.path / "arm.json")
         if found is None:
             write_json(self.path / "arm.json", {"learning_rate": learning_rate})
         else:
-            stored = found["learning_rate"]
-            option = f"--learning-rate of {name}"
+            stored = found.get("learning_rate")
+            option = f"--learning-rate of {self.path.name}"
+            run = self.path.parents[1]
             refuse_differences(run, {option: (stored, learning_rate)})
-        self._manager: ocp.CheckpointManager | None = None
-        self._board: Any = None
-        self._board_path = run / "tensorboard" / name
 
     def __enter__(self) -> "ArmFiles":
+        # Orbax's threads tell of their failures at length, also after our sentence.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
         self._manager = ocp.CheckpointManager(
             self.path.absolute() / "checkpoints",
             options=ocp.CheckpointManagerOptions(
@@ -154,30 +105,34 @@ class ArmFiles:
         return self._manager
 
     def save(self, position: Position, params: Any, state: Any, batches: Any) -> None:
-        """Writes a checkpoint and drops the one before.
+        """Writes a checkpoint and drops all but it and the one before.
 
         Raises:
           InputError: it could not be written, for example on a full disk.
         """
+        data, place = batches.get_state(), dataclasses.asdict(position)
+        sums = _sums(params, state, data, place)
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(params),
             state=ocp.args.StandardSave(state),
-            data=grain.checkpoint.CheckpointSave(batches),
-            position=ocp.args.JsonSave(dataclasses.asdict(position)),
+            # Grain's own handler would keep one for each process, all of them equal.
+            data=ocp.args.JsonSave(data),
+            position=ocp.args.JsonSave({**place, _SUMS: sums}),
         )
         try:
             self._checkpoints.save(position.step, args=items, force=True)
         except (OSError, ValueError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
             raise InputError(
                 f"The checkpoint of step {position.step} could not be written to "
-                f"{self.path}: {reason}; earlier ones are intact"
+                f"{self.path}: {_reason(error)}; earlier ones are intact"
             ) from error
 
     def restore(
         self, params: Any, state: Any, batches: Any
     ) -> tuple[Any, Any, Position]:
-        """Goes back to the newest checkpoint, and sets `batches` to its position.
+        """Goes back to the newest good checkpoint, and sets `batches` to its position.
+
+        Newer ones that are damaged are removed, and the user is told.
 
         Args:
           params: parameters of the right shapes and shardings.
@@ -188,31 +143,94 @@ class ArmFiles:
           Parameters, state and position; the arguments and step 0 without checkpoint.
 
         Raises:
-          InputError: the checkpoint is one of another model or optimizer.
+          InputError: the checkpoints are all damaged, or of another model or optimizer.
         """
-        step = self._checkpoints.latest_step()
-        if step is None:
-            self._keep_metrics(0)
-            return params, state, Position()
+        damaged: dict[int, Exception] = {}
+        steps = hosts.by_first(lambda: [*self._checkpoints.all_steps()])
+        for step in sorted(steps, reverse=True):
+            found, failure = (params, state, Position()), None
+            try:
+                found = self._restore(step, params, state, batches)
+            # Orbax, TensorStore and Grain each have errors of their own.
+            except Exception as error:
+                failure = error
+            if any(hosts.gathered(failure is not None)):
+                damaged[step] = failure or ValueError("for another process")
+                continue
+            for other, error in damaged.items():
+                self._remove(other, self._damage(other, error))
+            self._keep_metrics(step)
+            return found
+        if damaged:
+            raise self._all_damaged(damaged)
+        self._keep_metrics(0)
+        return params, state, Position()
+
+    def _restore(
+        self, step: int, params: Any, state: Any, batches: Any
+    ) -> tuple[Any, Any, Position]:
         items = self._checkpoints.restore(
             step,
             args=ocp.args.Composite(
                 params=self._checked(step, "params", params),
                 state=self._checked(step, "state", state),
-                data=grain.checkpoint.CheckpointRestore(batches),
+                data=ocp.args.JsonRestore(),
                 position=ocp.args.JsonRestore(),
             ),
         )
-        self._keep_metrics(step)
-        return items["params"], items["state"], Position(**items["position"])
+        position = dict(items["position"])
+        wanted = position.pop(_SUMS, {})
+        found = _sums(items["params"], items["state"], items["data"], position)
+        changed = [name for name in found if found[name] != wanted.get(name)]
+        if changed:
+            raise ValueError(f"what is stored of {', '.join(changed)} was changed")
+        batches.set_state(items["data"])
+        return items["params"], items["state"], Position(**position)
 
     def restore_params(self, params: Any) -> Any:
-        """The parameters of the newest checkpoint, placed like `params`."""
-        step = self._checkpoints.latest_step()
-        items = self._checkpoints.restore(
-            step, args=ocp.args.Composite(params=self._checked(step, "params", params))
-        )
+        """The newest checkpoint's parameters, placed like `params`, or InputError."""
+        step = hosts.by_first(self._checkpoints.latest_step)
+        if step is None:
+            again = f"remove {self.path / RESULT} and it is trained again"
+            raise InputError(f"{self.path} has no checkpoint; {again}")
+        try:
+            wanted = ocp.args.Composite(
+                params=self._checked(step, "params", params),
+                position=ocp.args.JsonRestore(),
+            )
+            items = self._checkpoints.restore(step, args=wanted)
+            sums = checksums.of_tree(items["params"])
+            if sums != items["position"][_SUMS]["params"]:
+                raise ValueError("what is stored of params was changed")
+        except Exception as error:
+            raise InputError(
+                f"{self._damage(step, error)}; remove {self.path / RESULT} and the "
+                "steps after the checkpoint before it are trained again"
+            ) from error
         return items["params"]
+
+    def _damage(self, step: int, error: Exception) -> str:
+        path = self._checkpoints.directory / str(step)
+        return f"The checkpoint {path} is damaged ({_reason(error)})"
+
+    def _remove(self, step: int, why: str) -> None:
+        def remove() -> None:
+            going = f"{why} and removed; the run goes on from the one before it"
+            tqdm.tqdm.write(going, file=sys.stderr)
+            shutil.rmtree(self._checkpoints.directory / str(step))
+
+        hosts.by_first(remove)
+        self._checkpoints.reload()
+
+    def _all_damaged(self, damaged: Mapping[int, Exception]) -> Exception:
+        newest = max(damaged)
+        # Of another model or optimizer, which is more likely than damage to them all.
+        if all(isinstance(error, InputError) for error in damaged.values()):
+            return damaged[newest]
+        return InputError(
+            f"{self._damage(newest, damaged[newest])}, and no older one is good; put "
+            f"back a copy, or remove {self.path} and the arm begins anew"
+        )
 
     def _checked(
         self, step: int | None, item: str, tree: Any
@@ -230,8 +248,16 @@ class ArmFiles:
             )
         return ocp.args.StandardRestore(wanted)
 
+    def keep_batch(self, batch: Mapping[str, np.ndarray]) -> pathlib.Path:
+        """Writes a batch that gave no usable gradient, for a person to look at."""
+        with replacing(self.path / "skipped.npz") as file:
+            np.savez(file, allow_pickle=False, **batch)
+        return self.path / "skipped.npz"
+
     def log(self, row: Mapping[str, Any]) -> None:
         """Appends a line to the arm's metrics, and to TensorBoard's if it is there."""
+        if not hosts.is_first():
+            return
         append_json(self.path / "metrics.jsonl", row)
         if importlib.util.find_spec("tensorboardX") is None:
             return
@@ -250,26 +276,25 @@ class ArmFiles:
 
     def _keep_metrics(self, step: int) -> None:
         # Steps after the checkpoint are done again and logged again.
-        rows = [row for row in self.metrics() if row["step"] <= step]
-        write_json_lines(self.path / "metrics.jsonl", rows)
+        def keep() -> None:
+            rows = [row for row in self.metrics() if row["step"] <= step]
+            write_json_lines(self.path / "metrics.jsonl", rows)
+
+        hosts.by_first(keep)
 
 
-def finished_arms(
-    run: pathlib.Path, first: Sequence[str]
-) -> dict[str, tuple[dict[str, Any], list[dict[str, Any]]]]:
-    """The results and metrics of every finished arm of a run directory.
+def _reason(error: Exception) -> str:
+    lines = str(error).splitlines() or [type(error).__name__]
+    return lines[0].partition(". See full")[0]
 
-    Args:
-      run: the run directory.
-      first: names that come first; the others follow in alphabetical order.
-    """
-    found = sorted(path.parent.name for path in run.glob(f"arms/*/{RESULT}"))
-    names = [*(name for name in first if name in found)]
-    names += [name for name in found if name not in first]
+
+def _sums(
+    params: Any, state: Any, data: Any, position: Mapping[str, Any]
+) -> dict[str, str]:
+    """What a checkpoint says of its own content."""
     return {
-        name: (
-            read_json(run / "arms" / name / RESULT) or {},
-            read_json_lines(run / "arms" / name / "metrics.jsonl"),
-        )
-        for name in names
+        "params": checksums.of_tree(params),
+        "state": checksums.of_tree(state),
+        "data": checksums.of_json(data),
+        "position": checksums.of_json(position),
     }

@@ -23,6 +23,7 @@ SMALLEST = {
     "seed": 0,
     "checkpoint_every": 1,
     "log_every": 1,
+    "max_skipped_steps": 0,
     "training_problems": 1,
     "evaluation_problems": 1,
     "knowledge_questions": 1,
@@ -58,6 +59,7 @@ def check_options(config: Config) -> None:
     _require(config, "damping", 0 < config.damping < math.inf, "positive")
     _require(config, "after_share", 0 < config.after_share <= 1, "in (0, 1]")
     _check_optimizers(config)
+    _check_processes(config)
     if config.lora_alpha is not None:
         positive = 0 < config.lora_alpha < math.inf
         _require(config, "lora_alpha", positive, "positive")
@@ -74,6 +76,29 @@ def _require(config: Config, field: str, holds: bool, allowed: str) -> None:
     if not holds:
         value = getattr(config, field)
         raise InputError(f"{option(field)} must be {allowed}, got {value}")
+
+
+def _check_processes(config: Config) -> None:
+    fields = ("coordinator", "num_processes", "process_id")
+    given = [field for field in fields if getattr(config, field) is not None]
+    missing = [option(field) for field in fields if field not in given]
+    if config.distributed and given:
+        raise InputError(f"--distributed finds {option(given[0])} by itself; leave out")
+    if not given:
+        return
+    if missing:
+        raise InputError(
+            "--coordinator, --num-processes and --process-id are given together; "
+            f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing"
+        )
+    host, _, port = (config.coordinator or "").rpartition(":")
+    numeric = port.isascii() and port.isdecimal() and 0 < int(port) < 2**16
+    allowed = "HOST:PORT with a port from 1 to 65535"
+    _require(config, "coordinator", bool(host) and numeric, allowed)
+    count, own = config.num_processes or 0, config.process_id or 0
+    _require(config, "num_processes", count > 0, ">= 1")
+    allowed = f"from 0 to {count - 1}, one less than --num-processes"
+    _require(config, "process_id", 0 <= own < count, allowed)
 
 
 def _check_optimizers(config: Config) -> None:

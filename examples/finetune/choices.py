@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 
 from examples.finetune.data import Batch, round_up
+from examples.finetune.hosts import fetch
 from examples.finetune.retention import Question
 
 CHOICES = 4
@@ -216,6 +217,6 @@ def accuracy(
       prepared: `batches` of them.
       place: puts a batch on the devices.
     """
-    all_scores = [np.asarray(scores(graph, params, place(batch))) for batch in prepared]
+    all_scores = [fetch(scores(graph, params, place(batch))) for batch in prepared]
     chosen = np.concatenate(all_scores)[: len(rows)].argmax(axis=1)
     return float(np.mean(chosen == [row.answer for row in rows]))

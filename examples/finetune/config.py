@@ -38,7 +38,9 @@ class Config:
 
     Every arm starts from the same weights and sees the same batches; an arm is one
     optimizer. The run directory receives report.md, summary.json, metrics.jsonl,
-    pictures and checkpoints. The same command started again goes on where it was.
+    pictures and checkpoints. The same command started again goes on where it was, also
+    after SIGTERM or Ctrl-C (it saves after the step, and ends with status 143 or 130),
+    a crash or a full disk. Status 2: a sentence says what must be mended first.
     """
 
     output: pathlib.Path = pathlib.Path("runs/finetune")
@@ -129,10 +131,23 @@ class Config:
     """Device mesh as AXIS=SIZE,...; axes data, fsdp, tensor. For example
     fsdp=4,tensor=2. Without it, data parallel over all devices."""
 
+    coordinator: str | None = None
+    """HOST:PORT of process 0, for a run of several processes: every host starts the
+    same command, with its own --process-id, and reads and writes the same
+    directories."""
+    num_processes: int | None = None
+    """How many processes there are."""
+    process_id: int | None = None
+    """Which of them this is, counted from 0."""
+    distributed: bool = False
+    """Let JAX find the three above in SLURM, Open MPI, Kubernetes or Cloud TPU."""
+
     checkpoint_every: int = CHECKPOINT_EVERY
     """Steps between checkpoints; the last step is always saved."""
     log_every: int = 1
     """Steps between lines of metrics.jsonl."""
+    max_skipped_steps: int = 3
+    """Most steps in a row that are skipped, for gradients that are not finite."""
     export: pathlib.Path | None = None
     """Write each arm's final model to DIR/ARM in Hugging Face layout."""
 
@@ -166,14 +181,9 @@ PRESETS: Mapping[str, Config] = {
 # These say where a run lives, how long it keeps things and on what it is computed,
 # not what it computes; a run may go on with others. Arms are compared one by one.
 FREE_SETTINGS = {
-    "output",
-    "preset",
-    "optimizer",
-    "learning_rate",
-    "mesh",
-    "checkpoint_every",
-    "log_every",
-    "export",
+    *("output", "preset", "optimizer", "learning_rate", "mesh"),
+    *("coordinator", "num_processes", "process_id", "distributed"),
+    *("checkpoint_every", "log_every", "max_skipped_steps", "export"),
 }
 
 

@@ -23,6 +23,7 @@ __all__ = [
     "loss_targets",
     "read_rows",
     "round_up",
+    "token_count",
     "training_batches",
 ]
 
@@ -45,31 +46,30 @@ def training_batches(
     sequence_length: int,
     seed: int,
     pack: bool,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
 ) -> "grain.IterDataset[Batch]":
     """An endless data set of batches, shuffled anew each epoch.
 
     Its iterator has `get_state` and `set_state`; the state is a small dictionary that
     JSON can hold, and the batches after it are the same to the last token. Every
-    process draws the whole batch and keeps its own rows, so what a step sees does not
-    depend on the number of processes; tokens in memory make that cheap.
+    process draws what the whole batch consists of and makes its own rows of it, so what
+    a step sees, and the state, do not depend on the number of processes.
 
     Args:
       examples: at least one, none longer than `sequence_length`.
-      batch_size: rows of a batch over all processes, a multiple of `process_count`.
+      batch_size: rows of a batch over all processes.
       sequence_length: tokens of a row.
       seed: of the shuffles, in [0, 2**32).
       pack: whether a row may hold several examples, first fit in the order of the
         shuffle; around an epoch's end they may come from both epochs. Otherwise it
         holds one, padded.
-      process_index: which of the processes this is, in [0, process_count).
-      process_count: how many processes share a batch.
+      rows: the rows that this process makes, in order; None for all of them.
 
     Returns:
       The data set. A batch has `tokens` (int32), `loss_mask` (bool), `segments` (int32,
       the examples of a row numbered from 1, 0 is padding) and `positions` (int32,
-      counted within an example), each [batch_size / process_count, sequence_length].
+      counted within an example), each [R, sequence_length] for R rows; given `rows`,
+      also `count` for `token_count`.
 
     Raises:
       ValueError: an argument is out of its range.
@@ -77,13 +77,8 @@ def training_batches(
     import grain
 
     _check_lengths(examples, batch_size, sequence_length)
-    if batch_size % process_count or not 0 <= process_index < process_count:
-        raise ValueError(
-            f"process_index must be below process_count, got {process_index} and"
-            f" {process_count}, and batch_size a multiple of it, got {batch_size}"
-        )
-    rows = batch_size // process_count
-    own = slice(process_index * rows, (process_index + 1) * rows)
+    if rows is not None and not {*rows} <= {*range(batch_size)}:
+        raise ValueError(f"rows must be below batch_size, {batch_size}, got {rows}")
     dataset = (
         grain.MapDataset.source([_arrays(example) for example in examples])
         .shuffle(seed=seed)
@@ -100,14 +95,28 @@ def training_batches(
         shuffle_bins=False,
         max_sequences_per_bin=None if pack else 1,
     )
-    return packed.batch(batch_size).map(
-        lambda batch: {
-            "tokens": batch["tokens"][own],
-            "loss_mask": batch["loss_mask"][own],
-            "segments": batch["tokens_segment_ids"][own],
-            "positions": batch["tokens_positions"][own],
+
+    def stacked(drawn: Sequence[Batch]) -> Batch:
+        batch = {
+            name: np.stack([drawn[row][key] for row in rows or range(batch_size)])
+            for name, key in {
+                "tokens": "tokens",
+                "loss_mask": "loss_mask",
+                "segments": "tokens_segment_ids",
+                "positions": "tokens_positions",
+            }.items()
         }
-    )
+        if rows is None:
+            return batch
+        counts = [np.count_nonzero(row["tokens_segment_ids"]) for row in drawn]
+        return batch | {"count": np.array(sum(counts), np.int32)}
+
+    return packed.batch(batch_size, batch_fn=stacked)
+
+
+def token_count(batch: Batch) -> int:
+    """The tokens of a training batch without padding, over all processes."""
+    return int(batch.get("count", np.count_nonzero(batch["segments"])))
 
 
 def evaluation_batches(

@@ -1,6 +1,7 @@
 """What is measured of a model: what it learned, and what it forgot."""
 
 import dataclasses
+import math
 import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -9,9 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import jax
 from flax import nnx
 
-from examples.finetune import choices, generate, retention, token_losses
+from examples.finetune import choices, generate, hosts, retention, token_losses
 from examples.finetune.config import Config
 from examples.finetune.data import Batch, Example, encode_rows, round_up
+from examples.finetune.errors import InputError
 from examples.finetune.files import read_json, write_json
 from examples.finetune.token_losses import Hidden, TokenSet
 
@@ -256,13 +258,32 @@ def base_record(
 ) -> Base:
     """The base model's measurements, made once and kept in the run directory."""
     head = token_losses.head_of(params)
-    kept = read_json(run / "base.json")
+    kept = hosts.by_first(lambda: read_json(run / "base.json"))
     if kept is None:
         measurements, answers, hidden = measure(graph, params, suite, place, None, say)
-        # The measurements last: with them the record is complete.
-        token_losses.save_hidden(run / "base.npz", hidden)
+        _check_finite(measurements)
         kept = {"measurements": measurements, "answers": answers}
-        write_json(run / "base.json", kept)
+        hosts.by_first(lambda: _keep_base(run, kept, hidden))
     else:
         hidden = token_losses.load_hidden(run / "base.npz")
+    if not {"measurements", "answers"} <= kept.keys():
+        raise InputError(f"{run / 'base.json'} is damaged; remove it to go on")
     return Base(kept["measurements"], kept["answers"], hidden, head)
+
+
+def _check_finite(measurements: Mapping[str, Any]) -> None:
+    losses = {"task": measurements["task_loss"], **measurements["retention"]}
+    wrong = [name for name, loss in losses.items() if not math.isfinite(loss)]
+    if wrong:
+        raise InputError(
+            f"The base model has losses that are not finite on {', '.join(wrong)}: its "
+            "weights are damaged, or too large for --compute-dtype"
+        )
+
+
+def _keep_base(
+    run: pathlib.Path, kept: Mapping[str, Any], hidden: Mapping[str, Hidden]
+) -> None:
+    # The measurements last: with them the record is complete.
+    token_losses.save_hidden(run / "base.npz", hidden)
+    write_json(run / "base.json", kept)

@@ -11,8 +11,9 @@ import safetensors
 import safetensors.numpy
 from flax import nnx
 
-from examples.finetune import huggingface
+from examples.finetune import hosts, huggingface, weight_files
 from examples.finetune.errors import InputError
+from examples.finetune.hosts import fetch
 from examples.finetune.json_files import read_optional_object, write_object
 from examples.finetune.llama import Llama
 from examples.finetune.llama_config import parameter_shapes
@@ -50,13 +51,20 @@ def export(model: Llama, tokenizer: Tokenizer, directory: pathlib.Path) -> None:
     at most 5 GB. It appears whole or not at all.
 
     Args:
-      model: scanned or not, sharded over this process's devices or not.
+      model: scanned or not, sharded or not. If several processes hold it all must
+        call; the first writes.
       tokenizer: the model's.
       directory: as for ``check_directory``.
 
     Raises:
       InputError: as ``check_directory`` does, or if the disk is full.
     """
+    if not hosts.is_first():
+        # It needs their parts.
+        params = _parameters(model)
+        for path in parameter_shapes(model.config):
+            _tensor(params, path)
+        return
     check_directory(directory)
     ids = _token_ids(tokenizer)
     try:
@@ -86,7 +94,7 @@ def _check_replaceable(directory: pathlib.Path) -> None:
     if not directory.exists() or not any(directory.iterdir()):
         return
     # A file that we would not write is the user's own: replacing would delete it.
-    ours = {huggingface.CONFIG_FILE, huggingface.INDEX_FILE, _GENERATION_FILE}
+    ours = {huggingface.CONFIG_FILE, weight_files.INDEX_FILE, _GENERATION_FILE}
     ours |= {"tokenizer.json", "tokenizer_config.json"}
     foreign = [
         path.name
@@ -114,14 +122,13 @@ def _token_ids(tokenizer: Tokenizer) -> dict[str, Any]:
 
 def _write_weights(model: Llama, directory: pathlib.Path) -> str:
     """Writes the safetensors and, for several, their index; returns the dtype."""
-    leaves = jax.tree_util.tree_leaves_with_path(nnx.state(model))
-    params = {parameter_path(path): leaf for path, leaf in leaves}
+    params = _parameters(model)
     dtype = params["embed/embedding"].dtype
     groups = _groups(parameter_shapes(model.config), dtype.itemsize)
     files: dict[str, str] = {}
     for number, paths in enumerate(groups, 1):
         name = f"model-{number:05}-of-{len(groups):05}.safetensors"
-        name = huggingface.WEIGHTS_FILE if len(groups) == 1 else name
+        name = weight_files.WEIGHTS_FILE if len(groups) == 1 else name
         tensors = {
             huggingface.tensor_name(path): _tensor(params, path) for path in paths
         }
@@ -132,8 +139,13 @@ def _write_weights(model: Llama, directory: pathlib.Path) -> str:
         (directory / name).chmod(0o644)
     if len(groups) > 1:
         index = {"metadata": {}, "weight_map": files}
-        write_object(directory / huggingface.INDEX_FILE, index)
+        write_object(directory / weight_files.INDEX_FILE, index)
     return dtype.name
+
+
+def _parameters(model: Llama) -> dict[str, jax.Array]:
+    leaves = jax.tree_util.tree_leaves_with_path(nnx.state(model))
+    return {parameter_path(path): leaf for path, leaf in leaves}
 
 
 def _groups(shapes: dict[str, tuple[int, ...]], itemsize: int) -> list[list[str]]:
@@ -156,5 +168,5 @@ def _tensor(params: dict[str, jax.Array], path: str) -> np.ndarray:
     else:
         _, index, rest = path.split("/", 2)
         values = params[f"layers/{rest}"][int(index)]
-    values = np.asarray(values)
+    values = fetch(values)
     return np.ascontiguousarray(values.T if path.endswith("kernel") else values)

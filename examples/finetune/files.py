@@ -12,6 +12,9 @@ from typing import IO, Any
 
 from examples.finetune.errors import InputError
 
+# Files on their way; one that a killed process left behind is known by it.
+UNFINISHED = ".part"
+
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[IO[bytes]]:
@@ -21,7 +24,7 @@ def replacing(path: pathlib.Path) -> Iterator[IO[bytes]]:
       A binary file; if the block raises, what stood at `path` stays.
     """
     with tempfile.NamedTemporaryFile(
-        dir=path.parent, prefix=f".{path.name}.", delete=False
+        dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED, delete=False
     ) as file:
         try:
             yield file
@@ -54,18 +57,21 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def read_json(path: pathlib.Path) -> Any | None:
-    """The value in a JSON file, None if there is no such file.
+def read_json(path: pathlib.Path) -> dict[str, Any] | None:
+    """The object in a JSON file, None if there is no such file.
 
     Raises:
-      InputError: the file is not JSON.
+      InputError: the file does not hold a JSON object.
     """
     try:
-        return json.loads(path.read_text())
+        value = json.loads(path.read_text())
     except FileNotFoundError:
         return None
-    except ValueError:
-        raise InputError(f"{path} is damaged (not JSON); remove it to go on") from None
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise InputError(f"{path} is damaged (not JSON); remove it to go on")
+    return value
 
 
 def digest(path: pathlib.Path) -> str:
@@ -75,13 +81,13 @@ def digest(path: pathlib.Path) -> str:
 
 
 def read_json_lines(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The values in a JSON Lines file but for one cut short; [] without file."""
+    """The objects in a JSON Lines file but for damaged lines; [] without file."""
     rows = []
     with contextlib.suppress(FileNotFoundError):
-        for line in path.read_text().splitlines():
-            with contextlib.suppress(ValueError):
+        for line in path.read_bytes().splitlines():
+            with contextlib.suppress(ValueError, RecursionError):
                 rows.append(json.loads(line))
-    return rows
+    return [row for row in rows if isinstance(row, dict)]
 
 
 def write_json_lines(path: pathlib.Path, values: Iterable[Any]) -> None:

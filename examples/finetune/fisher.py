@@ -11,6 +11,7 @@ import mofo_jax
 from examples.finetune import data, evaluate
 from examples.finetune.config import Config
 from examples.finetune.generate import decode
+from examples.finetune.hosts import fetch
 from examples.finetune.tokenizer import Tokenizer
 from examples.finetune.train import summed_loss
 
@@ -73,7 +74,7 @@ def _written(
         stop_ids=stops,
         key=jax.random.key(config.seed),
     )
-    answers = np.asarray(answers)
+    answers = fetch(answers)
     ends = np.cumsum(np.isin(answers, stops), axis=1)
     # The token that ends a text is the last that counts.
     counted = np.concatenate([np.zeros((rows, 1), bool), ends == 0], axis=1)

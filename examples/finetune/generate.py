@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from examples.finetune.data import Batch, round_up
+from examples.finetune.hosts import fetch
 from examples.finetune.llama import Cache, init_cache
 
 # Prompts are padded to a multiple of this, so that few shapes are compiled.
@@ -156,7 +157,7 @@ def answers(
             max_new_tokens=max_new_tokens,
             stop_ids=stops,
         )
-        written = np.asarray(written_BxN)[: len(part)]
+        written = fetch(written_BxN)[: len(part)]
         continued += [_until(ids, stops) for ids in written]
     return continued
 

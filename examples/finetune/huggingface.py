@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import safetensors
 
+from examples.finetune import weight_files
 from examples.finetune.errors import InputError
 from examples.finetune.json_files import read_object
 from examples.finetune.llama_config import LlamaConfig, parameter_shapes
@@ -15,8 +15,6 @@ from examples.finetune.source import Source
 from examples.finetune.tokenizer import Tokenizer
 
 CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 
 _NAMES = {
     "embed/embedding": "model.embed_tokens.weight",
@@ -32,6 +30,8 @@ _NAMES = {
     "mlp/up/kernel": "mlp.up_proj.weight",
     "mlp/down/kernel": "mlp.down_proj.weight",
 }
+# Files whose tensors of these types we compute with; others hold something else.
+_DTYPES = ("F16", "BF16", "F32", "F64")
 # What a config may say beyond the sizes, and the one value that our Llama computes.
 _FIXED = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
 
@@ -76,9 +76,11 @@ def open_directory(directory: pathlib.Path, name: str) -> Source:
       name: what reports call the model.
 
     Raises:
-      InputError: if it is not a Llama, or a file or tensor of it is missing, malformed
-        or of another shape than ``config.json`` says.
+      InputError: if it is not a Llama, a file of it is a link that leads elsewhere, or
+        a file or tensor is missing, malformed or of another shape than ``config.json``
+        says.
     """
+    weight_files.check_links(directory)
     config = read_config(directory / CONFIG_FILE)
     tokenizer = Tokenizer.from_directory(directory)
     if tokenizer.vocab_size > config.vocab_size:
@@ -86,13 +88,12 @@ def open_directory(directory: pathlib.Path, name: str) -> Source:
             f"The tokenizer of {directory} has {tokenizer.vocab_size} tokens, its "
             f"model only {config.vocab_size}."
         )
-    files = _files_by_tensor(directory)
+    files = weight_files.by_tensor(directory)
     _check_tensors(files, config)
 
     def read(path: str) -> np.ndarray:
         tensor = tensor_name(path)
-        with safetensors.safe_open(files[tensor], framework="numpy") as file:
-            values = file.get_tensor(tensor)
+        values = weight_files.read(files[tensor], tensor)
         return values.T if path.endswith("kernel") else values
 
     return Source(config, tokenizer, name, read)
@@ -122,7 +123,7 @@ def read_config(path: pathlib.Path) -> LlamaConfig:
         return _config(raw)
     except KeyError as error:
         raise InputError(f"{path} lacks {error.args[0]!r}.") from error
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError, AttributeError) as error:
         raise InputError(f"{path} describes no usable Llama: {error}") from error
 
 
@@ -158,22 +159,40 @@ def config_json(config: LlamaConfig) -> dict[str, Any]:
 
 
 def _config(raw: Mapping[str, Any]) -> LlamaConfig:
-    heads = int(raw["num_attention_heads"])
+    heads = _whole(raw, "num_attention_heads")
+    width = _whole(raw, "hidden_size")
     rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     return LlamaConfig(
-        vocab_size=int(raw["vocab_size"]),
-        hidden_size=int(raw["hidden_size"]),
-        intermediate_size=int(raw["intermediate_size"]),
-        num_layers=int(raw["num_hidden_layers"]),
+        vocab_size=_whole(raw, "vocab_size"),
+        hidden_size=width,
+        intermediate_size=_whole(raw, "intermediate_size"),
+        num_layers=_whole(raw, "num_hidden_layers"),
         num_heads=heads,
-        num_kv_heads=int(raw.get("num_key_value_heads") or heads),
-        head_dim=int(raw.get("head_dim") or int(raw["hidden_size"]) // heads),
+        num_kv_heads=_whole(raw, "num_key_value_heads", heads),
+        head_dim=_whole(raw, "head_dim", width // heads),
         rope_theta=float(rope.get("rope_theta") or raw.get("rope_theta") or 10_000.0),
         norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
-        max_positions=int(raw.get("max_position_embeddings", 2048)),
-        tied_embedding=bool(raw.get("tie_word_embeddings", False)),
+        max_positions=_whole(raw, "max_position_embeddings", 2048),
+        tied_embedding=_truth(raw, "tie_word_embeddings"),
         rope_scaling=_rope_scaling(rope),
     )
+
+
+def _whole(raw: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    value = raw[key] if default is None else raw.get(key)
+    if value is None and default is not None:
+        return default
+    # A boolean is an int to Python.
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{key} must be a positive whole number, got {value!r}.")
+    return value
+
+
+def _truth(raw: Mapping[str, Any], key: str) -> bool:
+    value = raw.get(key, False)
+    if not isinstance(value, bool):
+        raise ValueError(f"{key} must be true or false, got {value!r}.")
+    return value
 
 
 def _rope_scaling(rope: Mapping[str, Any]) -> RopeScaling | None:
@@ -190,55 +209,23 @@ def _rope_scaling(rope: Mapping[str, Any]) -> RopeScaling | None:
     )
 
 
-def _files_by_tensor(directory: pathlib.Path) -> dict[str, pathlib.Path]:
-    index = directory / INDEX_FILE
-    single = directory / WEIGHTS_FILE
-    if single.is_file():
-        return dict.fromkeys(_shapes(single), single)
-    if not index.is_file():
-        raise InputError(
-            f"The model directory {directory} has neither {WEIGHTS_FILE} nor "
-            f"{INDEX_FILE}."
-        )
-    names = read_object(index).get("weight_map")
-    if not isinstance(names, dict):
-        raise InputError(f"{index} has no weight_map.")
-    for tensor, file in names.items():
-        # The index may come from anybody: a name with a path in it could make us read
-        # files that the user never meant to be part of a model.
-        if (
-            not isinstance(file, str)
-            or pathlib.PurePath(file).name != file
-            or not file.endswith(".safetensors")
-        ):
-            raise InputError(
-                f"{index} puts the tensor {tensor} into {file!r}, which does not "
-                "name a safetensors file in its directory."
-            )
-    return {tensor: directory / file for tensor, file in names.items()}
-
-
 def _check_tensors(files: Mapping[str, pathlib.Path], config: LlamaConfig) -> None:
-    found = {path: _shapes(path) for path in sorted(set(files.values()))}
+    found = {path: weight_files.shapes(path) for path in sorted(set(files.values()))}
     for path, wanted in parameter_shapes(config).items():
         tensor = tensor_name(path)
         if tensor not in files or tensor not in found[files[tensor]]:
             raise InputError(
                 f"The model has no tensor {tensor}, which its config.json asks for."
             )
-        shape = found[files[tensor]][tensor]
+        shape, dtype = found[files[tensor]][tensor]
+        if dtype not in _DTYPES:
+            raise InputError(
+                f"The tensor {tensor} in {files[tensor]} is of type {dtype}; weights "
+                f"must be of {', '.join(_DTYPES)}."
+            )
         stored = wanted[::-1] if path.endswith("kernel") else wanted
         if shape != stored:
             raise InputError(
                 f"The tensor {tensor} in {files[tensor]} has the shape {shape}; the "
                 f"model's config.json asks for {stored}."
             )
-
-
-def _shapes(path: pathlib.Path) -> dict[str, tuple[int, ...]]:
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            names = file.keys()
-            return {name: tuple(file.get_slice(name).get_shape()) for name in names}
-    except (OSError, safetensors.SafetensorError) as error:
-        raise InputError(f"Cannot read the weights {path}: {error}.") from error

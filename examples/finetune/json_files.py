@@ -20,6 +20,8 @@ def read_object(path: pathlib.Path) -> dict[str, Any]:
         raise InputError(f"Cannot read {path}: {error.strerror}.") from error
     except ValueError as error:
         raise InputError(f"{path} is not valid JSON: {error}.") from error
+    except RecursionError:
+        raise InputError(f"{path} is JSON nested too deeply.") from None
     if not isinstance(value, dict):
         raise InputError(f"{path} must hold a JSON object.")
     return value

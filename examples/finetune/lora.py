@@ -19,7 +19,7 @@ from examples.finetune.attention import MakeLinear
 from examples.finetune.config import Config
 from examples.finetune.errors import InputError
 from examples.finetune.llama_config import LlamaConfig, parameter_shapes
-from examples.finetune.parameters import shardings
+from examples.finetune.parameters import place, shardings, to_host
 from examples.finetune.sharding import param_shardings, parameter_path
 
 
@@ -174,11 +174,9 @@ def initial_factors(
         return jax.vmap(one_layer)(numbers).reshape(leaf.shape)
 
     factors = jax.tree_util.tree_map_with_path(make, wanted)
-    return (
-        factors
-        if mesh is None
-        else jax.device_put(factors, param_shardings(factors, mesh))
-    )
+    if mesh is None:
+        return factors
+    return place(to_host(factors), param_shardings(factors, mesh))
 
 
 def merge(params: Any, factors: Any, adapter: Adapter) -> Any:

@@ -4,14 +4,16 @@ Training and evaluation are pure functions of a nested dict of arrays; the NNX m
 is put together from it inside them.
 """
 
+import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 from flax import nnx
 
+from examples.finetune.hosts import fetch
 from examples.finetune.sharding import parameter_path
 
 if TYPE_CHECKING:
@@ -38,17 +40,57 @@ def flat(params: Mapping[str, Any]) -> dict[str, Any]:
 
 def to_host(params: Any) -> Any:
     """A copy of a tree of arrays in host memory, as NumPy arrays."""
-    return jax.tree.map(lambda leaf: np.array(leaf), params)
+    return jax.tree.map(lambda leaf: np.array(fetch(leaf)), params)
+
+
+class HostCopy:
+    """What this process's devices hold of an array, in host memory.
+
+    Attributes:
+      shape: of the whole array.
+    """
+
+    def __init__(self, array: jax.Array) -> None:
+        """Copies."""
+        self.shape = array.shape
+        self._parts = {
+            _borders(shard.index): np.array(shard.data)
+            for shard in array.addressable_shards
+        }
+
+    def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
+        """The part that a device holds, by its place in the whole."""
+        return self._parts[_borders(index)]
+
+
+def _borders(index: tuple[slice, ...]) -> tuple[tuple[int | None, int | None], ...]:
+    return tuple((part.start, part.stop) for part in index)
+
+
+def keep(params: Any) -> Any:
+    """A copy of a tree of arrays as a tree of `HostCopy`."""
+    return jax.tree.map(HostCopy, params)
 
 
 def place(host: Any, places: Any) -> Any:
-    """Puts a host copy of a tree on the devices, by a tree of shardings."""
-    # Without `may_alias=False` the CPU backend borrows the host's memory, and a
-    # donated step would write its results over the copy that later arms start from.
-    return jax.tree.map(
-        lambda leaf, sharding: jax.device_put(leaf, sharding, may_alias=False),
-        *(host, places),
-    )
+    """Puts a copy of a tree on the devices.
+
+    Args:
+      host: from `keep`, or whole NumPy arrays.
+      places: a tree of shardings; after `keep` those of what was copied.
+    """
+
+    def placed(leaf: Any, where: jax.sharding.Sharding) -> jax.Array:
+        indices = where.addressable_devices_indices_map(leaf.shape)
+        # Without `may_alias=False` the CPU backend borrows the host's memory, and a
+        # donated step would write its results over the copy that later arms start from.
+        parts = [
+            jax.device_put(leaf[index], device, may_alias=False)
+            for device, index in indices.items()
+        ]
+        return jax.make_array_from_single_device_arrays(leaf.shape, where, parts)
+
+    return jax.tree.map(placed, host, places)
 
 
 def shardings(tree: Any) -> Any:
@@ -64,8 +106,19 @@ def sha256(params: Mapping[str, Any]) -> str:
     """
     digest = hashlib.sha256()
     for path, leaf in flat(params).items():
-        array = np.asarray(leaf)
-        digest.update(f"{path}\n{array.dtype.name}\n{array.shape}\n".encode())
-        little = array.astype(array.dtype.newbyteorder("<"), copy=False)
-        digest.update(np.ascontiguousarray(little).tobytes())
+        digest.update(f"{path}\n{leaf.dtype.name}\n{leaf.shape}\n".encode())
+        for array in _in_parts(leaf):
+            little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+            digest.update(np.ascontiguousarray(little).tobytes())
     return digest.hexdigest()
+
+
+def _in_parts(leaf: Any) -> Iterator[np.ndarray]:
+    """An array's values in order: layer by layer where devices of several hosts hold
+    stacked layers, since no device may have room for the whole."""
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable and leaf.ndim > 2:
+        # The index as a number to compute with: one program is compiled, not one each.
+        layer = functools.partial(jax.lax.dynamic_index_in_dim, leaf, keepdims=False)
+        yield from (fetch(layer(np.int32(index))) for index in range(leaf.shape[0]))
+    else:
+        yield fetch(leaf) if isinstance(leaf, jax.Array) else np.asarray(leaf)

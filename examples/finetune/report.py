@@ -50,6 +50,7 @@ def table(base: Mapping[str, Any], arms: Mapping[str, Mapping[str, Any]]) -> lis
         ("coordinates moved a step", "{:.1%}", "moved_fraction", "per_step"),
         ("selected as at the step before", "{:.1%}", "mask_overlap"),
         ("steps", "{:,d}", "steps"),
+        ("steps skipped, gradients not finite", "{:,d}", "skipped_steps"),
         ("tokens", "{:,d}", "tokens"),
         ("seconds a step", "{:.2f}", "seconds_per_step"),
     ):

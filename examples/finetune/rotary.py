@@ -26,6 +26,14 @@ class RopeScaling:
     high_frequency_factor: float
     original_max_positions: int
 
+    def __post_init__(self) -> None:
+        low, high = self.low_frequency_factor, self.high_frequency_factor
+        if not (1 <= self.factor < np.inf and 0 < low < high < np.inf):
+            raise ValueError(
+                "its rotary scaling must have 1 <= factor and 0 < low_freq_factor < "
+                f"high_freq_factor, got {self.factor}, {low} and {high}."
+            )
+
 
 def frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> np.ndarray:
     """Says how far each pair of coordinates turns per position.

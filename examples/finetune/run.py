@@ -1,48 +1,42 @@
 """The whole run: load, measure the base, train and measure each arm, report."""
 
+import contextlib
 import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import NamedSharding
 
 from examples.finetune import (
     after,
-    checks,
     data,
     evaluate,
     export,
     fisher,
+    hosts,
+    inputs,
     lora,
     movement,
     parameters,
     pretrained,
     report,
     sharding,
-    word_problems,
 )
-from examples.finetune.checkpoints import (
-    KEPT_CHECKPOINTS,
-    RESULT,
-    ArmFiles,
-    claim,
-    finished_arms,
-)
+from examples.finetune.checkpoints import ArmFiles
 from examples.finetune.config import (
-    FREE_SETTINGS,
     Config,
     learning_rates,
     option,
     to_json,
 )
-from examples.finetune.files import digest, write_json
+from examples.finetune.errors import InputError
+from examples.finetune.files import write_json
 from examples.finetune.optimizers import NEEDS_FISHER
+from examples.finetune.run_directory import RESULT, claim, finished_arms
 from examples.finetune.train import Arm, train
-
-Rows = Sequence[Mapping[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,9 +48,9 @@ class Setup:
       source: the opened model.
       graph: the model's structure.
       trained: the part of it that is trained.
-      start: its parameters on the host.
+      start: its parameters on the host, as `parameters.keep` keeps them.
       places: their shardings.
-      place: puts a batch on the devices.
+      spec: how the rows of a batch lie on the devices.
       training: examples to learn from.
       suite: what to measure on.
     """
@@ -67,13 +61,17 @@ class Setup:
     trained: lora.Trained
     start: Any
     places: Any
-    place: evaluate.Place
+    spec: NamedSharding
     training: list[data.Example]
     suite: evaluate.Suite
 
     def begin(self) -> Any:
         """The parameters with which every arm begins, on the devices."""
         return parameters.place(self.start, self.places)
+
+    def place(self, batch: data.Batch) -> dict[str, jax.Array]:
+        """Puts a batch of which this process has all rows on the devices."""
+        return sharding.place_batch(batch, self.spec)
 
 
 def run(config: Config) -> None:
@@ -85,7 +83,12 @@ def run(config: Config) -> None:
     Raises:
       InputError: something the user gave cannot work.
     """
-    setup, base_params = _prepare(config)
+    with contextlib.ExitStack() as held:
+        _run(config, held)
+
+
+def _run(config: Config, held: contextlib.ExitStack) -> None:
+    setup, base_params = _prepare(config, held)
     arms = [Arm(name, peak) for name, peak in learning_rates(config).items()]
     # All of them before the first trains: another rate is refused at once.
     files = {arm.name: ArmFiles(config.output, arm.name, arm.peak) for arm in arms}
@@ -97,12 +100,13 @@ def run(config: Config) -> None:
     for arm in arms:
         with files[arm.name] as kept:
             _run_arm(setup, arm, kept, base)
-    _report(setup, base)
+    hosts.by_first(lambda: _report(setup, base))
 
 
 def say(text: str) -> None:
     """Tells the user what begins."""
-    print(text, flush=True)
+    if hosts.is_first():
+        print(text, flush=True)
 
 
 def say_step(text: str) -> None:
@@ -110,30 +114,14 @@ def say_step(text: str) -> None:
     say(f"  {text}")
 
 
-def _prepare(config: Config) -> tuple[Setup, Any]:
-    train_rows, task_rows, retained = _read(config)
-    source = pretrained.open_model(config.model)
-    checks.check_context(config, source.name, source.config.max_positions)
-    adapter = lora.adapter_of(config)
-    lora.check_rank(adapter, source.config)
-    mesh = sharding.make_mesh(config.mesh)
-    rows = sharding.row_shards(mesh)
-    checks.check_rows(config, rows)
-    training, task = (
-        data.encode_rows(
-            given, source.tokenizer, config.sequence_length, str(path or "the problems")
-        )
-        for given, path in (
-            (train_rows, config.train_file),
-            (task_rows, config.task_eval_file),
-        )
-    )
-    suite = evaluate.make_suite(config, source.tokenizer, task, retained, rows)
-    checks.check_room(_needed(config, source))
-    if config.export:
-        for name in config.optimizer:
-            export.check_directory(config.export / name)
-    claim(config.output, _settings(config))
+def _prepare(config: Config, held: contextlib.ExitStack) -> tuple[Setup, Any]:
+    given = hosts.together(lambda: inputs.find(config))
+    source, mesh = given.source, given.mesh
+    started = {option(name): value for name, value in to_json(config).items()}
+    del started[option("process_id")]
+    hosts.check_alike(started | given.settings)
+    # Held until the run ends: nobody else may work there.
+    hosts.by_first(lambda: held.enter_context(claim(config.output, given.settings)))
     say(f"Loading {source.name}")
     options: dict[str, Any] = {
         "dtype": config.compute_dtype,
@@ -142,82 +130,26 @@ def _prepare(config: Config) -> tuple[Setup, Any]:
         "remat": config.remat,
         "mesh": mesh,
     }
+    adapter = lora.adapter_of(config)
     graph, params = parameters.split(pretrained.build(source, **options))
     adapted = pretrained.structure(source, **options, adapter=adapter)
-    spec = sharding.batch_sharding(mesh)
     setup = Setup(
         config=config,
         source=source,
         graph=graph,
         trained=lora.Trained(*adapted, adapter, config.seed, mesh),
-        start=parameters.to_host(params),
+        start=parameters.keep(params),
         places=parameters.shardings(params),
-        place=lambda batch: jax.device_put(batch, spec),
-        training=training,
-        suite=suite,
+        spec=sharding.batch_sharding(mesh),
+        training=given.training,
+        suite=given.suite,
     )
     return setup, params
 
 
-def _read(config: Config) -> tuple[Rows, Rows, Mapping[str, Rows]]:
-    files = checks.retention_files(config)
-    retained = {name: data.read_rows(path) for name, path in files.items()}
-    if config.task_eval_file:
-        task = data.read_rows(config.task_eval_file)
-    else:
-        task = word_problems.problems(
-            config.evaluation_problems, seed=config.seed, split="test"
-        )
-    if config.train_file:
-        return data.read_rows(config.train_file), task, retained
-    made = word_problems.problems(
-        config.training_problems, seed=config.seed, split="train"
-    )
-    return made, task, retained
-
-
-def _settings(config: Config) -> dict[str, Any]:
-    """What decides the results, by option; files by their content too."""
-    values = {
-        option(name): value
-        for name, value in to_json(config).items()
-        if name not in FREE_SETTINGS
-    }
-    files = {
-        option("train_file"): config.train_file,
-        option("task_eval_file"): config.task_eval_file,
-    }
-    files |= {
-        f"--retention-file {name}": path
-        for name, path in checks.retention_files(config).items()
-    }
-    return values | {
-        f"the content of {name}": digest(path) for name, path in files.items() if path
-    }
-
-
-def _needed(config: Config, source: pretrained.Source) -> dict[Any, int]:
-    """Bytes to be written, by directory."""
-    numbers = lora.trained_count(None, source.config)
-    trained = lora.trained_count(lora.adapter_of(config), source.config)
-    itemsize = jnp.dtype(config.param_dtype).itemsize
-    begun = [
-        name
-        for name in config.optimizer
-        if any((config.output / "arms" / name / "checkpoints").glob("*"))
-    ]
-    # What is trained, two moments and what was selected each, and one more while the
-    # old one still stands.
-    checkpoints = KEPT_CHECKPOINTS * (len(config.optimizer) - len(begun)) + 1
-    needed = {config.output: trained * (3 * itemsize + 1) * checkpoints}
-    if config.export:
-        needed[config.export] = numbers * itemsize * len(config.optimizer)
-    return needed
-
-
 def _run_arm(setup: Setup, arm: Arm, files: ArmFiles, base: evaluate.Base) -> None:
     config = setup.config
-    if (files.path / RESULT).exists():
+    if hosts.by_first((files.path / RESULT).exists):
         say(f"{arm.name} is finished already")
         if not config.export:
             return
@@ -238,9 +170,11 @@ def _train_and_measure(
 ) -> Any:
     config, graph, part = setup.config, setup.graph, setup.trained
     say(f"Training with {arm.name}, learning rate {arm.peak:g}")
+    rows = config.batch_size * config.accumulation_steps
     batches = data.training_batches(
         setup.training,
-        batch_size=config.batch_size * config.accumulation_steps,
+        batch_size=rows,
+        rows=sharding.own_rows(setup.spec, rows),
         sequence_length=config.sequence_length,
         seed=config.seed,
         pack=config.pack,
@@ -251,7 +185,12 @@ def _train_and_measure(
         say_step("Fisher information")
         own = setup.source.tokenizer, setup.place
         information = fisher.of_base(config, graph, start, *own)
-    given = config, arm, part.graph, start, iter(batches), setup.place, files
+
+    def place(batch: data.Batch) -> dict[str, jax.Array]:
+        arrays = {name: x for name, x in batch.items() if name != "count"}
+        return sharding.place_rows(arrays, setup.spec, rows)
+
+    given = config, arm, part.graph, start, iter(batches), place, files
     trained, position = train(*given, frozen, information)
     params = after.change(config, part.finish(trained, frozen), setup.begin)
     del trained, frozen
@@ -259,21 +198,34 @@ def _train_and_measure(
     measured, answers, _ = evaluate.measure(
         graph, params, setup.suite, setup.place, base, say_step
     )
-    rows = files.metrics()
-    whole, steps = movement.of_run(params, setup.start), movement.of_steps(rows)
-    result = {
-        **measured,
-        **whole,
-        **steps,
-        "moved_fraction": whole["moved_fraction"] | steps["moved_fraction"],
+    measured |= movement.of_run(params, setup.begin()) | {
         "steps": position.step,
+        "skipped_steps": position.skipped,
         "tokens": position.tokens,
         "learning_rate": arm.peak,
-        "seconds_per_step": statistics.median(row["seconds_per_step"] for row in rows),
         "params_sha256": parameters.sha256(params),
     }
-    write_json(files.path / RESULT, {"result": result, "answers": answers})
+    hosts.by_first(lambda: _keep_result(files, measured, answers))
     return params
+
+
+def _keep_result(
+    files: ArmFiles, measured: Mapping[str, Any], answers: Sequence[str]
+) -> None:
+    rows = files.metrics()
+    if not rows:
+        raise InputError(
+            f"{files.path / 'metrics.jsonl'} has no step that was logged; put back a "
+            f"copy, or remove {files.path} and the arm begins anew"
+        )
+    steps = movement.of_steps(rows)
+    result = {
+        **measured,
+        **steps,
+        "moved_fraction": measured["moved_fraction"] | steps["moved_fraction"],
+        "seconds_per_step": statistics.median(row["seconds_per_step"] for row in rows),
+    }
+    write_json(files.path / RESULT, {"result": result, "answers": answers})
 
 
 def _report(setup: Setup, base: evaluate.Base) -> None:

@@ -5,9 +5,11 @@ splits both; ``tensor`` splits the width of attention and feed-forward layers.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from examples.finetune.errors import InputError
@@ -148,6 +150,51 @@ def param_shardings(params: Any, mesh: Mesh) -> Any:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Returns how arrays ``[B, ...]`` of a batch are split: rows over data and fsdp."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def own_rows(where: NamedSharding, rows: int) -> list[int]:
+    """Returns which rows of a batch lie on this process's devices, in order.
+
+    Args:
+      where: from ``batch_sharding``.
+      rows: of the batch.
+    """
+    parts = where.addressable_devices_indices_map((rows,)).values()
+    return sorted({row for index in parts if index for row in range(rows)[index[0]]})
+
+
+def place_batch(
+    batch: Mapping[str, np.ndarray], where: NamedSharding
+) -> dict[str, jax.Array]:
+    """Puts a batch of which every process has all rows on the devices."""
+    return {
+        name: jax.make_array_from_callback(x.shape, where, x.__getitem__)
+        for name, x in batch.items()
+    }
+
+
+def place_rows(
+    batch: Mapping[str, np.ndarray], where: NamedSharding, rows: int
+) -> dict[str, jax.Array]:
+    """Puts a batch of which every process has its own rows on the devices.
+
+    Args:
+      batch: arrays [R, ...] of the rows that ``own_rows`` names.
+      where: from ``batch_sharding``.
+      rows: of the whole batch.
+
+    Returns:
+      Arrays [rows, ...].
+    """
+    own = own_rows(where, rows)
+
+    def placed(x: np.ndarray) -> jax.Array:
+        def part(index: Any) -> np.ndarray:
+            return x[np.searchsorted(own, np.arange(rows)[index[0]])]
+
+        return jax.make_array_from_callback((rows, *x.shape[1:]), where, part)
+
+    return {name: placed(x) for name, x in batch.items()}
 
 
 def row_shards(mesh: Mesh) -> int:

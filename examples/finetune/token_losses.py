@@ -18,7 +18,9 @@ import optax
 from flax import nnx
 
 from examples.finetune.data import Batch, Example, evaluation_batches, loss_targets
+from examples.finetune.errors import InputError
 from examples.finetune.files import replacing
+from examples.finetune.hosts import fetch
 from examples.finetune.llama import causal_mask
 
 Place = Callable[[Batch], dict[str, jax.Array]]
@@ -149,7 +151,7 @@ def measure(
         )
         losses.append(float(loss))
         divergences.append(float(divergence))
-        hidden.append(np.asarray(states))
+        hidden.append(fetch(states))
     mean_loss = sum(losses) / _total(tokens, "loss_weights")
     compared_tokens = _total(tokens, "divergence_weights")
     mean_kl = sum(divergences) / compared_tokens if compared_tokens else None
@@ -172,9 +174,20 @@ def save_hidden(path: pathlib.Path, hidden: Mapping[str, Hidden]) -> None:
 
 
 def load_hidden(path: pathlib.Path) -> dict[str, Hidden]:
-    """Reads what `save_hidden` wrote."""
+    """Reads what `save_hidden` wrote.
+
+    Raises:
+      InputError: the file is damaged or gone.
+    """
     hidden: dict[str, Hidden] = {}
-    with np.load(path) as arrays:
-        for key in arrays.files:
-            hidden.setdefault(key.rpartition("/")[0], []).append(arrays[key])
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            for key in arrays.files:
+                hidden.setdefault(key.rpartition("/")[0], []).append(arrays[key])
+    # Of NumPy, zipfile, zlib and the system: whatever a damaged file leads to.
+    except Exception as error:
+        raise InputError(
+            f"{path} is damaged ({error}); remove {path.with_suffix('.json')} and the "
+            "base model is measured again"
+        ) from error
     return hidden

@@ -124,15 +124,26 @@ class Tokenizer:
             core = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises plain Exception
             raise InputError(f"{path} is not a tokenizer: {error}.") from error
+        except BaseException as error:
+            # Where its Rust code panics, the error is not even an Exception.
+            if type(error).__name__ != "PanicException":
+                raise
+            raise InputError(f"{path} is not a tokenizer: {error}.") from None
         settings = read_optional_object(directory / "tokenizer_config.json")
         template = directory / _TEMPLATE_FILE
         if template.is_file():
-            settings["chat_template"] = template.read_text(encoding="utf-8")
+            try:
+                settings["chat_template"] = template.read_text(encoding="utf-8")
+            except ValueError as error:
+                raise InputError(f"{template} is not UTF-8 text: {error}.") from None
         stop_ids: set[int] = set()
         for name in ("config.json", "generation_config.json"):
             ids = read_optional_object(directory / name).get("eos_token_id")
-            stop_ids.update(ids if isinstance(ids, list) else [])
-            stop_ids.update([ids] if isinstance(ids, int) else [])
+            ids = ids if isinstance(ids, list) else [] if ids is None else [ids]
+            if not all(type(each) is int and 0 <= each < 2**31 for each in ids):
+                path = directory / name
+                raise InputError(f"{path} has eos_token_id = {ids}; give token ids.")
+            stop_ids.update(ids)
         if settings.get("eos_token") is None and stop_ids:
             settings["eos_token"] = core.id_to_token(min(stop_ids))
         return cls(core, settings, stop_ids)
@@ -184,7 +195,8 @@ class Tokenizer:
                 documents=None,
                 **{name: self._special_text(name) for name in _NAMED},
             )
-        except jinja2.TemplateError as error:
+        # A template is a program: what it does may fail in any way.
+        except Exception as error:
             raise InputError(
                 f"The model's chat template refuses the messages: {error}."
             ) from error
@@ -200,7 +212,10 @@ class Tokenizer:
 
     def _special_text(self, name: str) -> str | None:
         token = self.settings.get(name)
-        return token["content"] if isinstance(token, Mapping) else token
+        text = token.get("content") if isinstance(token, Mapping) else token
+        if not ((text is None and token is None) or isinstance(text, str)):
+            raise InputError(f"The tokenizer's {name} must be text, got {token!r}.")
+        return text
 
     def _special_id(self, name: str) -> int | None:
         token = self._special_text(name)
@@ -214,10 +229,16 @@ class Tokenizer:
 
 def _compile(template: str | list[dict[str, str]] | None) -> jinja2.Template | None:
     if isinstance(template, list):
-        named = {entry["name"]: entry["template"] for entry in template}
+        named = {
+            entry.get("name"): entry.get("template")
+            for entry in template
+            if isinstance(entry, Mapping)
+        }
         template = named.get("default")
     if template is None:
         return None
+    if not isinstance(template, str):
+        raise InputError(f"The model's chat template must be text, got {template!r}.")
     # The template comes with the weights, from anywhere, hence the sandbox. Its
     # settings are those that Hugging Face's templates are written for, but for
     # strftime_now: without it Llama 3's template writes a fixed date, so that the

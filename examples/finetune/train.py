@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-import time
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -13,10 +13,11 @@ import optax
 import tqdm
 from flax import nnx
 
-from examples.finetune import movement
+from examples.finetune import hosts, movement, progress
 from examples.finetune.checkpoints import ArmFiles, Position
+from examples.finetune.command import Stopped, deferred
 from examples.finetune.config import Config
-from examples.finetune.data import Batch, loss_targets
+from examples.finetune.data import Batch, loss_targets, token_count
 from examples.finetune.llama import Llama, causal_mask
 from examples.finetune.optimizers import make, schedule
 from examples.finetune.parameters import shardings
@@ -129,9 +130,32 @@ def make_step(
 
     Returns:
       `step(params, state, batch)`, which returns the new parameters, state and the
-      metrics `loss`, `gradient_norm` and those of `movement.of_step`. The given
-      parameters and state must not be used again.
+      metrics `loss`, `gradient_norm`, those of `movement.of_step`, and `finite`:
+      whether all of the gradient was. Where it was not, parameters and state come back
+      as they were, and nothing has moved. The given parameters and state must not be
+      used again.
     """
+
+    # Optax's names: to the guard below this is a transformation.
+    def move(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        grads, (params, state, _) = updates, state
+        updates, optimizer = transformation.update(grads, state.optimizer, params)
+        new = optax.apply_updates(params, updates)
+        # Measured at every step: under a `cond` on whether it is logged, XLA keeps the
+        # old parameters beside the new, and the optimizer's part took three times as
+        # long.
+        metrics = {
+            "gradient_norm": optax.tree.norm(grads),
+            **movement.of_step(new, params, updates, state.selected),
+        }
+        return grads, (new, State(optimizer, movement.selected(updates)), metrics)
+
+    # All that moves is guarded, as if it were the state of a transformation. Around
+    # the optimizer alone the guard would part it from the addition to the parameters,
+    # which XLA compiles as one: the last bits of every step would be others.
+    guarded = optax.apply_if_finite(
+        optax.GradientTransformation(lambda params: (), move), max_consecutive_errors=1
+    )
 
     def step(
         params: Params,
@@ -140,17 +164,16 @@ def make_step(
         frozen: Params | None,
     ) -> tuple[Params, State, movement.Metrics]:
         loss, grads = gradients(graph, params, batch, accumulation_steps, frozen)
-        updates, optimizer = transformation.update(grads, state.optimizer, params)
-        new = optax.apply_updates(params, updates)
-        # Measured at every step: under a `cond` on whether it is logged, XLA keeps the
-        # old parameters beside the new, and the optimizer's part took three times as
-        # long.
-        metrics = {
-            "loss": loss,
-            "gradient_norm": optax.tree.norm(grads),
-            **movement.of_step(new, params, updates, state.selected),
-        }
-        return new, State(optimizer, movement.selected(updates)), metrics
+        _, (_, _, shapes) = jax.eval_shape(move, grads, (params, state, {}))
+        nothing = jax.tree.map(jnp.zeros_like, shapes)
+        # Counted by the loop, not here: what a checkpoint holds of the optimizer is
+        # its own state, so that AdamW's goes on as MoFO's.
+        zero = jnp.zeros((), jnp.int32)
+        kept = params, state, nothing | {"gradient_norm": jnp.full((), jnp.nan)}
+        before = optax.ApplyIfFiniteState(zero, jnp.array(True), zero, kept)
+        after: Any = guarded.update(grads, before)[1]
+        params, state, metrics = after.inner_state
+        return params, state, {"loss": loss, "finite": after.last_finite, **metrics}
 
     # The state goes out in the order in which it came in, parameters first: JAX pairs
     # donated buffers with outputs of equal shape in order, and in another order the
@@ -200,7 +223,7 @@ def train(
     frozen: Params | None = None,
     fisher: Params | None = None,
 ) -> tuple[Params, Position]:
-    """Trains one arm to its last step, from its newest checkpoint if it has one.
+    """Trains one arm to its last step, from its newest good checkpoint if it has one.
 
     Args:
       config: the run's settings.
@@ -216,6 +239,11 @@ def train(
 
     Returns:
       The final `params`, and how far the arm came.
+
+    Raises:
+      InputError: a checkpoint cannot be read or written, or the gradients of too many
+        steps in a row are not finite.
+      command.Stopped: a signal came, and the step after which it came is saved.
     """
     transformation = make(arm.name, config, arm.peak, fisher)
     state = init_state(transformation, params)
@@ -223,15 +251,30 @@ def train(
     passes = config.accumulation_steps
     step = make_step(graph, transformation, passes, params, state, frozen)
     rate = schedule(config, arm.peak)
-    with _progress(config.steps, position.step, arm.name) as bar:
-        meter = _Meter(position)
+    if position.step and hosts.is_first():
+        tqdm.tqdm.write(f"{arm.name} goes on from step {position.step}")
+    with (
+        progress.bar(config.steps, position.step, arm.name) as bar,
+        deferred() as asked,
+    ):
+        meter = progress.Meter(position)
+        skips = progress.Skips(config.max_skipped_steps, arm.name, files, position)
         while position.step < config.steps:
             batch = next(batches)
             number = position.step + 1
             logged = number % config.log_every == 0 or number == config.steps
             params, state, metrics = step(params, state, place(batch))
-            tokens = position.tokens + int(np.count_nonzero(batch["segments"]))
+            tokens = position.tokens + token_count(batch)
             position = dataclasses.replace(position, step=number, tokens=tokens)
+            skips.add(number, batch, metrics.pop("finite"))
+            stopping = (
+                asked()
+                if jax.process_count() == 1
+                else logged and any(hosts.gathered(asked()))
+            )
+            due = number % config.checkpoint_every == 0 or number == config.steps
+            if logged or due or stopping:
+                position = skips.counted(position)
             if logged:
                 values = {name: float(value) for name, value in metrics.items()}
                 if number == 1:  # No step before it.
@@ -243,39 +286,13 @@ def train(
                 speed = speeds["tokens_per_second"]
                 bar.set_postfix_str(f"loss {values['loss']:.3f}, {speed:,.0f} tokens/s")
             bar.update()
-            if number % config.checkpoint_every == 0 or number == config.steps:
+            if due or stopping:
                 meter.pause()
                 files.save(position, params, state, batches)
                 meter.resume()
+            if stopping and jax.process_count() > 1:
+                # The signal may have come to another process alone.
+                raise hosts.everywhere(Stopped(signal.SIGTERM))
+            if stopping:
+                break
     return params, position
-
-
-def _progress(steps: int, done: int, name: str) -> tqdm.tqdm:
-    return tqdm.tqdm(total=steps, initial=done, desc=name, unit="step", mininterval=1)
-
-
-class _Meter:
-    """Counts the seconds of training, without those of saving."""
-
-    def __init__(self, position: Position) -> None:
-        self._position = position
-        self._since = time.perf_counter()
-
-    def read(self, position: Position) -> tuple[Position, dict[str, float]]:
-        """The position with its seconds, and the speed since the last reading."""
-        now = time.perf_counter()
-        passed = max(now - self._since, 1e-9)
-        last = self._position
-        position = dataclasses.replace(position, seconds=last.seconds + passed)
-        self._position, self._since = position, now
-        return position, {
-            "seconds": position.seconds,
-            "seconds_per_step": passed / (position.step - last.step),
-            "tokens_per_second": (position.tokens - last.tokens) / passed,
-        }
-
-    def pause(self) -> None:
-        self._paused = time.perf_counter()
-
-    def resume(self) -> None:
-        self._since += time.perf_counter() - self._paused

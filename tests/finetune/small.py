@@ -37,7 +37,7 @@ def options(model: pathlib.Path, output: pathlib.Path) -> list[str]:
 
 
 # The real command, which is sent a real signal as soon as it has saved its second step.
-_INTERRUPTED = """
+INTERRUPTED = """
 import os, signal, sys
 from examples.finetune import __main__ as command, checkpoints
 
@@ -65,7 +65,7 @@ def run(*arguments: str, interrupt: bool = False) -> tuple[int, str, str]:
     Returns:
       Exit status, standard output, standard error.
     """
-    program = ["-c", _INTERRUPTED] if interrupt else ["-m", "examples.finetune"]
+    program = ["-c", INTERRUPTED] if interrupt else ["-m", "examples.finetune"]
     process = subprocess.run(
         [sys.executable, *program, *arguments],
         cwd=ROOT,

@@ -98,13 +98,14 @@ def test_after_set_state_the_batches_are_the_same(pack):
 def test_processes_share_the_batch_of_one(pack):
     settings = {"batch_size": 6, "pack": pack}
     whole = batches(6, **settings)
-    parts = [
-        batches(6, **settings, process_index=index, process_count=3)
-        for index in range(3)
-    ]
+    shared = [[0, 1], [2, 4], [3, 5]]
+    parts = [batches(6, **settings, rows=rows) for rows in shared]
     for batch, *shares in zip(whole, *parts, strict=True):
-        joined = {name: np.concatenate([s[name] for s in shares]) for name in NAMES}
-        assert_same(joined, batch)
+        for rows, share in zip(shared, shares, strict=True):
+            # Of the whole batch, although only some of its rows were made.
+            assert data.token_count(share) == data.token_count(batch)
+            assert share.pop("count").shape == ()
+            assert_same(share, {name: batch[name][rows] for name in NAMES})
 
 
 @pytest.mark.parametrize("pack", [False, True])
@@ -134,10 +135,8 @@ def test_bad_sizes_are_refused():
         batches(1, batch_size=0)
     with pytest.raises(ValueError, match="got 0 examples and batch_size 1"):
         data.evaluation_batches([], batch_size=1, sequence_length=7)
-    with pytest.raises(ValueError, match="process_count, got 1 and 1, and batch_size"):
-        batches(1, process_index=1)
-    with pytest.raises(ValueError, match="a multiple of it, got 2"):
-        batches(1, process_index=0, process_count=3)
+    with pytest.raises(ValueError, match=r"below batch_size, 2, got \[1, 2\]"):
+        batches(1, rows=[1, 2])
 
 
 def test_targets_are_the_next_tokens_of_the_same_example():

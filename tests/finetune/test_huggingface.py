@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import pathlib
+import shutil
 from typing import Any
 
 import numpy as np
@@ -138,6 +139,24 @@ def test_an_index_must_not_lead_out_of_its_directory(
     write_index(tmp_path / "model", files | {"lm_head.weight": outside})
     with pytest.raises(InputError, match=r"puts the tensor lm_head\.weight into"):
         open_model(str(tmp_path / "model"))
+
+
+def test_links_of_the_hubs_cache_are_followed(
+    tmp_path: pathlib.Path, tiny_source: Source
+) -> None:
+    """There a snapshot links to files beside it; elsewhere such links are refused."""
+    snapshot = tiny.write_model(tmp_path / "models--owner--tiny/snapshots/0123")
+    blobs = snapshot.parents[1] / "blobs"
+    blobs.mkdir()
+    for number, path in enumerate([*snapshot.iterdir()]):
+        path.rename(blobs / str(number))
+        path.symlink_to(pathlib.Path("../../blobs") / str(number))
+    assert open_model(str(snapshot)).config == tiny_source.config
+    (tmp_path / "elsewhere").mkdir()
+    copy = shutil.copytree(snapshot, tmp_path / "elsewhere/model", symlinks=True)
+    shutil.copytree(blobs, tmp_path / "blobs")
+    with pytest.raises(InputError, match=r"config\.json is a link to .*blobs/\d, out"):
+        open_model(str(copy))
 
 
 @pytest.mark.parametrize(

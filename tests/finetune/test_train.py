@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from examples.finetune import data, parameters, pretrained, sharding, train
@@ -17,6 +18,7 @@ from examples.finetune.config import Config
 from examples.finetune.optimizers import layer_blocks, make, schedule
 from examples.finetune.pretrained import Source
 from tests.finetune import small
+from tests.helpers import assert_same_bits
 
 CONFIG = Config(
     steps=4,
@@ -131,10 +133,48 @@ def test_a_step(
     assert float(metrics["moved_fraction"]) == pytest.approx(sum(moved) / size)
     expected = {"adamw": 0.8, "mofo": 0.1}[name]
     assert expected < sum(moved) / size <= expected + 0.2
+    check_the_guard_changes_nothing(built, transformation, batch, (new, new_state))
     # The second step finds everything where the first left it: nothing is compiled.
     with jax.log_compiles(), caplog.at_level("WARNING"):
-        step(new, new_state, batch)
+        new, new_state, metrics = step(new, new_state, batch)
+        assert metrics["finite"]
+        check_a_step_without_gradients(step, new, new_state, batch)
     assert "Compiling" not in caplog.text
+
+
+def check_the_guard_changes_nothing(
+    built: Built,
+    transformation: optax.GradientTransformationExtraArgs,
+    batch: Any,
+    stepped: tuple[Any, train.State],
+) -> None:
+    """The step without the guard, compiled apart from the gradients, has its bits."""
+    graph, start = built
+
+    @jax.jit
+    def move(grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        updates, state = transformation.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    _, grads = jax.jit(lambda params: train.gradients(graph, params, batch, 1))(start)
+    params, state = move(grads, transformation.init(start), start)
+    assert_same_bits((stepped[0], stepped[1].optimizer), (params, state))
+
+
+def check_a_step_without_gradients(
+    step: train.Step, params: Any, state: Any, batch: Any
+) -> None:
+    """Loss and gradients that are not finite move nothing, in parameters or state."""
+    before = parameters.to_host((params, state))
+    before[0]["final_norm"]["scale"][0] = np.nan
+    given = jax.device_put(before, parameters.shardings((params, state)))
+    params, state, metrics = step(*given, batch)
+    # As numbers: asking JAX would compile the question.
+    assert not float(metrics["finite"])
+    assert np.isnan(float(metrics["loss"]))
+    assert float(metrics["moved_fraction"]) == 0
+    kept = params, state.optimizer
+    jax.tree.map(np.testing.assert_array_equal, kept, (before[0], before[1].optimizer))
 
 
 def test_blocks_of_stacked_layers(built: Built) -> None:

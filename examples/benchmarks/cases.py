@@ -1,0 +1,183 @@
+"""What is compiled for machines that are not here: trees, models and steps."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
+
+from examples.benchmarks.programs import Step, bare_step
+from examples.benchmarks.trees import (
+    LLAMA_7B,
+    LLAMA_70B,
+    Shape,
+    Tree,
+    llama,
+    whole,
+)
+from examples.finetune import sharding
+from examples.finetune.llama import Llama
+from examples.finetune.llama_config import LlamaConfig
+from examples.finetune.optimizers import layer_blocks
+from examples.finetune.train import gradients
+
+# One row a device in a training step.
+TOKENS = 128
+# More devices than this are a pod: whole models are compiled for it, with rows of
+# POD_TOKENS, computed in bfloat16 and split over POD_TENSOR devices in width.
+SMALL = 64
+POD_TOKENS = 2048
+POD_TENSOR = 8
+
+
+class Case(NamedTuple):
+    """What both optimizers' steps are compiled for.
+
+    Attributes:
+      step: from an optimizer.
+      params: abstract parameters with their shardings.
+      last: abstract gradients or batch.
+      clips: whether gradients are clipped by their global norm before.
+      block_axes: MoFO's.
+    """
+
+    step: Callable[[optax.GradientTransformation], Step]
+    params: Any
+    last: Any
+    clips: bool
+    block_axes: Any = None
+
+
+def cases(
+    topology: str, mesh: Mesh, layers: int, training_layers: int
+) -> dict[str, Callable[[], Case]]:
+    """What is compiled for a topology, by name.
+
+    Args:
+      topology: its name.
+      mesh: its devices.
+      layers: of the 7B Llama; it has 32.
+      training_layers: of the one whose layers are compiled one by one in a training
+        step, which takes minutes for each of them.
+    """
+    if mesh.size > SMALL:
+        return {
+            f"pod training step, {name}": lambda config=config: on_pod(config, mesh)
+            for name, config in {"7B": LLAMA_7B, "70B": LLAMA_70B}.items()
+        }
+    config = dataclasses.replace(LLAMA_7B, num_layers=layers)
+    few = dataclasses.replace(LLAMA_7B, num_layers=min(layers, training_layers))
+    tree = llama(config)
+    found: dict[str, Callable[[], Case]] = {
+        f"bare step, {_layers(config)}": lambda: on_tree(tree, mesh, clips=False),
+        f"clipped step, {_layers(config)}": lambda: on_tree(tree, mesh, clips=True),
+        f"training step, {_layers(few)}": lambda: training(few, mesh, False),
+        f"training step, {_layers(config)} scanned": lambda: training(
+            config, mesh, True
+        ),
+    }
+    if topology == "v5p:4x4x4":  # The others' memory is too small.
+        found["bare step, shards of 2^32"] = lambda: on_tree(
+            _huge(mesh.size), mesh, clips=False
+        )
+    return found
+
+
+def _layers(config: LlamaConfig) -> str:
+    whole, some = LLAMA_7B.num_layers, config.num_layers
+    return f"{whole} layers" if some == whole else f"{some} of {whole} layers"
+
+
+def _huge(devices: int) -> Tree:
+    """Two blocks that pass 2^32 coordinates, one of them on every device."""
+    # The feed-forward kernels of 80 layers of width 8192, in one block; and 4.4e9
+    # coordinates a device.
+    return whole((8192, 28672, 80), (devices * 264, 4096, 4096))
+
+
+def on_tree(tree: Tree, mesh: Mesh, clips: bool) -> Case:
+    """The optimizer's step on a tree whose matrices are split along axis 0."""
+
+    def split(shape: Shape) -> NamedSharding:
+        axes = ("fsdp",) if len(shape) > 1 else ()
+        return NamedSharding(mesh, PartitionSpec(*axes))
+
+    params = tree.abstract(split)
+    return Case(bare_step, params, params, clips)
+
+
+def on_pod(config: LlamaConfig, mesh: Mesh) -> Case:
+    """The scanned training step on all devices of a pod, FSDP x tensor."""
+    devices = [*mesh.devices.flat]
+    wide = jax.make_mesh(
+        (1, len(devices) // POD_TENSOR, POD_TENSOR),
+        sharding.AXES,
+        axis_types=(AxisType.Auto,) * 3,
+        devices=devices,
+    )
+    return training(config, wide, True, POD_TOKENS, jnp.bfloat16)
+
+
+def training(
+    config: LlamaConfig,
+    mesh: Mesh,
+    scan_layers: bool,
+    tokens: int = TOKENS,
+    dtype: DTypeLike = jnp.float32,
+) -> Case:
+    """A training step of `examples.finetune`'s Llama.
+
+    Layers are recomputed in the backward pass and gradients are clipped; parameters
+    are split as `examples.finetune.sharding` says.
+
+    Args:
+      config: the model's sizes.
+      mesh: each of its parts of a batch gets one row.
+      scan_layers: whether layers are stacked.
+      tokens: of a row.
+      dtype: of the computation; parameters are float32.
+    """
+
+    def fresh() -> Llama:
+        kinds = {"dtype": dtype, "scan_layers": scan_layers, "remat": True}
+        return Llama(config, rngs=nnx.Rngs(0), mesh=mesh, **kinds)
+
+    graph, state = nnx.split(nnx.eval_shape(fresh))
+    shapes = nnx.to_pure_dict(state)
+    params = placed(shapes, sharding.param_shardings(shapes, mesh))
+    rows = sharding.batch_sharding(mesh)
+    shape = sharding.row_shards(mesh), tokens
+    batch = {
+        name: jax.ShapeDtypeStruct(shape, kind, sharding=rows)
+        for name, kind in {
+            "tokens": jnp.int32,
+            "positions": jnp.int32,
+            "segments": jnp.int32,
+            "loss_mask": jnp.bool_,
+        }.items()
+    }
+
+    def step_of(optimizer: optax.GradientTransformation) -> Step:
+        def step(params: Any, state: Any, batch: Any) -> tuple[Any, Any, jax.Array]:
+            loss, grads = gradients(graph, params, batch, 1)
+            return *bare_step(optimizer)(params, state, grads), loss
+
+        return step
+
+    axes = layer_blocks(params) if scan_layers else None
+    return Case(step_of, params, batch, clips=True, block_axes=axes)
+
+
+def placed(shapes: Any, places: Any) -> Any:
+    """Abstract arrays with their shardings, from two trees."""
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=where
+        ),
+        *(shapes, places),
+    )

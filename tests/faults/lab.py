@@ -1,0 +1,277 @@
+"""What the cases of the fault suite are done with: runs, harm, and expectations."""
+
+import contextlib
+import dataclasses
+import io
+import itertools
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from examples.finetune.__main__ import main
+from tests.finetune import small
+
+ARM = "mofo"
+# The newest of the template's two checkpoints, and the run's last step.
+NEWEST, LAST = 3, 4
+# Nothing here takes so long; a process that hangs ends, and its case fails.
+LONGEST_SECONDS = 300
+
+
+class Done(NamedTuple):
+    """How a process ended."""
+
+    status: int
+    shown: str
+    errors: str
+
+    @property
+    def sentence(self) -> str:
+        """The last line that it wrote to stderr."""
+        return (self.errors.strip().splitlines() or [""])[-1]
+
+
+class Outcome(NamedTuple):
+    """What became of a fault."""
+
+    happened: str
+    lost: str = "nothing"
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One fault.
+
+    Attributes:
+      fault: what is done.
+      promise: what must become of it.
+      work: does it; raises AssertionError where the promise is not kept.
+      quick: whether it is also done at every test run.
+    """
+
+    fault: str
+    promise: str
+    work: "Callable[[Lab], Outcome]"
+    quick: bool = False
+
+
+class Lab:
+    """A directory with a model, an unbroken run, and one that was stopped half way."""
+
+    def __init__(self, path: pathlib.Path, name: str = "run") -> None:
+        """Makes the model and both runs, or finds them.
+
+        Args:
+          path: a directory, empty or another lab's.
+          name: of what is made here, if others work in the directory too.
+        """
+        self.path = path
+        self.model = path / "model"
+        # Every process compiles the same; all but the first read it from here.
+        self.cache = {
+            "JAX_PLATFORMS": "cpu",
+            "JAX_COMPILATION_CACHE_DIR": str(path / "compiled"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        }
+        self._names = (f"{name}-{number}" for number in itertools.count(1))
+        self.template = path / "template"
+        self.unbroken = path / "unbroken"
+        if not self.unbroken.exists():
+            self._make()
+        self.sha256 = self.digest(self.unbroken)
+
+    def _make(self) -> None:
+        small.write_model(self.model)
+        # Signaled after its second step, it saves its third and ends.
+        done = self.run(self.template, program=("-c", small.INTERRUPTED))
+        assert done.status == 130, done.errors
+        assert self.steps(self.template) == [NEWEST - 1, NEWEST]
+        done = self.run(self.unbroken)
+        assert done.status == 0, done.errors
+
+    def new(self) -> pathlib.Path:
+        """A path for a run."""
+        return self.path / next(self._names)
+
+    def half_done(self) -> pathlib.Path:
+        """A copy of the run that was stopped after its third step."""
+        return shutil.copytree(self.template, self.new())
+
+    def words(self, run: pathlib.Path) -> list[str]:
+        """The options of the run that every case does."""
+        few = ["--evaluation-problems", "2", "--knowledge-questions", "1"]
+        few += ["--max-new-tokens", "0", "--batch-size", "2"]
+        return [*small.options(self.model, run), "--optimizer", ARM, *few]
+
+    def start(
+        self,
+        run: pathlib.Path,
+        *words: str,
+        program: Sequence[str] = ("-m", "examples.finetune"),
+        **options: Any,
+    ) -> subprocess.Popen[str]:
+        """Starts the command in a process group of its own."""
+        if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+            # As a shell has it for what runs in its background; it would be inherited.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        environment = {**os.environ, **self.cache, **options.pop("env", {})}
+        return subprocess.Popen(
+            [sys.executable, *program, *self.words(run), *words],
+            cwd=small.ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            **options,
+        )
+
+    def end(self, process: subprocess.Popen[str]) -> Done:
+        """Waits for a process, and makes sure that it leaves none behind."""
+        try:
+            shown, errors = process.communicate(timeout=LONGEST_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            shown, errors = process.communicate()
+            raise AssertionError(f"it did not end: {errors[-500:]}") from None
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+            raise AssertionError("it left a process behind")
+        return Done(process.returncode, shown, errors)
+
+    def run(self, run: pathlib.Path, *words: str, **options: Any) -> Done:
+        """Runs the command to its end."""
+        return self.end(self.start(run, *words, **options))
+
+    def until(
+        self, process: subprocess.Popen[str], holds: Callable[[], object]
+    ) -> None:
+        """Waits until something holds, or the process has ended."""
+        end = time.monotonic() + LONGEST_SECONDS
+        while not holds() and process.poll() is None and time.monotonic() < end:
+            time.sleep(0.002)
+
+    def goes_on(self, run: pathlib.Path, reached: int = NEWEST) -> Outcome:
+        """The same command goes on to the parameters of the unbroken run.
+
+        Args:
+          run: the run directory.
+          reached: the step that the run had done before.
+        """
+        done = self.run(run)
+        assert done.status == 0, done.errors[-1000:]
+        assert self.digest(run) == self.sha256, "other parameters than unbroken"
+        assert [row["step"] for row in self.rows(run)] == [*range(1, LAST + 1)]
+        found = re.search(rf"{ARM} goes on from step (\d+)", done.shown)
+        step = int(found[1]) if found else 0
+        said = [line for line in done.errors.splitlines() if "is damaged" in line]
+        happened = f"went on from step {step} to the unbroken run's parameters"
+        lost = f"{reached - step} of {LAST} steps, done again"
+        return Outcome(
+            "; ".join([happened, *map(self.plain, said)]),
+            lost if reached > step else "nothing",
+        )
+
+    def refused(self, done: Done, *words: str) -> Outcome:
+        """The command ended in one sentence that has certain words."""
+        assert done.status == 2, f"status {done.status}: {done.errors[-1000:]}"
+        assert "Traceback" not in done.errors, done.errors[-1000:]
+        assert done.sentence.startswith("error: "), done.errors[-1000:]
+        assert done.sentence.endswith("."), done.sentence
+        for word in words:
+            assert word in done.sentence, f"{word!r} is not in {done.sentence!r}"
+        return Outcome(f"status 2, {self.plain(done.sentence)}")
+
+    def refused_here(self, *words: str, says: Sequence[str]) -> Outcome:
+        """Bad input is refused, in this process, before anything is made."""
+        run = self.new()
+        errors = io.StringIO()
+        with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(errors):
+            status = main([*self.words(run), *words])
+        assert not run.exists(), "a run directory was made"
+        text = errors.getvalue().strip()
+        assert text.count("\n") == 0, text
+        return self.refused(Done(status, "", text), *says)
+
+    def plain(self, text: str) -> str:
+        """A sentence without this directory's path."""
+        return text.replace(f"{self.path}/", "").replace(str(self.path), "")
+
+    def checkpoint(self, run: pathlib.Path, step: int = NEWEST) -> pathlib.Path:
+        """A checkpoint's directory."""
+        return run / "arms" / ARM / "checkpoints" / str(step)
+
+    def steps(self, run: pathlib.Path) -> list[int]:
+        """The steps of a run's checkpoints."""
+        found = self.checkpoint(run).parent.glob("*")
+        return sorted(int(path.name) for path in found if path.name.isdecimal())
+
+    def rows(self, run: pathlib.Path) -> list[dict[str, Any]]:
+        """The logged steps."""
+        path = run / "arms" / ARM / "metrics.jsonl"
+        if not path.exists():
+            return []
+        lines = path.read_bytes().splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith(b"\n")]
+
+    def digest(self, run: pathlib.Path) -> str:
+        """The digest of a finished run's parameters."""
+        summary = json.loads((run / "summary.json").read_text())
+        return summary["arms"][ARM]["params_sha256"]
+
+
+def largest(directory: pathlib.Path) -> pathlib.Path:
+    """The largest file under a directory: where the numbers are."""
+    files = [path for path in directory.rglob("*") if path.is_file()]
+    return max(files, key=lambda path: (path.stat().st_size, path.name))
+
+
+def flip(path: pathlib.Path, place: float = 0.5, bit: int = 0) -> None:
+    """Turns one bit of a file over, a share of its length from its beginning."""
+    raw = bytearray(path.read_bytes())
+    raw[int(place * (len(raw) - 1))] ^= 1 << bit
+    path.write_bytes(raw)
+
+
+def cut(path: pathlib.Path, share: float = 0.5) -> None:
+    """Leaves the beginning of a file."""
+    os.truncate(path, int(path.stat().st_size * share))
+
+
+def append(path: pathlib.Path, text: str) -> None:
+    """Puts text behind a file's; a lone surrogate is a byte that is no text."""
+    path.write_bytes(path.read_bytes() + text.encode(errors="surrogateescape"))
+
+
+def change(path: pathlib.Path, old: str, new: str) -> None:
+    """Puts other text in the place of some that a file has."""
+    text = path.read_text()
+    assert old in text, text
+    path.write_text(text.replace(old, new, 1))
+
+
+@contextlib.contextmanager
+def disk(path: pathlib.Path, kilobytes: int) -> Iterator[None]:
+    """A file system in memory of a certain size, with what is in a directory."""
+    content = [*path.iterdir()]
+    kept = path.parent / f"{path.name}-kept"
+    path.rename(kept)
+    path.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(path)]
+    subprocess.run(mount, check=True, capture_output=True)
+    try:
+        for entry in content:
+            place = shutil.copytree if (kept / entry.name).is_dir() else shutil.copy2
+            place(kept / entry.name, path / entry.name)
+        yield
+    finally:
+        subprocess.run(["umount", str(path)], check=True, capture_output=True)

@@ -1,0 +1,14 @@
+"""What the runs of several processes share."""
+
+import pathlib
+
+import pytest
+
+from tests.finetune import small
+
+
+@pytest.fixture
+def place(tmp_path: pathlib.Path) -> pathlib.Path:
+    """A directory with the tiny model."""
+    small.write_model(tmp_path / "tiny-llama")
+    return tmp_path

@@ -1,0 +1,202 @@
+"""Several processes on this machine that are one run."""
+
+import contextlib
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from tests.finetune import small
+
+ROOT = pathlib.Path(__file__).parents[2]
+# Far more than any run here takes; none is to be left, whatever happens.
+LIMIT_SECONDS = 400
+# The tests compile much and compute little.
+_FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+
+
+class Ended(NamedTuple):
+    """A process that has ended: its status, what it wrote and what was seen of it."""
+
+    status: int
+    output: str
+    errors: str
+    seen: dict[str, Any]
+
+
+def free_port() -> int:
+    """A port of the loopback interface that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def join(count: int) -> list[list[str]]:
+    """The options by which each of so many processes joins; none for one alone."""
+    if count == 1:
+        return [[]]
+    common = ["--coordinator", f"127.0.0.1:{free_port()}"]
+    common += ["--num-processes", str(count)]
+    return [[*common, "--process-id", str(index)] for index in range(count)]
+
+
+def slurm(count: int) -> list[dict[str, str]]:
+    """What SLURM would tell each of so many processes, of a node of this name."""
+    port = str(free_port())
+    return [
+        {
+            "SLURM_JOB_ID": "7",
+            "SLURM_STEP_NODELIST": "127.0.0.1",
+            "SLURM_STEP_NUM_NODES": "1",
+            "SLURM_NTASKS": str(count),
+            "SLURM_PROCID": str(index),
+            "SLURM_LOCALID": str(index),
+            "JAX_COORDINATOR_PORT": port,
+            "JAX_COORDINATOR_BIND_ADDRESS": f"127.0.0.1:{port}",
+        }
+        for index in range(count)
+    ]
+
+
+class Run(NamedTuple):
+    """A run and what it left."""
+
+    path: pathlib.Path
+    ended: list[Ended]
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        return json.loads((self.path / "summary.json").read_text())
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        lines = (self.path / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+
+def options(place: pathlib.Path, name: str, mesh: str) -> list[str]:
+    """The options of a run of MoFO on a mesh, and its directory."""
+    words = small.options(place / "tiny-llama", place / name / "run")
+    sizes = ("--evaluation-problems", "2", "--knowledge-questions", "2")
+    return [
+        *(*words, *sizes, "--retention-sequences", "1", "--max-new-tokens", "4"),
+        *("--optimizer", "mofo", "--mesh", mesh),
+    ]
+
+
+def _cache(place: pathlib.Path) -> dict[str, str]:
+    """Lets processes share what they compile."""
+    return {
+        "JAX_COMPILATION_CACHE_DIR": str(place / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+
+def run(
+    place: pathlib.Path,
+    name: str,
+    count: int,
+    devices: int,
+    *words: str,
+    mesh: str,
+    watch: Mapping[int, Mapping[str, Any]] | None = None,
+    everywhere: Mapping[str, Any] | None = None,
+    own: Mapping[int, Sequence[str]] | None = None,
+) -> Run:
+    """Runs the command by several processes, to their ends.
+
+    Args:
+      place: a directory with the tiny model, for all runs of a test.
+      name: of the run; its directory may be there.
+      count: of processes.
+      devices: of each process.
+      words: further options.
+      mesh: of all devices.
+      watch: what `program` is told, by process.
+      everywhere: what it is told in every process.
+      own: options of one process alone.
+    """
+    common = [*options(place, name, mesh), *words]
+    told = [
+        {**(everywhere or {}), **(watch or {}).get(index, {})} for index in range(count)
+    ]
+    detected = "--distributed" in words
+    joining = [[]] * count if detected else join(count)
+    environments = slurm(count) if detected else [{}] * count
+    ended = _start(
+        pathlib.Path(tempfile.mkdtemp(dir=place)),
+        devices,
+        [
+            [*common, *named, *(own or {}).get(index, ())]
+            for index, named in enumerate(joining)
+        ],
+        watch=told,
+        environments=[_cache(place) | extra for extra in environments],
+    )
+    return Run(place / name / "run", ended)
+
+
+def _start(
+    directory: pathlib.Path,
+    devices: int,
+    arguments: Sequence[Sequence[str]],
+    *,
+    watch: Sequence[Mapping[str, Any]] | None = None,
+    environments: Sequence[Mapping[str, str]] | None = None,
+) -> list[Ended]:
+    """Runs one process for each list of arguments, all at once, to their ends.
+
+    Args:
+      directory: for their output; there already.
+      devices: of each of them.
+      arguments: of the command.
+      watch: for `program`, of each of them.
+      environments: beside this process's own, of each of them.
+    """
+    processes: list[subprocess.Popen[bytes]] = []
+    with contextlib.ExitStack() as stack:
+        for index, words in enumerate(arguments):
+            report = {"report": str(directory / f"{index}.json")}
+            told = json.dumps(report | dict(watch[index] if watch else {}))
+            output, errors = (
+                stack.enter_context((directory / f"{index}.{name}").open("wb"))
+                for name in ("output", "errors")
+            )
+            process = subprocess.Popen(
+                [sys.executable, "-m", "tests.hosts.program", told, *words],
+                cwd=ROOT,
+                env={
+                    **os.environ,
+                    "JAX_PLATFORMS": "cpu",
+                    "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"
+                    f" {_FLAGS}",
+                    **(environments[index] if environments else {}),
+                },
+                # Open as long as this process lives; theirs ends with it.
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=errors,
+            )
+            processes.append(process)
+            stack.enter_context(process)
+            stack.callback(process.kill)
+        for process in processes:
+            process.wait(LIMIT_SECONDS)
+    return [_ended(directory, *pair) for pair in enumerate(processes)]
+
+
+def _ended(
+    directory: pathlib.Path, index: int, process: subprocess.Popen[bytes]
+) -> Ended:
+    report = directory / f"{index}.json"
+    return Ended(
+        process.returncode,
+        (directory / f"{index}.output").read_text(),
+        (directory / f"{index}.errors").read_text(),
+        json.loads(report.read_text()) if report.exists() else {},
+    )

@@ -1,0 +1,133 @@
+"""The real command as one process of several, watched.
+
+    python -m tests.hosts.program WATCH ARGUMENTS...
+
+WATCH is JSON: `report`, the file that says what was seen; `kill_after`, a step after
+whose checkpoint the process kills itself; `copy`, a directory into which the run's is
+copied after the checkpoint of step 2; `train_only`, which measures nothing.
+"""
+
+import functools
+import json
+import os
+import pathlib
+import shutil
+import signal
+import sys
+import threading
+from typing import Any
+
+import jaxlib._jax as runtime
+
+# Left to itself, it listens wherever the machine's name leads.
+runtime.make_gloo_tcp_collectives = functools.partial(
+    runtime.make_gloo_tcp_collectives, hostname="127.0.0.1"
+)
+
+seen: dict[str, Any] = {
+    **{"written": [], "batches": [], "saved": {}, "restored": []},
+}
+
+
+def watch_files(event: str, arguments: tuple[Any, ...]) -> None:
+    if (
+        event == "open"
+        and isinstance(arguments[0], str)
+        and arguments[2] & os.O_ACCMODE
+    ):
+        seen["written"].append(arguments[0])
+
+
+def listening() -> list[str]:
+    """The addresses on which this process listens, in hexadecimal."""
+    own = set()
+    for link in pathlib.Path("/proc/self/fd").iterdir():
+        try:
+            own.add(str(link.readlink()))
+        except FileNotFoundError:  # The one that listed them.
+            continue
+    lines = [
+        line.split()
+        for table in ("tcp", "tcp6")
+        for line in pathlib.Path("/proc/self/net", table).read_text().splitlines()[1:]
+    ]
+    return [
+        words[1]
+        for words in lines
+        if words[3] == "0A" and f"socket:[{words[9]}]" in own
+    ]
+
+
+def watch(options: dict[str, Any]) -> None:
+    """Puts itself between the command and its parts."""
+    from examples.finetune import data, evaluate, hosts, parameters
+    from examples.finetune.checkpoints import ArmFiles
+
+    draw, save, restore = data.training_batches, ArmFiles.save, ArmFiles.restore
+
+    def drawn(*arguments: Any, **options: Any) -> Any:
+        def note(batch: data.Batch) -> data.Batch:
+            seen["batches"].append(batch["tokens"].tolist())
+            return batch
+
+        return draw(*arguments, **options).map(note)
+
+    def saved(files: ArmFiles, position: Any, *trees: Any) -> None:
+        save(files, position, *trees)
+        digests = [parameters.sha256(tree) for tree in trees[:2]]
+        seen["saved"][position.step] = digests
+        if position.step == 2 and "copy" in options:
+            hosts.by_first(
+                lambda: shutil.copytree(files.path.parents[1], options["copy"]) and None
+            )
+        if position.step == options.get("kill_after"):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def restored(files: ArmFiles, *arguments: Any) -> Any:
+        found = restore(files, *arguments)
+        digests = [parameters.sha256(tree) for tree in found[:2]]
+        seen["restored"].append([found[2].step, digests])
+        return found
+
+    data.training_batches = drawn
+    ArmFiles.save, ArmFiles.restore = saved, restored
+    if options.get("train_only"):
+        nothing = {"knowledge": 0.0, "prose": 0.0}
+        measured = {"task_loss": 0.0, "retention": nothing, "kl_to_base": {}}, [], {}
+        evaluate.measure = lambda *_: measured
+    sys.addaudithook(watch_files)
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    together = hosts.together
+
+    def noted(work: Any) -> Any:
+        # Here the runtime is surely there, and a process that fails comes by too.
+        seen["listening"] = listening()
+        write(options)
+        return together(work)
+
+    hosts.together = noted
+
+
+def end_with_parent() -> None:
+    """Waits until nobody can write to the standard input any more."""
+    sys.stdin.read()
+    os._exit(1)
+
+
+def write(options: dict[str, Any]) -> None:
+    pathlib.Path(options["report"]).write_text(json.dumps(seen))
+
+
+def main() -> int:
+    """Runs the command."""
+    options = json.loads(sys.argv[1])
+    from examples.finetune import __main__ as command
+
+    watch(options)
+    status = command.main(sys.argv[2:])
+    write(options)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,140 @@
+"""Two processes do what one does; when one is killed the other ends, and both go on."""
+
+import pathlib
+import signal
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from examples.finetune import hosts
+from tests.finetune import tiny
+from tests.hosts.processes import Run, run
+
+MESH = "fsdp=2,tensor=2"
+
+
+# One test, so that no worker makes a run that another has made.
+def test_two_processes_do_what_one_does(place: pathlib.Path) -> None:
+    def export(name: str) -> tuple[str, str]:
+        return "--export", str(place / name / "exported")
+
+    alone = run(place, "alone", 1, 4, *export("alone"), mesh=MESH)
+    # They are started as SLURM would.
+    words = ("--distributed", *export("pair"))
+    pair = run(place, "pair", 2, 2, *words, mesh=MESH)
+    check_results(alone, pair)
+    check_rows(alone, pair)
+    check_who_writes(pair)
+    check_listening(pair)
+    # The same again, by options; one is killed, and then all of it once more.
+    training = {"mesh": MESH, "everywhere": {"train_only": True}}
+    killed = run(place, "broken", 2, 2, watch={1: {"kill_after": 2}}, **training)
+    check_end(killed)
+    check_bits(pair, run(place, "broken", 2, 2, **training))
+
+
+def exported(made: Run) -> dict[str, np.ndarray]:
+    path = made.path.parent / "exported" / "mofo" / "model.safetensors"
+    return safetensors.numpy.load_file(path)
+
+
+def check_results(alone: Run, pair: Run) -> None:
+    """The same losses, and the same coordinates moved by as much."""
+    for ended in (*alone.ended, *pair.ended):
+        assert ended.status == 0, ended.errors
+    one, two = alone.summary, pair.summary
+    for name in ("task_loss", "retention"):
+        assert two["base"][name] == pytest.approx(one["base"][name], rel=1e-5)
+        ours, theirs = (summary["arms"]["mofo"][name] for summary in (two, one))
+        assert ours == pytest.approx(theirs, rel=1e-5)
+    keys = ("loss", "gradient_norm", "moved_fraction", "mask_overlap", "tokens")
+    for row, wanted in zip(pair.metrics, alone.metrics, strict=True):
+        ours, theirs = ({key: r.get(key, 0) for key in keys} for r in (row, wanted))
+        assert ours == pytest.approx(theirs, rel=1e-5)
+    assert len(pair.metrics) == 4
+    start, ends = tiny.tensors(), [exported(alone), exported(pair)]
+    moved = 0
+    for name, before in start.items():
+        # The same coordinates, by as much.
+        masks = [end[name] != before for end in ends]
+        np.testing.assert_array_equal(*masks)
+        np.testing.assert_allclose(ends[0][name], ends[1][name], rtol=1e-5, atol=1e-7)
+        moved += int(masks[0].sum())
+    size = sum(values.size for values in start.values())
+    assert 0.15 < moved / size < 0.3
+
+
+def check_rows(alone: Run, pair: Run) -> None:
+    """Each makes only the rows of its devices."""
+    (whole,) = (ended.seen["batches"] for ended in alone.ended)
+    first, second = (ended.seen["batches"] for ended in pair.ended)
+    assert len(whole) == len(first) == len(second) == 4
+    for batch, *shares in zip(whole, first, second, strict=True):
+        assert shares == [batch[:4], batch[4:]]
+
+
+def check_who_writes(pair: Run) -> None:
+    """The first writes and speaks; the other writes its part of checkpoints."""
+    first, second = pair.ended
+    checkpoints = pair.path / "arms" / "mofo" / "checkpoints"
+
+    def outside(written: list[str]) -> list[pathlib.Path]:
+        paths = [pathlib.Path(path) for path in written]
+        ours = [path for path in paths if pair.path.parent in path.parents]
+        return [path for path in ours if checkpoints not in path.parents]
+
+    assert any("metrics" in path.name for path in outside(first.seen["written"]))
+    assert outside(second.seen["written"]) == []
+    assert any("process_1" in path for path in second.seen["written"])
+    assert "Learned and forgotten" in first.output
+    assert "step/s" in first.errors
+    words = [line for line in second.output.splitlines() if "[Gloo]" not in line]
+    assert "".join(words).strip() == ""
+    assert "step/s" not in second.errors
+
+
+def check_end(killed: Run) -> None:
+    """When one is killed the other ends and says what to do."""
+    first, second = killed.ended
+    assert second.status == -signal.SIGKILL
+    assert first.status == hosts.LOST, first.errors
+    sentence = first.errors.strip().splitlines()[-1]
+    assert sentence.startswith("error: process 0 of 2 cannot go on")
+    assert "Start the same command on all hosts again" in sentence
+    assert "Traceback" not in first.errors
+
+
+def check_bits(pair: Run, resumed: Run) -> None:
+    """The same command gives the same bits, killed or not."""
+    unbroken = pair.ended[0].seen
+    assert sorted(unbroken["saved"]) == ["1", "2", "3", "4"]
+    assert pair.ended[1].seen["saved"] == unbroken["saved"]
+    for ended in resumed.ended:
+        assert ended.status == 0, ended.errors
+        assert ended.seen["restored"] == [[2, unbroken["saved"]["2"]]]
+        assert ended.seen["saved"] == {
+            step: unbroken["saved"][step] for step in ("3", "4")
+        }
+    for made in (pair, resumed):
+        digest = made.summary["arms"]["mofo"]["params_sha256"]
+        assert digest == unbroken["saved"]["4"][0]
+
+
+def check_listening(pair: Run) -> None:
+    """Nobody outside of this machine is listened to."""
+    for ended in pair.ended:
+        assert ended.seen["listening"]
+        for address in ended.seen["listening"]:
+            # The kernel's way to write 127.0.0.1, and the same in IPv6.
+            assert address.partition(":")[0].endswith("0100007F"), address
+
+
+def test_without_other_processes_nothing_is_asked_of_them() -> None:
+    assert jax.process_count() == 1
+    assert hosts.is_first()
+    assert hosts.gathered({"a": 1}) == [{"a": 1}]
+    assert hosts.by_first(lambda: {1, 2}) == {1, 2}
+    with pytest.raises(FileNotFoundError):
+        hosts.together(lambda: pathlib.Path("/nowhere").read_text())
