@@ -8,10 +8,11 @@ It ends with status 0 when all is done; with 2 after a sentence that says what m
 mended first; with 143 or 130 when SIGTERM or Ctrl-C stopped it, after it has saved.
 """
 
+import os
 import sys
 
 from examples.finetune import checks, config
-from examples.finetune.command import exit_status
+from examples.finetune.command import BAD_INPUT, exit_status
 
 
 def main(arguments: list[str]) -> int:
@@ -39,4 +40,11 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    status = main(sys.argv[1:])
+    if status == BAD_INPUT:
+        # At once: on a full disk the libraries' threads fail too, and would bury the
+        # sentence under tracebacks of their own while Python waits for them.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)

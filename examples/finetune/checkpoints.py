@@ -1,7 +1,6 @@
 """The files of one arm: checkpoints that say whether they are good, metrics, result."""
 
 import dataclasses
-import importlib.util
 import logging
 import pathlib
 import shutil
@@ -15,6 +14,7 @@ import orbax.checkpoint as ocp
 import tqdm
 
 from examples.finetune import checksums, hosts
+from examples.finetune.board import Board
 from examples.finetune.errors import InputError
 from examples.finetune.files import (
     append_json,
@@ -63,8 +63,7 @@ class ArmFiles:
         self.path = run / "arms" / name
         hosts.by_first(lambda: self._claim(learning_rate))
         self._manager: ocp.CheckpointManager | None = None
-        self._board: Any = None
-        self._board_path = run / "tensorboard" / name
+        self._board = Board(run / "tensorboard" / name)
 
     def _claim(self, learning_rate: float) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
@@ -79,7 +78,8 @@ class ArmFiles:
 
     def __enter__(self) -> "ArmFiles":
         # Orbax's threads tell of their failures at length, also after our sentence.
-        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         self._manager = ocp.CheckpointManager(
             self.path.absolute() / "checkpoints",
             options=ocp.CheckpointManagerOptions(
@@ -94,9 +94,7 @@ class ArmFiles:
     def __exit__(self, *_: object) -> None:
         self._checkpoints.close()
         self._manager = None
-        if self._board is not None:
-            self._board.close()
-            self._board = None
+        self._board.close()
 
     @property
     def _checkpoints(self) -> ocp.CheckpointManager:
@@ -121,7 +119,8 @@ class ArmFiles:
         )
         try:
             self._checkpoints.save(position.step, args=items, force=True)
-        except (OSError, ValueError, RuntimeError) as error:
+        # Orbax and TensorStore each have errors of their own.
+        except Exception as error:
             raise InputError(
                 f"The checkpoint of step {position.step} could not be written to "
                 f"{self.path}: {_reason(error)}; earlier ones are intact"
@@ -259,16 +258,7 @@ class ArmFiles:
         if not hosts.is_first():
             return
         append_json(self.path / "metrics.jsonl", row)
-        if importlib.util.find_spec("tensorboardX") is None:
-            return
-        if self._board is None:
-            from tensorboardX import SummaryWriter
-
-            # Steps after the checkpoint are done again; the first time is dropped.
-            self._board = SummaryWriter(str(self._board_path), purge_step=row["step"])
-        for name, value in row.items():
-            if name not in ("arm", "step"):
-                self._board.add_scalar(name, value, row["step"])
+        self._board.add(row)
 
     def metrics(self) -> list[dict[str, Any]]:
         """The arm's lines so far."""

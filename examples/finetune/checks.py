@@ -174,9 +174,13 @@ def check_room(needed: Mapping[pathlib.Path, int]) -> None:
         free = shutil.disk_usage(existing).free
         if free < size:
             raise InputError(
-                f"{path} needs about {size / 1e9:.1f} GB and its disk has "
-                f"{free / 1e9:.1f} GB free"
+                f"{path} needs about {_amount(size)} and its disk has "
+                f"{_amount(free)} free"
             )
+
+
+def _amount(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
 def check_rows(config: Config, multiple: int) -> None:

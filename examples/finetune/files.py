@@ -27,15 +27,26 @@ def replacing(path: pathlib.Path) -> Iterator[IO[bytes]]:
         dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED, delete=False
     ) as file:
         try:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+            with _naming(path):
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
             # Temporary files are private; the results need not be.
             pathlib.Path(file.name).chmod(0o644)
             pathlib.Path(file.name).replace(path)
         except BaseException:
             pathlib.Path(file.name).unlink()
             raise
+
+
+@contextlib.contextmanager
+def _naming(path: pathlib.Path) -> Iterator[None]:
+    """Says of which file an error is that does not say it, as of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
@@ -98,5 +109,5 @@ def write_json_lines(path: pathlib.Path, values: Iterable[Any]) -> None:
 
 def append_json(path: pathlib.Path, value: Any) -> None:
     """Adds a value to a JSON Lines file."""
-    with path.open("a") as file:
+    with _naming(path), path.open("a") as file:
         file.write(json.dumps(_finite(value), allow_nan=False) + "\n")

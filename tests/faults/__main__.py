@@ -22,10 +22,15 @@ import tqdm
 from examples.finetune import config
 from examples.finetune.command import exit_status
 from examples.finetune.files import read_json, write_json, write_text
-from tests.faults import directories, inputs, processes
+from tests.faults import directories, disks, inputs, processes
 from tests.faults.lab import Case, Lab
 
-CASES: list[Case] = [*processes.CASES, *directories.CASES, *inputs.CASES]
+CASES: list[Case] = [
+    *processes.CASES,
+    *directories.CASES,
+    *disks.CASES,
+    *inputs.CASES,
+]
 RESULTS = pathlib.Path(__file__).with_name("results.json")
 
 Row = dict[str, Any]

@@ -1,10 +1,8 @@
-"""Faults of a run directory: damage, loss, full disks, closed doors."""
+"""Faults of a run directory: damage, loss, what killed processes left."""
 
 import json
-import os
 import pathlib
 import shutil
-import subprocess
 from collections.abc import Callable
 
 from tests.faults.lab import (
@@ -17,7 +15,6 @@ from tests.faults.lab import (
     append,
     change,
     cut,
-    disk,
     flip,
     largest,
 )
@@ -26,8 +23,7 @@ Harm = Callable[[pathlib.Path], object]
 
 _BACK = "goes on from the checkpoint before it, bit for bit"
 _GOES_ON = "goes on bit for bit"
-_SENTENCE = "says in a sentence what to do; done, goes on bit for bit"
-NOBODY = 65534
+SENTENCE = "says in a sentence what to do; done, goes on bit for bit"
 
 
 def _newest(fault: str, harm: Harm, quick: bool = False) -> Case:
@@ -69,7 +65,7 @@ def _mended(fault: str, harm: Harm, says: str, mend: Harm, quick: bool = False) 
         went_on = lab.goes_on(run)
         return Outcome(f"{refused.happened} Then {went_on.happened}", went_on.lost)
 
-    return Case(fault, _SENTENCE, work, quick)
+    return Case(fault, SENTENCE, work, quick)
 
 
 def _half_deleted(checkpoint: pathlib.Path) -> None:
@@ -132,47 +128,6 @@ def _foreign(lab: Lab) -> Outcome:
     return refused
 
 
-def _full(kilobytes: int, *says: str) -> Callable[[Lab], Outcome]:
-    def work(lab: Lab) -> Outcome:
-        run = lab.half_done()
-        with disk(run, kilobytes):
-            refused = lab.refused(lab.run(run), *says)
-            subprocess.run(["mount", "-o", "remount,size=100m", run], check=True)
-            went_on = lab.goes_on(run)
-        return Outcome(f"{refused.happened} Then {went_on.happened}", went_on.lost)
-
-    return work
-
-
-def _read_only(lab: Lab) -> Outcome:
-    run = lab.half_done()
-    subprocess.run(["mount", "--bind", str(run), str(run)], check=True)
-    try:
-        subprocess.run(["mount", "-o", "remount,ro,bind", str(run)], check=True)
-        refused = lab.refused(
-            lab.run(run), "cannot be written", "Read-only file system"
-        )
-    finally:
-        subprocess.run(["umount", str(run)], check=True)
-    went_on = lab.goes_on(run)
-    return Outcome(f"{refused.happened} Then {went_on.happened}", went_on.lost)
-
-
-def _other_owner(lab: Lab) -> Outcome:
-    """As a user who may read the directory but not write it."""
-    run = lab.half_done()
-    user = {"user": NOBODY, "group": NOBODY} if os.geteuid() == 0 else {}
-    if not user:
-        run.chmod(0o555)
-    refused = lab.refused(
-        lab.run(run, **user, env={"HOME": "/nonexistent", "MPLCONFIGDIR": "/tmp"}),
-        *("cannot be written", "Permission denied"),
-    )
-    run.chmod(0o755)
-    went_on = lab.goes_on(run)
-    return Outcome(f"{refused.happened} Then {went_on.happened}", went_on.lost)
-
-
 def _remove(name: str) -> Harm:
     return lambda run: (run / name).unlink()
 
@@ -220,7 +175,7 @@ CASES = [
     _newest("parameters deleted", lambda path: shutil.rmtree(path / "params")),
     _newest("emptied", lambda path: [shutil.rmtree(path), path.mkdir()]),
     _newest("deleted", shutil.rmtree),
-    Case("both checkpoints truncated", _SENTENCE, _all_damaged),
+    Case("both checkpoints truncated", SENTENCE, _all_damaged),
     Case("all checkpoints deleted", "begins anew, bit for bit", _none_left),
     _harmless(
         "the older checkpoint truncated",
@@ -285,16 +240,11 @@ CASES = [
         "arm.json is damaged",
         _remove(f"arms/{ARM}/arm.json"),
     ),
-    Case("the arm's result truncated", _SENTENCE, _damaged_result),
+    Case("the arm's result truncated", SENTENCE, _damaged_result),
     Case(
         "one bit of a finished arm's parameters flipped, then an export",
-        _SENTENCE,
+        SENTENCE,
         _damaged_after_the_end,
     ),
     Case("a directory with somebody's files", "is refused and left alone", _foreign),
-    Case("a disk that is full from the start", _SENTENCE, _full(900, "free")),
-    Case("a disk that fills at the first files", _SENTENCE, _full(1200)),
-    Case("a disk that fills while a checkpoint is written", _SENTENCE, _full(1600)),
-    Case("a read-only file system", _SENTENCE, _read_only),
-    Case("a directory of another user", _SENTENCE, _other_owner),
 ]

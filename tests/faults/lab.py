@@ -117,15 +117,16 @@ class Lab:
         run: pathlib.Path,
         *words: str,
         program: Sequence[str] = ("-m", "examples.finetune"),
+        before: Sequence[str] = (),
         **options: Any,
     ) -> subprocess.Popen[str]:
-        """Starts the command in a process group of its own."""
+        """Starts the command, behind other words, in a process group of its own."""
         if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
             # As a shell has it for what runs in its background; it would be inherited.
             signal.signal(signal.SIGINT, signal.default_int_handler)
         environment = {**os.environ, **self.cache, **options.pop("env", {})}
         return subprocess.Popen(
-            [sys.executable, *program, *self.words(run), *words],
+            [*before, sys.executable, *program, *self.words(run), *words],
             cwd=small.ROOT,
             env=environment,
             stdout=subprocess.PIPE,
@@ -260,18 +261,21 @@ def change(path: pathlib.Path, old: str, new: str) -> None:
 
 
 @contextlib.contextmanager
-def disk(path: pathlib.Path, kilobytes: int) -> Iterator[None]:
-    """A file system in memory of a certain size, with what is in a directory."""
-    content = [*path.iterdir()]
-    kept = path.parent / f"{path.name}-kept"
-    path.rename(kept)
+def disk(path: pathlib.Path, free_kilobytes: int) -> Iterator[None]:
+    """A file system in memory with what is in a directory, and little more room."""
+    kept = path.rename(path.with_name(f"{path.name}-kept"))
     path.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(path)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=100m", "tmpfs", str(path)]
     subprocess.run(mount, check=True, capture_output=True)
     try:
-        for entry in content:
-            place = shutil.copytree if (kept / entry.name).is_dir() else shutil.copy2
-            place(kept / entry.name, path / entry.name)
+        shutil.copytree(kept, path, dirs_exist_ok=True)
+        resize(path, shutil.disk_usage(path).used // 1024 + free_kilobytes)
         yield
     finally:
         subprocess.run(["umount", str(path)], check=True, capture_output=True)
+
+
+def resize(path: pathlib.Path, kilobytes: int) -> None:
+    """Gives a file system of `disk` another size."""
+    option = f"remount,size={kilobytes}k"
+    subprocess.run(["mount", "-o", option, str(path)], check=True, capture_output=True)

@@ -20,7 +20,8 @@ def _logged(lab: Lab, run: pathlib.Path) -> bool:
     return len(lab.rows(run)) >= 1
 
 
-def _saving(lab: Lab, run: pathlib.Path) -> bool:
+def saving(lab: Lab, run: pathlib.Path) -> bool:
+    """Whether a checkpoint is being written."""
     return any(lab.checkpoint(run).parent.glob("*orbax-checkpoint-tmp*"))
 
 
@@ -120,10 +121,9 @@ def _twice(lab: Lab) -> Outcome:
 
 
 _LIMITED = """
-import resource, sys
-from examples.finetune.__main__ import main
+import resource, runpy
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
-sys.exit(main(sys.argv[1:]))
+runpy.run_module("examples.finetune", run_name="__main__", alter_sys=True)
 """
 
 
@@ -163,7 +163,7 @@ CASES = [
     _case(
         "SIGTERM while a checkpoint is written",
         _STOPS.format(143),
-        *(_signaled, _saving, signal.SIGTERM),
+        *(_signaled, saving, signal.SIGTERM),
     ),
     _case(
         "SIGTERM while the model is loaded",
@@ -181,7 +181,7 @@ CASES = [
         lambda lab: _killed(lab, _logged),
         quick=True,
     ),
-    _case("SIGKILL while a checkpoint is written", _GOES_ON, _killed, _saving),
+    _case("SIGKILL while a checkpoint is written", _GOES_ON, _killed, saving),
     _case(
         "SIGKILL while the base model is measured", _GOES_ON, _killed, _measuring_base
     ),

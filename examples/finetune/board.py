@@ -1,0 +1,44 @@
+"""The logged steps for TensorBoard, where tensorboardX is installed."""
+
+import contextlib
+import importlib.util
+import pathlib
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+
+class Board:
+    """A directory of TensorBoard's. That it cannot be written harms nothing else."""
+
+    def __init__(self, path: pathlib.Path) -> None:
+        """Makes nothing until there is a step."""
+        self._path = path
+        self._writer: Any = None
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Adds the numbers of a logged step."""
+        if importlib.util.find_spec("tensorboardX") is None:
+            return
+        if self._writer is None:
+            from tensorboardX import SummaryWriter
+
+            threading.excepthook = _tell_but_of_files
+            # Steps after the checkpoint are done again; the first time is dropped.
+            self._writer = SummaryWriter(str(self._path), purge_step=row["step"])
+        for name, value in row.items():
+            if name not in ("arm", "step"):
+                self._writer.add_scalar(name, value, row["step"])
+
+    def close(self) -> None:
+        """Writes what is left."""
+        if self._writer is not None:
+            with contextlib.suppress(OSError):
+                self._writer.close()
+            self._writer = None
+
+
+def _tell_but_of_files(failed: threading.ExceptHookArgs) -> None:
+    # Its thread meets a full disk as the run itself does, which says so in a sentence.
+    if not isinstance(failed.exc_value, OSError):
+        threading.__excepthook__(failed)
