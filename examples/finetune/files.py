@@ -23,14 +23,16 @@ def replacing(path: pathlib.Path) -> Iterator[IO[bytes]]:
     Yields:
       A binary file; if the block raises, what stood at `path` stays.
     """
-    with tempfile.NamedTemporaryFile(
-        dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED, delete=False
-    ) as file:
+    unfinished = {"prefix": f".{path.name}.", "suffix": UNFINISHED, "delete": False}
+    # Also of what goes wrong when it is closed.
+    with (
+        _naming(path),
+        tempfile.NamedTemporaryFile(dir=path.parent, **unfinished) as file,
+    ):
         try:
-            with _naming(path):
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
             # Temporary files are private; the results need not be.
             pathlib.Path(file.name).chmod(0o644)
             pathlib.Path(file.name).replace(path)

@@ -150,9 +150,7 @@ CASES = [
         "one bit of the optimizer's state flipped",
         lambda path: flip(largest(path / "state"), 0.3, 6),
     ),
-    _newest(
-        "parameters truncated", lambda path: cut(largest(path / "params")), quick=True
-    ),
+    _newest("parameters truncated", lambda path: cut(largest(path / "params"))),
     _newest(
         "index of the parameters empty",
         lambda path: cut(path / "params" / "manifest.ocdbt", 0),

@@ -46,7 +46,8 @@ def _filled(moment: Moment) -> Callable[[Lab], Outcome]:
             lab.until(process, ready)
             used = shutil.disk_usage(run).used // 1024
             resize(run, used)
-            refused = lab.refused(lab.end(process), "No space left on device")
+            done = lab.end(process)
+            refused = lab.refused(done, "No space left on device", noisy=True)
             resize(run, 100_000)
             went_on = lab.goes_on(run, len(lab.rows(run)))
         return Outcome(f"{refused.happened} Then {went_on.happened}", went_on.lost)

@@ -129,7 +129,7 @@ runpy.run_module("examples.finetune", run_name="__main__", alter_sys=True)
 
 def _limited_file_size(lab: Lab) -> Outcome:
     run = lab.half_done()
-    refused = lab.refused(lab.run(run, program=("-c", _LIMITED)))
+    refused = lab.refused(lab.run(run, program=("-c", _LIMITED)), noisy=True)
     went_on = lab.goes_on(run)
     return Outcome(f"{refused.happened}; then {went_on.happened}", went_on.lost)
 
