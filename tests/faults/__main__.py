@@ -71,10 +71,11 @@ def table(rows: Mapping[str, Row]) -> str:
     lines = [
         "# What becomes of a fine-tuning run when things go wrong",
         "",
-        f"Written by `python -m tests.faults` in {minutes:.0f} minutes with jax "
-        f"{jax.__version__} on {platform.system()}, CPU. {passed} of {len(rows)} cases "
-        "came out as promised. A run has four steps unless another number is given; "
-        "bit for bit means the `params_sha256` of an unbroken run.",
+        f"Written by `python -m tests.faults` with jax {jax.__version__} on "
+        f"{platform.system()}, CPU. {passed} of {len(rows)} cases came out as promised; "
+        f"they took {minutes:.0f} minutes, in one run or several (`--only` does some "
+        "again and leaves the other rows). A fine-tuning run has four steps unless "
+        "another number is given; bit for bit means an unbroken run's `params_sha256`.",
         "",
         "| fault | promised | what happened | lost | passed |",
         "|---|---|---|---|---|",
