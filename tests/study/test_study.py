@@ -1,0 +1,125 @@
+"""A study of the smallest size: killed, started again, and its rows."""
+
+import os
+import pathlib
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from examples.finetune.command import INTERRUPTED
+from examples.study import __main__ as command
+from examples.study import plan, rows, study
+from examples.study.plan import Run
+from examples.study.training import Trainer
+
+RUNS = [
+    Run(plan.BASE, "adamw", 0.0, healed=False),
+    Run("problems", "mofo", 1e-3),
+    Run("problems", "wise", 2e-3, share=0.5),
+    Run("problems", "adamw", 2e-3),
+]
+
+
+@pytest.fixture
+def handler() -> Iterator[None]:
+    """Leaves the handling of SIGTERM as it was."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_a_killed_study_goes_on_where_it_was(
+    tmp_path: pathlib.Path,
+    tiny_model: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    handler: None,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.setattr(study, "plan", lambda tasks, sequence: RUNS)
+    trained: list[tuple[str, float]] = []
+    train, add = Trainer.train, rows.add
+
+    def counted(self: Trainer, optimizer: str, config: Any, peak: float, *rest: Any):
+        trained.append((optimizer, peak))
+        return train(self, optimizer, config, peak, *rest)
+
+    def add_and_kill(path: pathlib.Path, row: rows.Row) -> None:
+        add(path, row)
+        if row["key"]["method"] == "mofo":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Trainer, "train", counted)
+    monkeypatch.setattr(rows, "add", add_and_kill)
+    options = [
+        *("--model", str(tiny_model), "--budget", "smallest"),
+        *("--output", str(tmp_path / "results"), "--cache", str(tmp_path / "cache")),
+    ]
+    assert command.main(options) == INTERRUPTED
+    assert "the same command goes on" in capsys.readouterr().err
+    file = tmp_path / "results" / "smallest" / "rows.jsonl"
+    before = file.read_text().splitlines()
+    tasks = [row["key"]["task"] for row in rows.read(file)]
+    assert tasks == ["base", "base", "problems"]
+
+    monkeypatch.setattr(rows, "add", add)
+    assert command.main(options) == 0
+    # The model was healed once, and one run of AdamW gave two rows.
+    assert trained == [("adamw", 5e-5), ("mofo", 1e-3), ("adamw", 2e-3)]
+    assert file.read_text().splitlines()[:3] == before
+    found = rows.read(file)
+    assert [row["key"]["method"] for row in found[3:]] == ["wise", "adamw"]
+    assert (file.parent / "tables.md").exists()
+    _check_rows(found)
+
+    assert command.main(options) == 0
+    assert len(trained) == 3
+
+
+def _check_rows(found: list[rows.Row]) -> None:
+    start, mofo, half_way, whole = found[1], *found[2:]
+    for row in (mofo, half_way, whole):
+        measured = row["sets"]["problems"]
+        assert len(measured["losses"]) == len(start["sets"]["problems"]["losses"])
+        assert min(measured["divergences"]) > 0
+        assert set(row["choices"]["knowledge"]) <= {"0", "1"}
+    # Two steps of at most 0.002 over the schedule; interpolation halves the way.
+    assert half_way["distance"] == pytest.approx(whole["distance"] / 2, abs=2e-4)
+    assert 0 < mofo["distance"] < whole["distance"]
+    assert mofo["moved"] < 0.5 < whole["moved"]
+    nearer, farther = (
+        sum(row["sets"]["prose"]["divergences"]) for row in (half_way, whole)
+    )
+    assert 0 < nearer < farther
+
+
+def test_nothing_is_begun_that_would_not_end(
+    tmp_path: pathlib.Path,
+    tiny_model: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    handler: None,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.setattr(study, "plan", lambda tasks, sequence: RUNS)
+    monkeypatch.setattr(study, "_expected", lambda *_: 10.0)
+    monkeypatch.setattr(Trainer, "train", None)
+    (tmp_path / "smallest").mkdir()
+    rows.add(
+        tmp_path / "smallest" / "rows.jsonl", {"key": {"task": "base"}, "sets": {}}
+    )
+    monkeypatch.setattr("examples.study.report.write", lambda directory: None)
+    options = ["--model", str(tiny_model), "--budget", "smallest", "--hours", "0.001"]
+    assert command.main([*options, "--output", str(tmp_path)]) == 0
+    assert "The hours are over; 4 runs are missing" in capsys.readouterr().out
+
+
+def test_replay_mixes_earlier_rows_in():
+    from examples.study.sequence import replayed
+
+    now, before = [f"now {n}" for n in range(8)], [f"before {n}" for n in range(50)]
+    mixed: list[Any] = replayed(now, before, plan.REPLAYED)  # type: ignore[arg-type]
+    assert mixed[:8] == now and len(mixed) == 10
+    assert set(mixed[8:]) <= set(before)
+    assert replayed(now, [], plan.REPLAYED) == now  # type: ignore[arg-type]
+    assert replayed(now, before, 0.0) == now  # type: ignore[arg-type]
