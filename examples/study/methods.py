@@ -67,11 +67,11 @@ METHODS: dict[str, Method] = {
     "lora_mofo": Method("MoFO on LoRA 16", "mofo", (1e-3, 2e-3, 4e-3), {"lora": 16}),
     "lion": Method("Lion", "lion", (5e-6, 1e-5, 2e-5)),
     "mofo_lion": Method("MoFO on Lion", "mofo_lion", (1e-5, 2e-5, 4e-5)),
-    "natural": Method(
-        "natural gradient", "natural_gradient", (1e-7, 3e-7, 1e-6), {"damping": 1e-6}
-    ),
+    # The damping is about the Fisher information of a typical coordinate of the start,
+    # and makes a step about as large as Adam's.
+    "natural": Method("natural gradient", "natural_gradient", LOW, {"damping": 1e-5}),
     "mofo_fisher": Method(
-        "filter by gain for Fisher", "mofo_fisher", HIGH, {"damping": 1e-6}
+        "filter by gain for Fisher", "mofo_fisher", HIGH, {"damping": 1e-5}
     ),
 }
 # Shares of the way from the start to the end of AdamW's run.
