@@ -25,18 +25,21 @@ def main(arguments: list[str]) -> int:
 
     def work() -> None:
         given = options.parse(arguments)
-        signal.signal(signal.SIGTERM, _stop)
         # JAX and the rest only now, so that --help and mistakes answer at once.
         from examples.study import report, study
 
-        budget = study.budget_of(given)
-        if not given.report:
-            study.run(given, budget)
-        report.write(given.output / budget.name)
+        if given.report:
+            report.write_all(given.output)
+        else:
+            report.write(study.run(given).parent)
 
-    return exit_status(
-        work, "Stopped; the same command goes on with the run that was in progress."
-    )
+    before = signal.signal(signal.SIGTERM, _stop)
+    try:
+        return exit_status(
+            work, "Stopped; the same command goes on with the run that was in progress."
+        )
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

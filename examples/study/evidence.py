@@ -20,7 +20,6 @@ from examples.study.rows import Row
 
 DRAWS = 1000
 COVERED = 95  # percent of the draws that an interval holds
-TASKS = "task"  # as a set's name: the row's own task
 
 # The value on the items as they are, then on each draw of them.
 Values = np.ndarray

@@ -34,8 +34,8 @@ class Options:
     """Sizes of the runs; auto is gpu where there is one and cpu elsewhere. Each has
     results of its own."""
     output: pathlib.Path = RESULTS
-    """Directory of the results: for each budget a folder with rows.jsonl, tables.md
-    and pictures."""
+    """Directory of the results: for each budget, with files and without, a folder with
+    rows.jsonl, tables.md and pictures."""
     task: tuple[str, ...] = ()
     """Only runs of these tasks; without it all."""
     method: tuple[str, ...] = ()

@@ -21,9 +21,24 @@ def write(directory: pathlib.Path) -> None:
     found = rows.read(file)
     if not found:
         raise InputError(f"{file} has no rows yet")
-    evidence = Evidence(found)
+    evidence = Evidence(rows.comparable(found))
     text = tables.markdown(evidence)
     for name in pictures.draw(evidence, directory):
         text += f"\n![{pathlib.Path(name).stem}]({name})\n"
     write_text(directory / "tables.md", text)
-    print(f"{len(found)} rows; {directory / 'tables.md'}", flush=True)
+    used, unused = len(evidence.rows), len(found) - len(evidence.rows)
+    left_out = f", {unused} of other settings left out" if unused else ""
+    print(f"{used} rows{left_out}; {directory / 'tables.md'}", flush=True)
+
+
+def write_all(output: pathlib.Path) -> None:
+    """Does `write` for every results file below a directory.
+
+    Raises:
+      InputError: there is none.
+    """
+    files = sorted(output.glob(f"*/{rows.NAME}"))
+    if not files:
+        raise InputError(f"--output {output} has no results yet")
+    for file in files:
+        write(file.parent)

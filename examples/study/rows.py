@@ -11,9 +11,11 @@ Row = dict[str, Any]
 NAME = "rows.jsonl"
 
 
-def file_of(output: pathlib.Path, budget: str) -> pathlib.Path:
-    """Where a budget's rows are."""
-    return output / budget / NAME
+def file_of(
+    output: pathlib.Path, budget: str, data: pathlib.Path | None
+) -> pathlib.Path:
+    """Where rows are: those of another budget, or without files, lie elsewhere."""
+    return output / (budget if data else f"{budget}-generated") / NAME
 
 
 def read(path: pathlib.Path) -> list[Row]:
@@ -32,3 +34,12 @@ def add(path: pathlib.Path, row: Row) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     kept = {json.dumps(old["key"]): old for old in [*read(path), row]}
     write_json_lines(path, kept.values())
+
+
+def comparable(rows: list[Row]) -> list[Row]:
+    """The rows that were measured as the newest was: same sizes, model and texts."""
+    return [row for row in rows if _measured(row) == _measured(rows[-1])]
+
+
+def _measured(row: Row) -> list[Any]:
+    return [row["key"].get(name) for name in ("budget", "model", "texts")]

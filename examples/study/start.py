@@ -39,7 +39,7 @@ def healed(
     """
     budget = trainer.budget
     if not budget.healing_steps:
-        return trainer.quantised
+        return trainer.quantized
     directory = cache or pathlib.Path(platformdirs.user_cache_dir("mofo_jax"))
     file = directory / f"healed-{_digest(trainer, texts)}.npz"
     if not file.exists():
@@ -51,20 +51,20 @@ def healed(
             budget.healing_steps // WARMUP,
             seed=0,
         )
-        start = trainer.quantised
+        start = trainer.quantized
         given = "adamw", Config(), HEALING_RATE, start, course
         directory.mkdir(parents=True, exist_ok=True)
         flat = parameters.flat(trainer.train(*given).params)
         with replacing(file) as opened:
             np.savez(opened, allow_pickle=False, **_on_host(flat))
-    return _read(file, trainer.quantised)
+    return _read(file, trainer.quantized)
 
 
 def _digest(trainer: Trainer, texts: Texts) -> str:
     """Of what decides the healed weights, so that no other's are taken for them."""
     budget, neutral = trainer.budget, texts.neutral
     settings = {
-        "start": parameters.sha256(trainer.quantised),
+        "start": parameters.sha256(trainer.quantized),
         "rate": HEALING_RATE,
         "steps": budget.healing_steps,
         "warmup_steps": budget.healing_steps // WARMUP,

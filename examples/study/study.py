@@ -1,6 +1,7 @@
 """Does the runs that are missing, the most useful first, and keeps each at once."""
 
 import functools
+import pathlib
 import statistics
 import time
 from collections.abc import Iterable
@@ -46,7 +47,7 @@ class Study:
         self.options, self.budget = options, budget
         source = pretrained.open_model(options.model)
         self.texts = texts.read(options.data, source.tokenizer, budget)
-        self.file = rows.file_of(options.output, budget.name)
+        self.file = rows.file_of(options.output, budget.name, options.data)
         self._source = source
         self._references: dict[bool, Reference] = {}
         for name in options.task:
@@ -76,7 +77,7 @@ class Study:
 
     def start(self, healed: bool) -> Params:
         """A start's parameters, on the host."""
-        return self._healed if healed else self.trainer.quantised
+        return self._healed if healed else self.trainer.quantized
 
     def key(self, run: Run) -> dict[str, Any]:
         """All that decides a run's row."""
@@ -191,14 +192,17 @@ def about(trained: Trained, params: Params, before: Params) -> Measured:
     }
 
 
-def run(options: Options, budget: Budget) -> None:
+def run(options: Options) -> pathlib.Path:
     """Does missing runs until there are none, or the hours are over.
+
+    Returns:
+      The results file.
 
     Raises:
       InputError: something the user gave cannot work.
     """
     deadline = time.monotonic() + options.hours * 3600
-    study = Study(options, budget)
+    study = Study(options, budget_of(options))
     missing = study.missing()
     say(f"{len(missing)} runs are missing in {study.file}")
     while missing:
@@ -206,12 +210,13 @@ def run(options: Options, budget: Budget) -> None:
         expected = _expected(study, next_)
         if time.monotonic() + expected > deadline:
             say(f"The hours are over; {len(missing)} runs are missing")
-            return
+            break
         derived = [run for run in missing if run.trained == next_.trained]
         name = METHODS[next_.method].title
         say(f"{next_.task}, {name}, rate {next_.rate:g}, of {len(missing)} missing")
         study.do(next_.trained, derived)
         missing = [run for run in missing if run not in derived]
+    return study.file
 
 
 def _expected(study: Study, run: Run) -> float:

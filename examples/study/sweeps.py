@@ -1,7 +1,7 @@
 """What follows from a method's sweep of learning rates."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -156,11 +156,3 @@ def over_seeds(differences: Sequence[float]) -> tuple[float, tuple[float, float]
         0.95, len(differences) - 1, loc=mean, scale=error
     )
     return mean, (float(low), float(high))
-
-
-def by_key(rows: Sequence[Row], name: str) -> Mapping[str, list[Row]]:
-    """Rows grouped by one value of their keys."""
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(row["key"][name], []).append(row)
-    return groups

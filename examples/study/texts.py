@@ -74,7 +74,7 @@ class Texts:
 
 
 def read(data: pathlib.Path | None, tokenizer: Tokenizer, budget: Budget) -> Texts:
-    """Reads and tokenises everything.
+    """Reads and tokenizes everything.
 
     Args:
       data: the directory of files; None for what needs none.

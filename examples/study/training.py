@@ -13,9 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from examples.finetune import fisher, lora, optimizers, parameters, pretrained, sharding
+from examples.finetune import (
+    fisher,
+    lora,
+    optimizers,
+    parameters,
+    pretrained,
+    sharding,
+)
 from examples.finetune.config import Config
 from examples.finetune.data import Batch, Example, training_batches
+from examples.finetune.errors import InputError
 from examples.finetune.train import gradients
 from examples.study.budget import Budget
 
@@ -68,6 +76,12 @@ class Trainer:
     def __init__(self, source: pretrained.Source, budget: Budget) -> None:
         self.source, self.budget = source, budget
         self.mesh = sharding.make_mesh("")
+        devices = sharding.row_shards(self.mesh)
+        if budget.batch_size % devices:
+            raise InputError(
+                f"a step's {budget.batch_size} rows cannot be dealt out to {devices} "
+                "devices; show it fewer, such as by CUDA_VISIBLE_DEVICES=0"
+            )
         self._options: dict[str, Any] = {
             "dtype": budget.dtype,
             "scan_layers": True,
@@ -76,7 +90,7 @@ class Trainer:
         model = pretrained.build(source, **self._options)
         self.graph, params = parameters.split(model)
         self.places = parameters.shardings(params)
-        self.quantised = parameters.to_host(params)
+        self.quantized = parameters.to_host(params)
         self._spec = sharding.batch_sharding(self.mesh)
         self._steps: dict[tuple[str, Config], Callable[..., Any]] = {}
 

@@ -3,7 +3,6 @@
 import os
 import pathlib
 import signal
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,6 +12,7 @@ from examples.study import __main__ as command
 from examples.study import plan, rows, study
 from examples.study.plan import Run
 from examples.study.training import Trainer
+from tests.finetune import small
 
 RUNS = [
     Run(plan.BASE, "adamw", 0.0, healed=False),
@@ -22,19 +22,16 @@ RUNS = [
 ]
 
 
-@pytest.fixture
-def handler() -> Iterator[None]:
-    """Leaves the handling of SIGTERM as it was."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
+@pytest.fixture(scope="module")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A directory with the tiny model, in Hugging Face layout."""
+    return small.write_model(tmp_path_factory.mktemp("tiny"))
 
 
 def test_a_killed_study_goes_on_where_it_was(
     tmp_path: pathlib.Path,
     tiny_model: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
-    handler: None,
     capsys: pytest.CaptureFixture[str],
 ):
     monkeypatch.setattr(study, "plan", lambda tasks, sequence: RUNS)
@@ -56,9 +53,11 @@ def test_a_killed_study_goes_on_where_it_was(
         *("--model", str(tiny_model), "--budget", "smallest"),
         *("--output", str(tmp_path / "results"), "--cache", str(tmp_path / "cache")),
     ]
+    handler = signal.getsignal(signal.SIGTERM)
     assert command.main(options) == INTERRUPTED
+    assert signal.getsignal(signal.SIGTERM) == handler
     assert "the same command goes on" in capsys.readouterr().err
-    file = tmp_path / "results" / "smallest" / "rows.jsonl"
+    file = tmp_path / "results" / "smallest-generated" / "rows.jsonl"
     before = file.read_text().splitlines()
     tasks = [row["key"]["task"] for row in rows.read(file)]
     assert tasks == ["base", "base", "problems"]
@@ -98,7 +97,6 @@ def test_nothing_is_begun_that_would_not_end(
     tmp_path: pathlib.Path,
     tiny_model: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
-    handler: None,
     capsys: pytest.CaptureFixture[str],
 ):
     monkeypatch.setattr(study, "plan", lambda tasks, sequence: RUNS)

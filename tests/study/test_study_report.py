@@ -126,7 +126,7 @@ def test_command_makes_tables_and_pictures_from_rows_alone(tmp_path: pathlib.Pat
     directory.mkdir()
     rows = [*made_rows.rows(), made_rows.row("wise", 4e-4, 1.5, 0.001, share=0.5)]
     write_json_lines(directory / "rows.jsonl", rows)
-    options = ["--report", "--budget", "smallest", "--output", str(tmp_path)]
+    options = ["--report", "--output", str(tmp_path)]
     assert command.main(options) == 0
     drawn = ["fraction", "front_problems", "predictors", "summary"]
     files = {path.name for path in directory.iterdir()}
@@ -141,6 +141,19 @@ def test_command_makes_tables_and_pictures_from_rows_alone(tmp_path: pathlib.Pat
     assert {path.name: path.read_bytes() for path in directory.iterdir()} == before
 
 
+def test_rows_of_other_sizes_are_left_out(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+):
+    other = made_rows.row("half", 1e-4, 0.1, 0.1)
+    other["key"]["budget"]["steps"] += 1
+    write_json_lines(tmp_path / "rows.jsonl", [other, *made_rows.rows()])
+    report.write(tmp_path)
+    assert "6 rows, 1 of other settings left out" in capsys.readouterr().out
+    assert "half fine-tuning" not in (tmp_path / "tables.md").read_text()
+
+
 def test_a_report_needs_rows(tmp_path: pathlib.Path):
+    with pytest.raises(InputError, match=r"--output .* has no results yet"):
+        report.write_all(tmp_path)
     with pytest.raises(InputError, match=r"rows\.jsonl has no rows yet"):
         report.write(tmp_path)

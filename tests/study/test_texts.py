@@ -9,9 +9,16 @@ import pytest
 
 from examples.finetune.errors import InputError
 from examples.finetune.files import write_json_lines
-from examples.finetune.pretrained import Source
+from examples.finetune.pretrained import Source, open_model
 from examples.study import texts
 from examples.study.budget import BUDGETS
+from tests.finetune import small
+
+
+@pytest.fixture(scope="module")
+def tiny_source(tmp_path_factory: pytest.TempPathFactory) -> Source:
+    """The tiny model, opened."""
+    return open_model(str(small.write_model(tmp_path_factory.mktemp("tiny"))))
 
 
 def write_data(directory: pathlib.Path) -> None:
