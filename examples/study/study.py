@@ -206,9 +206,8 @@ def run(options: Options) -> pathlib.Path:
     missing = study.missing()
     say(f"{len(missing)} runs are missing in {study.file}")
     while missing:
-        next_ = missing[0]
-        expected = _expected(study, next_)
-        if time.monotonic() + expected > deadline:
+        next_ = next((r for r in missing if _ends_by(deadline, study, r)), None)
+        if next_ is None:
             say(f"The hours are over; {len(missing)} runs are missing")
             break
         derived = [run for run in missing if run.trained == next_.trained]
@@ -219,12 +218,13 @@ def run(options: Options) -> pathlib.Path:
     return study.file
 
 
-def _expected(study: Study, run: Run) -> float:
-    """Seconds that a run may take, as far as earlier rows tell."""
+def _ends_by(deadline: float, study: Study, run: Run) -> bool:
+    """Whether a run will end in time, as far as earlier rows tell."""
     known = [
         row["seconds"] / row["key"]["times"]
         for row in rows.read(study.file)
         if row["key"]["task"] not in (BASE, SEQUENCE) and row["key"]["share"] == 1
     ]
-    parts = len(study.texts.stages) + 2 if run.task == SEQUENCE else run.times
-    return parts * statistics.median(known) if known else 0.0
+    parts = len(STAGES) + 1 if run.task == SEQUENCE else run.times
+    expected = parts * statistics.median(known) if known else 0.0
+    return time.monotonic() + expected <= deadline

@@ -13,6 +13,7 @@ from examples.study import plan, rows, study
 from examples.study.plan import Run
 from examples.study.training import Trainer
 from tests.finetune import small
+from tests.study import made_rows
 
 RUNS = [
     Run(plan.BASE, "adamw", 0.0, healed=False),
@@ -99,17 +100,19 @@ def test_nothing_is_begun_that_would_not_end(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
-    monkeypatch.setattr(study, "plan", lambda tasks, sequence: RUNS)
-    monkeypatch.setattr(study, "_expected", lambda *_: 10.0)
-    monkeypatch.setattr(Trainer, "train", None)
-    (tmp_path / "smallest").mkdir()
-    rows.add(
-        tmp_path / "smallest" / "rows.jsonl", {"key": {"task": "base"}, "sets": {}}
-    )
-    monkeypatch.setattr("examples.study.report.write", lambda directory: None)
-    options = ["--model", str(tiny_model), "--budget", "smallest", "--hours", "0.001"]
+    # Earlier rows took a minute.
+    longer = Run("problems", "mofo", 1e-3, times=plan.LONGER)
+    runs = [longer, RUNS[1], Run(plan.SEQUENCE, "mofo", 1e-3)]
+    monkeypatch.setattr(study, "plan", lambda tasks, sequence: runs)
+    begun: list[Run] = []
+    monkeypatch.setattr(study.Study, "do", lambda self, run, derived: begun.append(run))
+    for row in made_rows.rows():
+        rows.add(tmp_path / "smallest-generated" / "rows.jsonl", row)
+    options = ["--model", str(tiny_model), "--budget", "smallest", "--hours", "0.05"]
     assert command.main([*options, "--output", str(tmp_path)]) == 0
-    assert "The hours are over; 4 runs are missing" in capsys.readouterr().out
+    # Three minutes are enough for one, but for none that is ten or four times as long.
+    assert begun == [RUNS[1]]
+    assert "The hours are over; 2 runs are missing" in capsys.readouterr().out
 
 
 def test_replay_mixes_earlier_rows_in():
