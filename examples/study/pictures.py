@@ -26,6 +26,8 @@ MARKERS = "osD^vPX*"
 KL = "KL from the start on general text (nats per token)"
 RISE = "rise of the loss on general text (nats per token)"
 LOSS = "task loss (left: learned more)"
+# Shares of what was learned, and rises in loss, that a picture shows well.
+SHOWN, SMALL = 0.3, 0.05
 
 
 def draw(evidence: Evidence, directory: pathlib.Path) -> list[str]:
@@ -78,9 +80,10 @@ def front(
         (right, RISE, against_each_other(evidence.increase(row) for row in rows)),
     ):
         _lines(axes, sweeps_, losses, values)
-        axes.set(xlabel=LOSS, ylabel=label)
+        axes.set(xlabel=LOSS, ylabel=label, xlim=_learned(evidence, rows))
         axes.grid(alpha=0.3)
     left.set_yscale("log")
+    right.set_yscale("symlog", linthresh=SMALL)
     right.axhline(0, color=BASE_COLOR, linewidth=0.8)
     kept = sweeps.front(
         [(x[0], y[0]) for x, y in zip(losses, divergences, strict=True)]
@@ -99,6 +102,13 @@ def front(
     figure.legend(handles, labels, loc="outside right upper", fontsize="small")
     figure.suptitle(f"{task}: learned against forgotten; bars are 95% intervals")
     _save(figure, path)
+
+
+def _learned(evidence: Evidence, rows: Sequence[Row]) -> tuple[float, float]:
+    """The losses between which most was learned; what learned less is in the tables."""
+    best = min(evidence.task_loss(row)[0] for row in rows)
+    fall = evidence.base_loss(rows[0])[0] - best
+    return best - SHOWN / 10 * fall, best + SHOWN * fall
 
 
 def _lines(
