@@ -7,7 +7,7 @@ from typing import Any
 from examples.finetune.config import Config
 
 # What several of them share.
-LOW, MIDDLE, HIGH = (5e-5, 1e-4, 2e-4), (1e-4, 2e-4, 4e-4), (2e-4, 4e-4, 8e-4)
+LOW, MIDDLE, HIGH = (2.5e-5, 5e-5, 1e-4), (5e-5, 1e-4, 2e-4), (1e-4, 2e-4, 4e-4)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ def _l2(strength: float, rates: tuple[float, ...]) -> Method:
 
 
 METHODS: dict[str, Method] = {
-    "adamw": Method("AdamW", "adamw", (*LOW, 4e-4)),
+    "adamw": Method("AdamW", "adamw", (1.25e-5, *LOW, 2e-4)),
     "mofo": _mofo(0.15, MIDDLE),
     "padam": Method("Padam 0.75", "padam", MIDDLE),
     "mofo_update": Method("filter by update", "mofo_update", MIDDLE),
@@ -58,11 +58,11 @@ METHODS: dict[str, Method] = {
     "mofo_adam_ratio": Method("filter by Adam's ratio", "mofo_adam_ratio", MIDDLE),
     "mofo_random": Method("filter by chance", "mofo_random", HIGH),
     "half": Method("half fine-tuning", "half", MIDDLE),
-    "l2": _l2(100.0, HIGH),
-    "l2_weak": _l2(30.0, MIDDLE),
-    "l2_strong": _l2(300.0, HIGH),
+    "l2": _l2(300.0, HIGH),
+    "l2_weak": _l2(100.0, MIDDLE),
+    "l2_strong": _l2(1000.0, HIGH),
     # An interpolation of AdamW's run at its highest rate with the start.
-    "wise": Method("WiSE-FT", "adamw", (4e-4,)),
+    "wise": Method("WiSE-FT", "adamw", (2e-4,)),
     "lora": Method("LoRA 16", "adamw", (5e-4, 1e-3, 2e-3), {"lora": 16}),
     "lora_mofo": Method("MoFO on LoRA 16", "mofo", (1e-3, 2e-3, 4e-3), {"lora": 16}),
     "lion": Method("Lion", "lion", (5e-6, 1e-5, 2e-5)),

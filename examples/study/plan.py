@@ -14,7 +14,7 @@ STAGES = ("gsm8k", "medicine", "programs")
 REPLAYED = 0.2  # share of a stage's rows that come from earlier tasks
 FIRST = ("adamw", "mofo", "padam", "mofo_update", "mofo_gain")
 # The seeds and the longer runs are for these, each at one rate.
-FINALISTS = {"adamw": 2e-4, "mofo": 2e-4, "padam": 2e-4}
+FINALISTS = {"adamw": 1e-4, "mofo": 1e-4, "padam": 1e-4}
 SEEDS = (1, 2)
 LONGER = 10
 # What of a method's options goes into a row's key.
@@ -137,4 +137,4 @@ def _sequences() -> Iterator[Run]:
         ("adamw", REPLAYED),
         ("mofo", REPLAYED),
     ):
-        yield Run(SEQUENCE, method, 2e-4, replay=replay)
+        yield Run(SEQUENCE, method, 1e-4, replay=replay)

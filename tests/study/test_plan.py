@@ -64,8 +64,9 @@ def test_a_key_holds_all_that_decides_a_row():
 
 
 def test_wise_is_adamws_run():
-    run = Run("gsm8k", "wise", 4e-4, share=0.25)
-    assert run.trained == Run("gsm8k", "adamw", 4e-4)
+    (rate,) = METHODS["wise"].rates
+    run = Run("gsm8k", "wise", rate, share=0.25)
+    assert run.trained == Run("gsm8k", "adamw", rate)
     assert run.trained in plan(TASKS, sequence=True)
 
 
