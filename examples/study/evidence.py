@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from examples.study.methods import METHODS
-from examples.study.plan import BASE, SEQUENCE
+from examples.study.plan import BASE, SEQUENCE, TEXTS
 from examples.study.rows import Row
 
 DRAWS = 1000
@@ -85,15 +85,6 @@ class Evidence:
         names = (row["key"]["task"] for row in self.rows)
         return [name for name in dict.fromkeys(names) if name not in (BASE, SEQUENCE)]
 
-    def texts(self) -> list[str]:
-        """The names of the texts that are to be retained."""
-        base = self.base() or {"sets": {}}
-        measured = next((r for r in self.rows if _is_run(r)), None)
-        if measured is None:
-            return []
-        names = [name for name in measured["sets"] if name != measured["key"]["task"]]
-        return [name for name in names if name in base["sets"]]
-
     def mean(self, row: Mapping[str, Any], name: str, kind: str) -> Values:
         """The mean per token of `losses` or `divergences` on a set."""
         sums = np.array(row["sets"][name][kind])
@@ -116,12 +107,12 @@ class Evidence:
 
     def divergence(self, row: Mapping[str, Any]) -> Values:
         """The forward KL from the start on general text: the mean over the texts."""
-        parts = [self.mean(row, name, "divergences") for name in self.texts()]
+        parts = [self.mean(row, name, "divergences") for name in TEXTS]
         return np.mean(parts, axis=0)
 
     def increase(self, row: Mapping[str, Any], healed: bool = True) -> Values:
         """By how much the loss on general text rose: the mean over the texts."""
-        parts = [self.rise(row, name, healed) for name in self.texts()]
+        parts = [self.rise(row, name, healed) for name in TEXTS]
         return np.mean(parts, axis=0)
 
     def rise(self, row: Mapping[str, Any], name: str, healed: bool = True) -> Values:
@@ -142,10 +133,6 @@ def diverged(row: Row) -> bool:
     """Whether a loss is no number any more; such a row is in no comparison."""
     parts = row.get("stages", [row])
     return any(None in found["losses"] for p in parts for found in p["sets"].values())
-
-
-def _is_run(row: Row) -> bool:
-    return row["key"]["task"] not in (BASE, SEQUENCE)
 
 
 def _place(row: Row) -> int:

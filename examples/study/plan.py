@@ -8,6 +8,7 @@ from examples.study.budget import Budget
 from examples.study.methods import METHODS, WISE_SHARES
 
 BASE = "base"  # as a task: a start, which is taught nothing
+TEXTS = ("prose", "code")  # what is to be retained, as general text
 # The stages of the continual runs, which are one run each under this task's name.
 SEQUENCE = "sequence"
 STAGES = ("gsm8k", "medicine", "programs")

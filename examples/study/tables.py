@@ -6,6 +6,7 @@ from examples.study import further, sweeps
 from examples.study.cells import Lines, missing, named, ranged, spanned, table
 from examples.study.evidence import Evidence, Values, diverged
 from examples.study.methods import METHODS
+from examples.study.plan import TEXTS
 from examples.study.rows import Row
 
 ALPHAS = {"mofo_0.05": 0.05, "mofo": 0.15, "mofo_0.4": 0.4, "adamw": 1.0}
@@ -22,7 +23,7 @@ def markdown(evidence: Evidence) -> str:
         "Brackets hold 95% intervals, from drawing the measured items anew; that of a "
         "difference or a ratio is paired, as all rows have the same items. Losses and "
         "KL are in nats per token. General text is the mean of "
-        f"{' and '.join(evidence.texts()) or 'texts'}.",
+        f"{' and '.join(TEXTS)}.",
         "",
     ]
     for heading, section in SECTIONS:
@@ -34,7 +35,7 @@ def everything(evidence: Evidence) -> Lines:
     """Every row."""
     heads = [
         *("method", "rate", "task loss", "fell by", "KL, prompts", "KL, general text"),
-        *(f"{name} loss rose by" for name in evidence.texts()),
+        *(f"{name} loss rose by" for name in TEXTS),
         *("questions lost, won (p)", "exact", "distance", "s a step"),
     ]
     lines: Lines = []
@@ -64,10 +65,7 @@ def _everything(evidence: Evidence, row: Row) -> list[str]:
         ranged(evidence.base_loss(row) - loss, ".4f"),
         ranged(evidence.prompt_divergence(row), ".4f"),
         ranged(evidence.divergence(row), ".4f"),
-        *(
-            ranged(evidence.rise(row, name, healed), "+z.4f")
-            for name in evidence.texts()
-        ),
+        *(ranged(evidence.rise(row, name, healed), "+z.4f") for name in TEXTS),
         f"{lost}, {won} ({sweeps.sign_test(lost, won):.2f})",
         f"{exact.count('1')}/{len(exact)}" if exact else "-",
         f"{row['distance']:.2f}",

@@ -17,6 +17,7 @@ from examples.finetune.evaluate import spread
 from examples.finetune.files import read_json_lines
 from examples.finetune.tokenizer import Tokenizer
 from examples.study.budget import Budget
+from examples.study.plan import TEXTS
 
 # The most tokens of a row, before the budget's factor: most rows of GSM8K and of
 # MetaMathQA are longer, but two cores are slow.
@@ -91,7 +92,7 @@ def read(data: pathlib.Path | None, tokenizer: Tokenizer, budget: Budget) -> Tex
     tasks = {"problems": reader.problems()}
     if data is None:
         stages: dict[str, Task] = {}
-        retained = {"prose": reader.manual(0), "code": reader.library(0)}
+        prose, code = reader.manual(0), reader.library(0)
     else:
         tasks = {
             "gsm8k": reader.split("gsm8k", "gsm8k_train.jsonl", "gsm8k_test.jsonl"),
@@ -104,10 +105,11 @@ def read(data: pathlib.Path | None, tokenizer: Tokenizer, budget: Budget) -> Tex
         neutral += spread(wiki[:half], len(neutral) // 2)
         solutions = reader.solutions()
         stages = {"programs": reader.task("code", solutions[1::2], solutions[::2])}
-        retained = {"prose": wiki[half:], "code": solutions[::2]}
+        prose, code = wiki[half:], solutions[::2]
         questions["piqa"] = reader.questions(reader.everyday()), 2
     retained = {
-        name: spread(found, budget.text_items) for name, found in retained.items()
+        name: spread(found, budget.text_items)
+        for name, found in zip(TEXTS, (prose, code), strict=True)
     }
     healing = reader.task("prose", neutral, neutral)
     return Texts(

@@ -11,9 +11,10 @@ from examples.finetune.command import INTERRUPTED
 from examples.study import __main__ as command
 from examples.study import plan, rows, study
 from examples.study.plan import Run
-from examples.study.training import Trainer
+from examples.study.training import Course, Trainer
 from tests.finetune import small
 from tests.study import made_rows
+from tests.study.made_data import write_data
 
 RUNS = [
     Run(plan.BASE, "adamw", 0.0, healed=False),
@@ -92,6 +93,40 @@ def _check_rows(found: list[rows.Row]) -> None:
         sum(row["sets"]["prose"]["divergences"]) for row in (half_way, whole)
     )
     assert 0 < nearer < farther
+
+
+def test_a_sequence_is_measured_after_each_stage(
+    tmp_path: pathlib.Path, tiny_model: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+):
+    data = tmp_path / "data"
+    data.mkdir()
+    write_data(data)
+    run = Run(plan.SEQUENCE, "adamw", 1e-2, replay=plan.REPLAYED)
+    monkeypatch.setattr(study, "plan", lambda tasks, sequence: [run] * sequence)
+    learned: list[Course] = []
+    train = Trainer.train
+
+    def seen(self: Trainer, *given: Any):
+        learned.append(given[4])
+        return train(self, *given)
+
+    monkeypatch.setattr(Trainer, "train", seen)
+    options = ["--model", str(tiny_model), "--budget", "smallest", "--data", str(data)]
+    output = ["--output", str(tmp_path), "--cache", str(tmp_path / "cache")]
+    assert command.main([*options, *output]) == 0
+    start, row = rows.read(tmp_path / "smallest" / "rows.jsonl")
+    assert set(plan.STAGES) <= set(start["sets"])
+    # After healing; the later stages have a fifth of their rows from before.
+    sizes = [len(course.examples) for course in learned[1:]]
+    assert sizes == [10, 10, 6]  # 8 and 5 of their own
+    stages = row["stages"]
+    assert len(stages) == len(plan.STAGES)
+    assert stages[0]["distance"] < stages[1]["distance"] < stages[2]["distance"]
+    for number, name in enumerate(plan.STAGES):
+        before = stages[number - 1] if number else start
+        fell = (sum(one["sets"][name]["losses"]) for one in (stages[number], before))
+        assert next(fell) < next(fell), name
+    assert "| AdamW with replay |" in (tmp_path / "smallest" / "tables.md").read_text()
 
 
 def test_nothing_is_begun_that_would_not_end(

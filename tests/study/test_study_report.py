@@ -11,7 +11,7 @@ from examples.finetune.files import write_json_lines
 from examples.study import __main__ as command
 from examples.study import report
 from examples.study.evidence import Evidence
-from examples.study.plan import SEQUENCE, STAGES
+from examples.study.plan import FINALISTS, SEQUENCE, STAGES
 from examples.study.rows import Row
 from examples.study.tables import SECTIONS, markdown
 from tests.study import made_rows
@@ -85,8 +85,9 @@ def test_what_sweeps_do_not_reach_stays_empty():
 def test_seeds_are_compared_with_the_same_seed():
     rows = [made_rows.base()]
     for seed, (own, other) in enumerate(((1.0, 1.1), (1.2, 1.5), (1.1, 1.3))):
-        rows.append(made_rows.row("adamw", 2e-4, own, 0.1, seed=seed))
-        rows.append(made_rows.row("mofo", 2e-4, other, 0.1, seed=seed))
+        for method, loss in (("adamw", own), ("mofo", other)):
+            rate = FINALISTS[method]
+            rows.append(made_rows.row(method, rate, loss, 0.1, seed=seed))
     text = section(markdown(Evidence(rows)), "Seeds")
     half = 4.302653 * np.std([0.1, 0.3, 0.2], ddof=1) / np.sqrt(3)
     found = cells(text, "problems | MoFO 0.15")
