@@ -247,10 +247,16 @@ def make(
     name: str, config: Config, peak: float, fisher: Any = None
 ) -> "optax.GradientTransformationExtraArgs":
     """The whole transformation of one arm: clipping, then the named optimizer."""
+    return assemble(name, config, schedule(config, peak), fisher)
+
+
+def assemble(
+    name: str, config: Config, rate: "optax.Schedule", fisher: Any = None
+) -> "optax.GradientTransformationExtraArgs":
+    """As `make`, with any learning rate by step, which may be traced."""
     import optax
 
-    inputs = Inputs(config, schedule(config, peak), fisher)
-    optimizer = OPTIMIZERS[name](inputs)
+    optimizer = OPTIMIZERS[name](Inputs(config, rate, fisher))
     if not config.clip_norm:
         return optax.chain(optimizer)
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)

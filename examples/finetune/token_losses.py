@@ -104,8 +104,8 @@ def _sums(
     base_logits_BxTxV = base.logits(base_hidden_BxTxD.astype(hidden_BxTxD.dtype))
     divergence_BxT = _forward_kl(base_logits_BxTxV, logits_BxTxV)
     return (
-        jnp.sum(losses_BxT * batch["loss_weights"]),
-        jnp.sum(divergence_BxT * batch["divergence_weights"]),
+        jnp.sum(losses_BxT * batch["loss_weights"], axis=1),
+        jnp.sum(divergence_BxT * batch["divergence_weights"], axis=1),
         hidden_BxTxD.astype(jnp.float32),
     )
 
@@ -138,6 +138,32 @@ def measure(
       token, None where the set has no token to compare at; the hidden states, a
       float32 array [B, T, D] a batch.
     """
+    losses, divergences, hidden = measure_rows(
+        graph, params, tokens, place, base_head, base_hidden
+    )
+    mean_loss = float(losses.sum()) / _total(tokens, "loss_weights")
+    compared_tokens = _total(tokens, "divergence_weights")
+    mean_kl = float(divergences.sum()) / compared_tokens if compared_tokens else None
+    return mean_loss, mean_kl, hidden
+
+
+def measure_rows(
+    graph: nnx.GraphDef,
+    params: Mapping[str, Any],
+    tokens: TokenSet,
+    place: Place,
+    base_head: Mapping[str, Any],
+    base_hidden: Hidden | None,
+) -> tuple[np.ndarray, np.ndarray, Hidden]:
+    """Measures one model on each row of one set.
+
+    Args:
+      graph: as for `measure`, like the other arguments.
+
+    Returns:
+      The losses and the forward KL, each summed over a row's tokens, float64 [rows],
+      rows of padding included; the hidden states.
+    """
     losses, divergences, hidden = [], [], []
     for number, batch in enumerate(tokens.batches):
         if base_hidden is None:
@@ -146,16 +172,13 @@ def measure(
         else:
             compared = base_hidden[number]
         placed = place({**batch, "base_hidden": compared})
-        loss, divergence, states = _sums(
+        loss_B, divergence_B, states = _sums(
             graph, params, base_head, placed.pop("base_hidden"), placed
         )
-        losses.append(float(loss))
-        divergences.append(float(divergence))
+        losses.append(fetch(loss_B).astype(np.float64))
+        divergences.append(fetch(divergence_B).astype(np.float64))
         hidden.append(fetch(states))
-    mean_loss = sum(losses) / _total(tokens, "loss_weights")
-    compared_tokens = _total(tokens, "divergence_weights")
-    mean_kl = sum(divergences) / compared_tokens if compared_tokens else None
-    return mean_loss, mean_kl, hidden
+    return np.concatenate(losses), np.concatenate(divergences), hidden
 
 
 def _total(tokens: TokenSet, weights: str) -> float:

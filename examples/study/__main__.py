@@ -1,0 +1,51 @@
+"""Find out which optimizer forgets least, at its best learning rate.
+
+python -m examples.study --data DIR --hours 8    does the runs that are missing
+python -m examples.study --report                makes tables and pictures anew
+python -m examples.study --help                  every option
+"""
+
+import signal
+import sys
+from types import FrameType
+
+from examples.finetune.command import exit_status
+from examples.study import options
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the command.
+
+    Args:
+      arguments: the words after the program's name.
+
+    Returns:
+      The exit status, as `command.exit_status` has it.
+    """
+
+    def work() -> None:
+        given = options.parse(arguments)
+        # JAX and the rest only now, so that --help and mistakes answer at once.
+        from examples.study import report, study
+
+        if given.report:
+            report.write_all(given.output)
+        else:
+            report.write(study.run(given).parent)
+
+    before = signal.signal(signal.SIGTERM, _stop)
+    try:
+        return exit_status(
+            work, "Stopped; the same command goes on with the run that was in progress."
+        )
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    del number, frame
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,143 @@
+"""The tables of what is not a short run of one seed: seeds, length, sequences."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from examples.study import sweeps
+from examples.study.cells import Lines, missing, named, ranged, spanned, table
+from examples.study.evidence import Evidence, Values, title
+from examples.study.methods import METHODS
+from examples.study.plan import FINALISTS, LONGER, SEQUENCE, STAGES
+from examples.study.rows import Row
+
+
+def healing(evidence: Evidence) -> Lines:
+    """The start before and after healing."""
+    before, after = evidence.base(False), evidence.base(True)
+    if before is None or after is None:
+        return missing("the model before healing")
+    body = []
+    for name in after["sets"]:
+        losses = [evidence.mean(row, name, "losses") for row in (before, after)]
+        body.append(
+            [
+                f"loss, {name}",
+                *(f"{loss[0]:.3f}" for loss in losses),
+                ranged(losses[1] - losses[0], "+z.3f"),
+            ]
+        )
+    for name in after["choices"]:
+        right = [row["choices"][name] for row in (before, after)]
+        shares = [f"{found.count('1') / len(found):.1%}" for found in right]
+        pairs = list(zip(*right, strict=True))
+        lost, won = pairs.count(("1", "0")), pairs.count(("0", "1"))
+        body.append([f"accuracy, {name}", *shares, f"{lost} lost, {won} won"])
+    return table(["", "4-bit", "healed", "change"], body)
+
+
+def unhealed(evidence: Evidence) -> Lines:
+    """What AdamW does to general text from either start."""
+    body = []
+    for task in evidence.tasks():
+        for row in evidence.runs(task, method="adamw", healed=False):
+            rate = row["key"]["rate"]
+            twins = evidence.runs(task, method="adamw", rate=rate)
+            rises = [ranged(evidence.increase(row, False), "+z.4f")]
+            rises += [ranged(evidence.increase(twin), "+z.4f") for twin in twins]
+            body.append([f"{task}, {rate:g}", *rises, *["-"] * (2 - len(rises))])
+    if not body:
+        return missing("AdamW from the model that was not healed", "--method adamw")
+    heads = ["task, rate", "loss rose, from 4-bit", "loss rose, from healed"]
+    return table(heads, body)
+
+
+def seeds(evidence: Evidence) -> Lines:
+    """The finalists at one rate over the seeds, each against AdamW of the same seed."""
+    body = []
+    for task in evidence.tasks():
+        own = {
+            row["key"]["seed"]: row
+            for row in evidence.runs(
+                task, seed=None, method="adamw", rate=FINALISTS["adamw"]
+            )
+        }
+        for name, rate in FINALISTS.items():
+            found = evidence.runs(task, seed=None, method=name, rate=rate)
+            pairs = [
+                (r, own[r["key"]["seed"]]) for r in found if r["key"]["seed"] in own
+            ]
+            if len(pairs) > 1:
+                body.append([task, *_seeds(evidence, name, pairs)])
+    if not body:
+        return missing("the finalists' seeds", f"--method {' '.join(FINALISTS)}")
+    heads = [
+        "task",
+        "method",
+        "seeds",
+        "task loss",
+        "less AdamW's",
+        "log KL less AdamW's",
+    ]
+    return table([*heads, "loss rise less AdamW's"], body)
+
+
+def _seeds(
+    evidence: Evidence, name: str, pairs: Sequence[tuple[Row, Row]]
+) -> Iterator[str]:
+    measures: tuple[Callable[[Row], Values], ...] = (
+        evidence.task_loss,
+        lambda row: np.log(evidence.divergence(row)),
+        evidence.increase,
+    )
+    yield METHODS[name].title
+    yield str(len(pairs))
+    yield f"{np.mean([evidence.task_loss(row)[0] for row, _ in pairs]):.4f}"
+    for measure in measures:
+        differences = [float(measure(a)[0] - measure(b)[0]) for a, b in pairs]
+        yield spanned(*sweeps.over_seeds(differences), "+z.4f")
+
+
+def longer(evidence: Evidence) -> Lines:
+    """The long runs beside short ones of the same rates."""
+    body = [
+        [
+            *(task, named(row), f"{row['key']['rate']:g}"),
+            f"{evidence.task_loss(row)[0]:.4f}",
+            ranged(evidence.divergence(row), ".4f"),
+            ranged(evidence.increase(row), "+z.4f"),
+            f"{row['distance']:.2f}",
+        ]
+        for task in evidence.tasks()
+        for row in evidence.runs(task, times=LONGER)
+    ]
+    if not body:
+        return missing("the longer runs", f"--method {' '.join(FINALISTS)}")
+    heads = ["task", "method", "rate", "task loss", "KL, general text", "loss rose by"]
+    return table([*heads, "distance"], body)
+
+
+def continual(evidence: Evidence) -> Lines:
+    """One task after another: overall performance and backward transfer."""
+    body = []
+    for row in evidence.runs(SEQUENCE):
+        last = row["stages"][-1]
+        ends = [evidence.mean(last, name, "losses") for name in STAGES]
+        own = [
+            evidence.mean(stage, name, "losses")
+            for stage, name in zip(row["stages"], STAGES, strict=True)
+        ]
+        back = np.mean([a - b for a, b in zip(own, ends, strict=True)][:-1], axis=0)
+        name = title(row) + (" with replay" if row["key"]["replay"] else "")
+        body.append(
+            [
+                *(name, *(f"{end[0]:.4f}" for end in ends)),
+                ranged(np.mean(ends, axis=0), ".4f"),
+                ranged(back, "+z.4f"),
+                ranged(evidence.divergence(last), ".4f"),
+            ]
+        )
+    if not body:
+        return missing("the continual sequence", f"--task {SEQUENCE}")
+    heads = ["method", *(f"{name} loss" for name in STAGES), "overall: mean loss"]
+    return table([*heads, "backward transfer", "KL, general text"], body)

@@ -1,0 +1,95 @@
+"""The models from which runs start: as the wheel has it, and healed.
+
+The default model was rounded to 4 bits. Any training heals a part of that injury, which
+would hide forgetting. A short pass over neutral text heals it first, once.
+"""
+
+import hashlib
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import platformdirs
+
+from examples.finetune import parameters
+from examples.finetune.config import Config
+from examples.finetune.files import replacing
+from examples.study.texts import Texts
+from examples.study.training import Course, Params, Trainer
+
+HEALING_RATE = 5e-5
+WARMUP = 20  # The rate rises over one step in so many.
+
+
+def healed(
+    trainer: Trainer,
+    texts: Texts,
+    cache: pathlib.Path | None,
+    say: Callable[[str], None],
+) -> Params:
+    """The healed model's parameters on the host, made once and kept in the cache.
+
+    Args:
+      trainer: has the model as it is.
+      texts: the neutral text.
+      cache: the directory; None for the user's.
+      say: is told what takes long.
+    """
+    budget = trainer.budget
+    if not budget.healing_steps:
+        return trainer.quantized
+    directory = cache or pathlib.Path(platformdirs.user_cache_dir("mofo_jax"))
+    file = directory / f"healed-{_digest(trainer, texts)}.npz"
+    if not file.exists():
+        say("Healing the model, once")
+        course = Course(
+            texts.neutral.training,
+            texts.neutral.length,
+            budget.healing_steps,
+            budget.healing_steps // WARMUP,
+            seed=0,
+        )
+        start = trainer.quantized
+        given = "adamw", Config(), HEALING_RATE, start, course
+        directory.mkdir(parents=True, exist_ok=True)
+        flat = parameters.flat(trainer.train(*given).params)
+        with replacing(file) as opened:
+            np.savez(opened, allow_pickle=False, **_on_host(flat))
+    return _read(file, trainer.quantized)
+
+
+def _digest(trainer: Trainer, texts: Texts) -> str:
+    """Of what decides the healed weights, so that no other's are taken for them."""
+    budget, neutral = trainer.budget, texts.neutral
+    settings = {
+        "start": parameters.sha256(trainer.quantized),
+        "rate": HEALING_RATE,
+        "steps": budget.healing_steps,
+        "warmup_steps": budget.healing_steps // WARMUP,
+        "batch_size": budget.batch_size,
+        "dtype": budget.dtype,
+        "length": neutral.length,
+        "texts": [example.ids for example in neutral.training],
+    }
+    return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
+
+
+def _on_host(flat: dict[str, Any]) -> dict[str, np.ndarray]:
+    return {path: np.asarray(leaf) for path, leaf in flat.items()}
+
+
+def _read(file: pathlib.Path, like: Params) -> Params:
+    with np.load(file) as arrays:
+        leaves = {path: arrays[path] for path in arrays.files}
+    return _filled(like, leaves, "")
+
+
+def _filled(tree: Params, leaves: dict[str, np.ndarray], path: str) -> Params:
+    if not isinstance(tree, dict):
+        return leaves[path]
+    return {
+        name: _filled(child, leaves, f"{path}/{name}".lstrip("/"))
+        for name, child in tree.items()
+    }

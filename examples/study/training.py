@@ -1,0 +1,203 @@
+"""Training, compiled once for each optimizer, whatever its rate and number of steps."""
+
+import dataclasses
+import functools
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from examples.finetune import (
+    fisher,
+    lora,
+    optimizers,
+    parameters,
+    pretrained,
+    sharding,
+)
+from examples.finetune.config import Config
+from examples.finetune.data import Batch, Example, training_batches
+from examples.finetune.errors import InputError
+from examples.finetune.train import gradients
+from examples.study.budget import Budget
+
+Params = Any
+
+
+class Trained(NamedTuple):
+    """What training leaves.
+
+    Attributes:
+      params: the parameters, on the devices.
+      loss: of the last batch, before the last step.
+      seconds_per_step: the median, without the step that may have compiled.
+      tokens: that were read.
+    """
+
+    params: Params
+    loss: float
+    seconds_per_step: float
+    tokens: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Course:
+    """What one training sees.
+
+    Attributes:
+      examples: to learn from.
+      length: tokens of a row.
+      steps: optimizer steps.
+      warmup_steps: of them, those in which the rate rises.
+      seed: of the shuffles.
+    """
+
+    examples: Sequence[Example]
+    length: int
+    steps: int
+    warmup_steps: int
+    seed: int
+
+
+class Trainer:
+    """Trains from a start that stays on the host.
+
+    Args:
+      source: the opened model.
+      budget: sizes and precision.
+    """
+
+    def __init__(self, source: pretrained.Source, budget: Budget) -> None:
+        self.source, self.budget = source, budget
+        self.mesh = sharding.make_mesh("")
+        devices = sharding.row_shards(self.mesh)
+        if budget.batch_size % devices:
+            raise InputError(
+                f"a step's {budget.batch_size} rows cannot be dealt out to {devices} "
+                "devices; show it fewer, such as by CUDA_VISIBLE_DEVICES=0"
+            )
+        self._options: dict[str, Any] = {
+            "dtype": budget.dtype,
+            "scan_layers": True,
+            "mesh": self.mesh,
+        }
+        model = pretrained.build(source, **self._options)
+        self.graph, params = parameters.split(model)
+        self.places = parameters.shardings(params)
+        self.quantized = parameters.to_host(params)
+        self._spec = sharding.batch_sharding(self.mesh)
+        self._steps: dict[tuple[str, Config], Callable[..., Any]] = {}
+
+    def place(self, batch: Batch) -> dict[str, jax.Array]:
+        """Puts a batch on the devices."""
+        return jax.device_put(batch, self._spec)
+
+    def begin(self, start: Params) -> Params:
+        """A start's parameters, on the devices."""
+        return parameters.place(start, self.places)
+
+    def fisher(self, start: Params) -> Params:
+        """A start's Fisher information, on the host."""
+        config = Config(fisher_sequences=self.budget.fisher_sequences)
+        given = self.begin(start), self.source.tokenizer, self.place
+        return parameters.to_host(fisher.of_base(config, self.graph, *given))
+
+    def train(
+        self,
+        optimizer: str,
+        config: Config,
+        peak: float,
+        start: Params,
+        course: Course,
+        information: Params | None = None,
+    ) -> Trained:
+        """Trains once.
+
+        Args:
+          optimizer: its name in `examples.finetune.optimizers`.
+          config: what it is made of; its schedule, rate and steps are not used.
+          peak: the learning rate at its highest.
+          start: the parameters, on the host.
+          course: the examples, and how long.
+          information: the Fisher information, where the optimizer needs it.
+        """
+        part = self._part(config)
+        params, frozen = part.begin(self.begin(start))
+        state = self._state(optimizer, config, params, information)
+        step = self._step(optimizer, config, part, params, state)
+        settings = dataclasses.replace(
+            config, steps=course.steps, warmup_steps=course.warmup_steps
+        )
+        rate = optimizers.schedule(settings, peak)
+        seconds, tokens, loss = [], 0, jnp.nan
+        for number, batch in enumerate(self._batches(course)):
+            began = time.perf_counter()
+            rates = np.asarray(rate(number), np.float32)
+            given = params, state, self.place(batch), rates, frozen
+            params, state, loss = step(*given)
+            loss = float(loss)
+            seconds.append(time.perf_counter() - began)
+            tokens += int(np.count_nonzero(batch["segments"]))
+        median = statistics.median(seconds[1:] or seconds)
+        return Trained(part.finish(params, frozen), float(loss), median, tokens)
+
+    def _part(self, config: Config) -> lora.Trained:
+        adapter = lora.adapter_of(config)
+        adapted = pretrained.structure(self.source, **self._options, adapter=adapter)
+        return lora.Trained(*adapted, adapter, config.seed, self.mesh)
+
+    def _batches(self, course: Course) -> "itertools.islice[Batch]":
+        endless = training_batches(
+            course.examples,
+            batch_size=self.budget.batch_size,
+            sequence_length=course.length,
+            seed=course.seed,
+            pack=False,
+        )
+        return itertools.islice(endless, course.steps)
+
+    def _state(
+        self, name: str, config: Config, params: Params, information: Params | None
+    ) -> optax.OptState:
+        # Laid out as the step gives it back: otherwise it would be compiled twice.
+        optimizer = optimizers.assemble(name, config, lambda _: 0.0, information)
+        state = optimizer.init(params)
+        return jax.device_put(state, sharding.param_shardings(state, self.mesh))
+
+    def _step(
+        self,
+        name: str,
+        config: Config,
+        part: lora.Trained,
+        params: Params,
+        state: optax.OptState,
+    ) -> Callable[..., tuple[Params, optax.OptState, jax.Array]]:
+        """The compiled step, in which the learning rate is a number like others."""
+        found = self._steps.get((name, config))
+        if found is not None:
+            return found
+
+        places = parameters.shardings(params), parameters.shardings(state), None
+
+        @functools.partial(jax.jit, donate_argnums=(0, 1), out_shardings=places)
+        def step(
+            params: Params,
+            state: optax.OptState,
+            batch: dict[str, jax.Array],
+            rate: jax.Array,
+            frozen: Params | None,
+        ) -> tuple[Params, optax.OptState, jax.Array]:
+            # Its Fisher information is in the state, which is all that a step reads.
+            optimizer = optimizers.assemble(name, config, lambda _: rate, params)
+            loss, grads = gradients(part.graph, params, batch, 1, frozen)
+            updates, state = optimizer.update(grads, state, params)
+            return optax.apply_updates(params, updates), state, loss
+
+        self._steps[name, config] = step
+        return step

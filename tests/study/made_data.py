@@ -1,0 +1,37 @@
+"""Files of the forms that the study reads, a few short rows each."""
+
+import gzip
+import json
+import pathlib
+from typing import Any
+
+from examples.finetune.files import write_json_lines
+
+
+def write_data(directory: pathlib.Path) -> None:
+    """Writes files of the forms that the study reads; each row is another."""
+    for name in ("gsm8k_train", "gsm8k_test"):
+        rows = [{"question": f"{name} {n}", "answer": f"{n}"} for n in range(10)]
+        write_json_lines(directory / f"{name}.jsonl", rows)
+    for name in ("metamathqa_val", "pmc_medical_val"):
+        chats: list[dict[str, Any]] = [
+            {
+                "messages": [
+                    {"role": "user", "content": f"{name} {n}"},
+                    {"role": "assistant", "content": f"so {n}"},
+                ]
+            }
+            for n in range(10)
+        ]
+        write_json_lines(directory / f"{name}.jsonl", chats)
+    asked = [{"goal": f"g{n}", "sol1": "x", "sol2": "y", "label": 1} for n in range(9)]
+    write_json_lines(directory / "piqa_valid.jsonl", asked)
+    words = " ".join(f"w{n}" for n in range(3000))
+    (directory / "wikitext2_test.txt").write_text(words)
+    with gzip.open(directory / "HumanEval.jsonl.gz", "wt") as file:
+        for n in range(10):
+            row = {
+                "prompt": f"def f{n}():\n",
+                "canonical_solution": f"    return {n}\n",
+            }
+            file.write(json.dumps(row) + "\n")
