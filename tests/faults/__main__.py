@@ -72,10 +72,11 @@ def table(rows: Mapping[str, Row]) -> str:
         "# What becomes of a fine-tuning run when things go wrong",
         "",
         f"Written by `python -m tests.faults` with jax {jax.__version__} on "
-        f"{platform.system()}, CPU. {passed} of {len(rows)} cases came out as promised; "
-        f"they took {minutes:.0f} minutes, in one run or several (`--only` does some "
-        "again and leaves the other rows). A fine-tuning run has four steps unless "
-        "another number is given; bit for bit means an unbroken run's `params_sha256`.",
+        f"{platform.system()}, CPU. {passed} of {len(rows)} cases came out as "
+        f"promised; they took {minutes:.0f} minutes, in one run or several (`--only` "
+        "does some again and leaves the other rows). A fine-tuning run has four steps "
+        "unless another number is given; bit for bit means an unbroken run's "
+        "`params_sha256`.",
         "",
         "| fault | promised | what happened | lost | passed |",
         "|---|---|---|---|---|",
