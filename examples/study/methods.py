@@ -45,8 +45,8 @@ def _l2(strength: float, rates: tuple[float, ...]) -> Method:
 
 METHODS: dict[str, Method] = {
     "adamw": Method("AdamW", "adamw", (1.25e-5, *LOW, 2e-4)),
-    "mofo": _mofo(0.15, MIDDLE),
-    "padam": Method("Padam 0.75", "padam", MIDDLE),
+    "mofo": _mofo(0.15, (2.5e-5, *MIDDLE)),
+    "padam": Method("Padam 0.75", "padam", (2.5e-5, *MIDDLE)),
     "mofo_update": Method("filter by update", "mofo_update", MIDDLE),
     "mofo_gain": Method("filter by gain", "mofo_gain", HIGH),
     "padam_1": Method("Padam 1", "padam", HIGH, {"exponent": 1.0}),

@@ -4,7 +4,9 @@ import pathlib
 from collections.abc import Iterable, Sequence
 
 import matplotlib.axes
+import matplotlib.axis
 import matplotlib.figure
+import matplotlib.ticker
 import numpy as np
 
 from examples.finetune.files import replacing
@@ -28,6 +30,7 @@ RISE = "rise of the loss on general text (nats per token)"
 LOSS = "task loss (left: learned more)"
 # Shares of what was learned, and rises in loss, that a picture shows well.
 SHOWN, SMALL = 0.3, 0.05
+RISES = (-0.2, -0.1, -0.05, -0.02, 0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 
 def draw(evidence: Evidence, directory: pathlib.Path) -> list[str]:
@@ -82,8 +85,14 @@ def front(
         _lines(axes, sweeps_, losses, values)
         axes.set(xlabel=LOSS, ylabel=label, xlim=_learned(evidence, rows))
         axes.grid(alpha=0.3)
+    # Kept, since far ticks would widen them.
+    low, high = right.get_ylim()
     left.set_yscale("log")
-    right.set_yscale("symlog", linthresh=SMALL)
+    _plain(left.yaxis)
+    right.set_yscale("asinh", linear_width=SMALL)
+    right.set_yticks(RISES, [f"{rise:g}" for rise in RISES])
+    right.yaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+    right.set_ylim(low, high)
     right.axhline(0, color=BASE_COLOR, linewidth=0.8)
     kept = sweeps.front(
         [(x[0], y[0]) for x, y in zip(losses, divergences, strict=True)]
@@ -156,6 +165,7 @@ def fraction(path: pathlib.Path, evidence: Evidence, task: str) -> None:
         right.errorbar(list(found), [one[0] for one in kl], yerr=_bars(kl), **style)
     left.set(ylabel="task loss")
     right.set(ylabel=KL, yscale="log")
+    _plain(right.yaxis)
     for axes in (left, right):
         axes.set(xlabel="fraction of coordinates that move (1: AdamW)", xscale="log")
         axes.set_xticks(list(ALPHAS.values()), [f"{a:g}" for a in ALPHAS.values()])
@@ -177,10 +187,18 @@ def predictors(path: pathlib.Path, evidence: Evidence, tasks: Sequence[str]) -> 
             label = f"{task}, Spearman {correlation:.2f}"
             axes.plot(x, y, MARKERS[number], color=COLORS[number], label=label)
         axes.set(xlabel=name, ylabel=RISE, xscale="log")
+        _plain(axes.xaxis)
         axes.grid(alpha=0.3)
         axes.axhline(0, color=BASE_COLOR, linewidth=0.8)
         axes.legend(fontsize="small")
     _save(figure, path)
+
+
+def _plain(axis: matplotlib.axis.Axis) -> None:
+    """Marks a logarithmic axis with few plain numbers."""
+    axis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+    axis.set_minor_formatter(matplotlib.ticker.NullFormatter())
 
 
 def _save(figure: matplotlib.figure.Figure, path: pathlib.Path) -> None:
