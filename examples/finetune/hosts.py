@@ -33,6 +33,9 @@ JOINING_SECONDS = 300
 # The status of a process that ends because another one has.
 LOST = 3
 
+# Several processes of an older one were seen to wait for each other for ever.
+OLDEST_JAX = (0, 10)
+
 _EVERYWHERE = "All processes raise this."
 
 Result = TypeVar("Result")
@@ -51,7 +54,7 @@ def joined(config: Config) -> Iterator[None]:
       config: how to join; checked by `checks.check_options`.
 
     Raises:
-      InputError: the others cannot be found.
+      InputError: the others cannot be found, or JAX is too old.
     """
     if not (config.distributed or config.coordinator):
         yield
@@ -69,6 +72,11 @@ def joined(config: Config) -> Iterator[None]:
 
 
 def _initialize(config: Config) -> None:
+    if jax.__version_info__ < OLDEST_JAX:
+        oldest = ".".join(map(str, OLDEST_JAX))
+        raise InputError(
+            f"Several processes need jax {oldest} or newer, this is {jax.__version__}"
+        )
     # The default of newer versions only.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     options: dict[str, Any] = {}

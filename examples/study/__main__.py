@@ -5,9 +5,7 @@ python -m examples.study --report                makes tables and pictures anew
 python -m examples.study --help                  every option
 """
 
-import signal
 import sys
-from types import FrameType
 
 from examples.finetune.command import exit_status
 from examples.study import options
@@ -33,18 +31,9 @@ def main(arguments: list[str]) -> int:
         else:
             report.write(study.run(given).parent)
 
-    before = signal.signal(signal.SIGTERM, _stop)
-    try:
-        return exit_status(
-            work, "Stopped; the same command goes on with the run that was in progress."
-        )
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    del number, frame
-    raise KeyboardInterrupt
+    return exit_status(
+        work, "the same command goes on with the run that was in progress."
+    )
 
 
 if __name__ == "__main__":

@@ -133,7 +133,9 @@ def test_a_step(
     assert float(metrics["moved_fraction"]) == pytest.approx(sum(moved) / size)
     expected = {"adamw": 0.8, "mofo": 0.1}[name]
     assert expected < sum(moved) / size <= expected + 0.2
-    check_the_guard_changes_nothing(built, transformation, batch, (new, new_state))
+    # The compilers of older versions fuse both in other ways, down to the last bits.
+    if jax.__version_info__ >= (0, 10):
+        check_the_guard_changes_nothing(built, transformation, batch, (new, new_state))
     # The second step finds everything where the first left it: nothing is compiled.
     with jax.log_compiles(), caplog.at_level("WARNING"):
         new, new_state, metrics = step(new, new_state, batch)

@@ -11,6 +11,10 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
+import pytest
+
+from examples.finetune import hosts
 from tests.finetune import small
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -121,6 +125,8 @@ def run(
       everywhere: what it is told in every process.
       own: options of one process alone.
     """
+    if count > 1 and jax.__version_info__ < hosts.OLDEST_JAX:
+        pytest.skip(f"several processes are refused with jax {jax.__version__}")
     common = [*options(place, name, mesh), *words]
     told = [
         {**(everywhere or {}), **(watch or {}).get(index, {})} for index in range(count)

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from examples.finetune.command import INTERRUPTED
 from examples.study import __main__ as command
 from examples.study import plan, rows, study
 from examples.study.plan import Run
@@ -56,7 +55,7 @@ def test_a_killed_study_goes_on_where_it_was(
         *("--output", str(tmp_path / "results"), "--cache", str(tmp_path / "cache")),
     ]
     handler = signal.getsignal(signal.SIGTERM)
-    assert command.main(options) == INTERRUPTED
+    assert command.main(options) == 128 + signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) == handler
     assert "the same command goes on" in capsys.readouterr().err
     file = tmp_path / "results" / "smallest-generated" / "rows.jsonl"
