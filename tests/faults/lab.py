@@ -78,12 +78,7 @@ class Lab:
         self.path = path
         self.model = path / "model"
         # Every process compiles the same; all but the first read it from here.
-        self.cache = {
-            "JAX_PLATFORMS": "cpu",
-            "JAX_COMPILATION_CACHE_DIR": str(path / "compiled"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        }
+        self.cache = small.compiled_in(str(path / "compiled"))
         self._names = (f"{name}-{number}" for number in itertools.count(1))
         self.template = path / "template"
         self.unbroken = path / "unbroken"

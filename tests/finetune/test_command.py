@@ -16,30 +16,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return small.write_model(tmp_path_factory.mktemp("model") / "tiny-llama")
 
 
-def test_goes_on_after_an_interruption_as_if_there_had_been_none(
+def test_a_whole_run_and_the_same_command_again(
     model: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    broken = [*small.options(model, tmp_path / "broken"), "--optimizer", "mofo"]
-    status, _, errors = small.run(*broken, interrupt=True)
-    assert status == 130, errors
-    assert "the same command goes on" in errors.splitlines()[-1]
-    assert "Traceback" not in errors
-    assert not (tmp_path / "broken/summary.json").exists()
-
-    status, _, errors = small.run(*broken)
-    assert status == 0, errors
     whole = [*small.options(model, tmp_path / "whole"), "--export"]
     whole += [str(tmp_path / "exported")]
     status, shown, errors = small.run(*whole)
     assert status == 0, errors
-    resumed, unbroken = (
-        json.loads((tmp_path / run / "summary.json").read_text())
-        for run in ("broken", "whole")
-    )
-    changing = {"seconds_per_step"}
-    for key in resumed["arms"]["mofo"].keys() - changing:
-        assert resumed["arms"]["mofo"][key] == unbroken["arms"]["mofo"][key], key
-    check_whole_run(tmp_path, shown, unbroken)
+    summary = json.loads((tmp_path / "whole/summary.json").read_text())
+    check_whole_run(tmp_path, shown, summary)
     check_finished_run(tmp_path, whole)
 
 

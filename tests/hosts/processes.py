@@ -93,14 +93,6 @@ def options(place: pathlib.Path, name: str, mesh: str) -> list[str]:
     ]
 
 
-def _cache(place: pathlib.Path) -> dict[str, str]:
-    """Lets processes share what they compile."""
-    return {
-        "JAX_COMPILATION_CACHE_DIR": str(place / "cache"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-
-
 def run(
     place: pathlib.Path,
     name: str,
@@ -142,7 +134,9 @@ def run(
             for index, named in enumerate(joining)
         ],
         watch=told,
-        environments=[_cache(place) | extra for extra in environments],
+        environments=[
+            small.compiled_in(str(place / "cache")) | extra for extra in environments
+        ],
     )
     return Run(place / name / "run", ended)
 
@@ -178,7 +172,6 @@ def _start(
                 cwd=ROOT,
                 env={
                     **os.environ,
-                    "JAX_PLATFORMS": "cpu",
                     "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"
                     f" {_FLAGS}",
                     **(environments[index] if environments else {}),
