@@ -79,6 +79,9 @@ def _initialize(config: Config) -> None:
         )
     # The default of newer versions only.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # On CPUs, programs that run at once may meet their collectives in another order on
+    # each process, and wait for each other for ever. Accelerators keep the order.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     options: dict[str, Any] = {}
     if config.coordinator:
         options = {

@@ -259,10 +259,8 @@ def test_meshes_move_the_same_coordinates() -> None:
         text=True,
         check=True,
     )
-    one, *others = json.loads(shown.stdout)
-    assert len(others) == 2
+    one, other = json.loads(shown.stdout)
     assert 0.14 < one["moved"] < 0.3
-    for other in others:
-        assert other["split"], "the mesh must split parameters"
-        assert other["coordinates"] == one["coordinates"], other["mesh"]
-        np.testing.assert_allclose(other["losses"], one["losses"], rtol=1e-6)
+    assert other["split"], "the mesh must split parameters"
+    assert other["coordinates"] == one["coordinates"]
+    np.testing.assert_allclose(other["losses"], one["losses"], rtol=1e-6)

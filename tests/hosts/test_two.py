@@ -20,10 +20,10 @@ def test_two_processes_do_what_one_does(place: pathlib.Path) -> None:
     def export(name: str) -> tuple[str, str]:
         return "--export", str(place / name / "exported")
 
-    alone = run(place, "alone", 1, 4, *export("alone"), mesh=MESH)
     # They are started as SLURM would.
     words = ("--distributed", *export("pair"))
     pair = run(place, "pair", 2, 2, *words, mesh=MESH)
+    alone = run(place, "alone", 1, 4, *export("alone"), mesh=MESH)
     check_results(alone, pair)
     check_rows(alone, pair)
     check_who_writes(pair)
