@@ -217,6 +217,24 @@ def accuracy(
       prepared: `batches` of them.
       place: puts a batch on the devices.
     """
+    return float(np.mean(right(graph, params, rows, prepared, place)))
+
+
+def right(
+    graph: nnx.GraphDef,
+    params: Mapping[str, Any],
+    rows: Sequence[Row],
+    prepared: Sequence[Batch],
+    place: Callable[[Batch], dict[str, jax.Array]],
+    count: int = CHOICES,
+) -> np.ndarray:
+    """Whether the likeliest choice of each row is its answer, bool [rows].
+
+    Args:
+      graph: as for `accuracy`, like the next four arguments.
+      count: only so many first choices compete; those behind may be empty, and would
+        always be likeliest.
+    """
     all_scores = [fetch(scores(graph, params, place(batch))) for batch in prepared]
-    chosen = np.concatenate(all_scores)[: len(rows)].argmax(axis=1)
-    return float(np.mean(chosen == [row.answer for row in rows]))
+    chosen = np.concatenate(all_scores)[: len(rows), :count].argmax(axis=1)
+    return chosen == np.array([row.answer for row in rows])

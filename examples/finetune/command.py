@@ -51,7 +51,7 @@ def exit_status(work: Callable[[], None], stopped: str) -> int:
         print(f"error: {error}".rstrip(".") + ".", file=sys.stderr)
         return BAD_INPUT
     except OSError as error:
-        print(f"error: {_place(error)}{error.strerror or error}.", file=sys.stderr)
+        print(f"error: {system_reason(error)}.", file=sys.stderr)
         return BAD_INPUT
     except Stopped as stop:
         print(f"\nStopped by {stop}; {stopped}", file=sys.stderr)
@@ -108,5 +108,7 @@ def _stop(number: int, frame: Any) -> None:
     raise Stopped(number)
 
 
-def _place(error: OSError) -> str:
-    return f"{error.filename}: " if error.filename else ""
+def system_reason(error: OSError) -> str:
+    """What the system says of an error, after the file's name where it has one."""
+    place = f"{error.filename}: " if error.filename else ""
+    return f"{place}{error.strerror or error}"

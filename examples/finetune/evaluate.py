@@ -229,9 +229,14 @@ def _answers(
 
 def exact_match(answers: Sequence[str], references: Sequence[str]) -> float:
     """The share of answers whose `final_answer` is the reference's."""
-    pairs = zip(answers, references, strict=True)
-    right = [final_answer(given) == final_answer(wanted) for given, wanted in pairs]
+    right = matches(answers, references)
     return sum(right) / len(right)
+
+
+def matches(answers: Sequence[str], references: Sequence[str]) -> list[bool]:
+    """Whether the `final_answer` of each answer is the reference's."""
+    pairs = zip(answers, references, strict=True)
+    return [final_answer(given) == final_answer(wanted) for given, wanted in pairs]
 
 
 def final_answer(text: str) -> str:

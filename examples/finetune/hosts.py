@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from examples.finetune.command import exit_status
+from examples.finetune.command import exit_status, system_reason
 from examples.finetune.config import Config
 from examples.finetune.errors import InputError
 
@@ -32,7 +32,6 @@ HEARTBEAT_SECONDS = 60
 JOINING_SECONDS = 300
 # The status of a process that ends because another one has.
 LOST = 3
-
 # Several processes of an older one were seen to wait for each other for ever.
 OLDEST_JAX = (0, 10)
 
@@ -232,8 +231,7 @@ def _attempt(work: Callable[[], Any]) -> tuple[Any, str | None]:
     except InputError as error:
         return None, str(error)
     except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        return None, f"{place}{error.strerror or error}"
+        return None, system_reason(error)
 
 
 def _raise(complaints: list[str | None]) -> None:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from examples.study.evidence import Values, interval, title
+from examples.study.evidence import Evidence, Values, interval, title
 from examples.study.rows import Row
 
 COMMAND = "python -m examples.study --data DIR"
@@ -36,6 +36,18 @@ def spanned(value: float, ends: tuple[float, float], form: str) -> str:
         return "-"
     low, high = (number(end, form) for end in ends)
     return f"{value:{form}} [{low}, {high}]"
+
+
+OUTCOME = ("task loss", "KL, general text", "loss rose by")
+
+
+def outcome(evidence: Evidence, row: Row) -> list[str]:
+    """What a run learned and forgot, under the heads `OUTCOME`."""
+    return [
+        f"{evidence.task_loss(row)[0]:.4f}",
+        ranged(evidence.divergence(row), ".4f"),
+        ranged(evidence.increase(row), "+z.4f"),
+    ]
 
 
 def missing(what: str, options: str = "") -> Lines:

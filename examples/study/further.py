@@ -5,7 +5,16 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from examples.study import sweeps
-from examples.study.cells import Lines, missing, named, ranged, spanned, table
+from examples.study.cells import (
+    OUTCOME,
+    Lines,
+    missing,
+    named,
+    outcome,
+    ranged,
+    spanned,
+    table,
+)
 from examples.study.evidence import Evidence, Values, title
 from examples.study.methods import METHODS
 from examples.study.plan import FINALISTS, LONGER, SEQUENCE, STAGES
@@ -103,9 +112,7 @@ def longer(evidence: Evidence) -> Lines:
     body = [
         [
             *(task, named(row), f"{row['key']['rate']:g}"),
-            f"{evidence.task_loss(row)[0]:.4f}",
-            ranged(evidence.divergence(row), ".4f"),
-            ranged(evidence.increase(row), "+z.4f"),
+            *outcome(evidence, row),
             f"{row['distance']:.2f}",
         ]
         for task in evidence.tasks()
@@ -113,8 +120,7 @@ def longer(evidence: Evidence) -> Lines:
     ]
     if not body:
         return missing("the longer runs", f"--method {' '.join(FINALISTS)}")
-    heads = ["task", "method", "rate", "task loss", "KL, general text", "loss rose by"]
-    return table([*heads, "distance"], body)
+    return table(["task", "method", "rate", *OUTCOME, "distance"], body)
 
 
 def continual(evidence: Evidence) -> Lines:

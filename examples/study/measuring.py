@@ -140,17 +140,8 @@ class Scales:
 
     def _choices(self, params: Params, name: str) -> str:
         rows, count, batches = self._questions[name]
-        graph, place = self._trainer.graph, self._trainer.place
-        scores = np.concatenate(
-            [
-                np.asarray(choices.scores(graph, params, place(batch)))
-                for batch in batches
-            ]
-        )
-        # The choices behind `count` are empty and would always be likeliest.
-        chosen = scores[: len(rows), :count].argmax(axis=1)
-        pairs = zip(chosen, rows, strict=True)
-        return "".join(str(int(one == row.answer)) for one, row in pairs)
+        given = self._trainer.graph, params, rows, batches, self._trainer.place
+        return _marks(choices.right(*given, count))
 
     def _exact(self, params: Params, items: list[Example]) -> str:
         written = generate.answers(
@@ -162,16 +153,13 @@ class Scales:
             max_new_tokens=self._trainer.budget.new_tokens,
             stop_ids=self._tokenizer.stop_ids,
         )
-        pairs = zip(written, items, strict=True)
-        return "".join(
-            str(
-                int(
-                    evaluate.final_answer(self._tokenizer.decode(ids))
-                    == evaluate.final_answer(item.completion)
-                )
-            )
-            for ids, item in pairs
-        )
+        answers = [self._tokenizer.decode(ids) for ids in written]
+        return _marks(evaluate.matches(answers, [item.completion for item in items]))
+
+
+def _marks(right: Iterable[bool]) -> str:
+    """A 1 for each item that is right, a 0 for each other."""
+    return "".join(str(int(one)) for one in right)
 
 
 def _short(value: float) -> float:

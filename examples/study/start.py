@@ -8,14 +8,15 @@ import hashlib
 import json
 import pathlib
 from collections.abc import Callable
-from typing import Any
 
+import jax
 import numpy as np
 import platformdirs
 
 from examples.finetune import parameters
 from examples.finetune.config import Config
 from examples.finetune.files import replacing
+from examples.finetune.sharding import parameter_path
 from examples.study.texts import Texts
 from examples.study.training import Course, Params, Trainer
 
@@ -54,9 +55,9 @@ def healed(
         start = trainer.quantized
         given = "adamw", Config(), HEALING_RATE, start, course
         directory.mkdir(parents=True, exist_ok=True)
-        flat = parameters.flat(trainer.train(*given).params)
+        made = parameters.to_host(trainer.train(*given).params)
         with replacing(file) as opened:
-            np.savez(opened, allow_pickle=False, **_on_host(flat))
+            np.savez(opened, allow_pickle=False, **parameters.flat(made))
     return _read(file, trainer.quantized)
 
 
@@ -76,20 +77,8 @@ def _digest(trainer: Trainer, texts: Texts) -> str:
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
 
 
-def _on_host(flat: dict[str, Any]) -> dict[str, np.ndarray]:
-    return {path: np.asarray(leaf) for path, leaf in flat.items()}
-
-
 def _read(file: pathlib.Path, like: Params) -> Params:
     with np.load(file) as arrays:
-        leaves = {path: arrays[path] for path in arrays.files}
-    return _filled(like, leaves, "")
-
-
-def _filled(tree: Params, leaves: dict[str, np.ndarray], path: str) -> Params:
-    if not isinstance(tree, dict):
-        return leaves[path]
-    return {
-        name: _filled(child, leaves, f"{path}/{name}".lstrip("/"))
-        for name, child in tree.items()
-    }
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: arrays[parameter_path(path)], like
+        )

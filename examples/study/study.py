@@ -206,7 +206,8 @@ def run(options: Options) -> pathlib.Path:
     missing = study.missing()
     say(f"{len(missing)} runs are missing in {study.file}")
     while missing:
-        next_ = next((r for r in missing if _ends_by(deadline, study, r)), None)
+        left, one = deadline - time.monotonic(), _seconds_of_a_run(study)
+        next_ = next((r for r in missing if _parts(r) * one <= left), None)
         if next_ is None:
             say(f"The hours are over; {len(missing)} runs are missing")
             break
@@ -218,13 +219,16 @@ def run(options: Options) -> pathlib.Path:
     return study.file
 
 
-def _ends_by(deadline: float, study: Study, run: Run) -> bool:
-    """Whether a run will end in time, as far as earlier rows tell."""
+def _seconds_of_a_run(study: Study) -> float:
+    """What a short run takes, as far as earlier rows tell."""
     known = [
         row["seconds"] / row["key"]["times"]
         for row in rows.read(study.file)
         if row["key"]["task"] not in (BASE, SEQUENCE) and row["key"]["share"] == 1
     ]
-    parts = len(STAGES) + 1 if run.task == SEQUENCE else run.times
-    expected = parts * statistics.median(known) if known else 0.0
-    return time.monotonic() + expected <= deadline
+    return statistics.median(known) if known else 0.0
+
+
+def _parts(run: Run) -> int:
+    """How many short runs a run takes as long as."""
+    return len(STAGES) + 1 if run.task == SEQUENCE else run.times

@@ -3,7 +3,16 @@
 from collections.abc import Callable, Sequence
 
 from examples.study import further, sweeps
-from examples.study.cells import Lines, missing, named, ranged, spanned, table
+from examples.study.cells import (
+    OUTCOME,
+    Lines,
+    missing,
+    named,
+    outcome,
+    ranged,
+    spanned,
+    table,
+)
 from examples.study.evidence import Evidence, Values, diverged
 from examples.study.methods import METHODS
 from examples.study.plan import TEXTS
@@ -78,22 +87,16 @@ def fronts(evidence: Evidence) -> Lines:
     body = []
     for task in evidence.tasks():
         found = evidence.runs(task)
-        losses = [evidence.task_loss(row) for row in found]
-        logs = [evidence.divergence(row) for row in found]
-        points = [(x[0], y[0]) for x, y in zip(losses, logs, strict=True)]
+        points = [
+            (evidence.task_loss(row)[0], evidence.divergence(row)[0]) for row in found
+        ]
         body += [
-            [
-                *(task, named(found[place]), f"{found[place]['key']['rate']:g}"),
-                f"{points[place][0]:.4f}",
-                ranged(logs[place], ".4f"),
-                ranged(evidence.increase(found[place]), "+z.4f"),
-            ]
-            for place in sweeps.front(points)
+            [task, named(row), f"{row['key']['rate']:g}", *outcome(evidence, row)]
+            for row in (found[place] for place in sweeps.front(points))
         ]
     if not body:
         return missing("every run")
-    heads = ["task", "method", "rate", "task loss", "KL, general text", "loss rose by"]
-    return table(heads, body)
+    return table(["task", "method", "rate", *OUTCOME], body)
 
 
 def at_equal_loss(evidence: Evidence) -> Lines:
@@ -140,9 +143,7 @@ def fractions(evidence: Evidence) -> Lines:
     body = [
         [
             *(task, f"{row['key']['rate']:g}", f"{fraction:g}"),
-            f"{evidence.task_loss(row)[0]:.4f}",
-            ranged(evidence.divergence(row), ".4f"),
-            ranged(evidence.increase(row), "+z.4f"),
+            *outcome(evidence, row),
             f"{row['distance']:.2f}",
         ]
         for task in evidence.tasks()
@@ -151,8 +152,7 @@ def fractions(evidence: Evidence) -> Lines:
     ]
     if not body:
         return missing("MoFO's fractions", f"--method {' '.join(ALPHAS)}")
-    heads = ["task", "rate", "fraction", "task loss", "KL, general text"]
-    return table([*heads, "loss rose by", "distance"], body)
+    return table(["task", "rate", "fraction", *OUTCOME, "distance"], body)
 
 
 def by_fraction(evidence: Evidence, task: str) -> dict[float, dict[float, Row]]:

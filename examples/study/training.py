@@ -3,13 +3,13 @@
 import dataclasses
 import functools
 import itertools
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -22,7 +22,12 @@ from examples.finetune import (
     sharding,
 )
 from examples.finetune.config import Config
-from examples.finetune.data import Batch, Example, training_batches
+from examples.finetune.data import (
+    Batch,
+    Example,
+    token_count,
+    training_batches,
+)
 from examples.finetune.errors import InputError
 from examples.finetune.train import gradients
 from examples.study.budget import Budget
@@ -96,7 +101,7 @@ class Trainer:
 
     def place(self, batch: Batch) -> dict[str, jax.Array]:
         """Puts a batch on the devices."""
-        return jax.device_put(batch, self._spec)
+        return sharding.place_batch(batch, self._spec)
 
     def begin(self, start: Params) -> Params:
         """A start's parameters, on the devices."""
@@ -135,17 +140,17 @@ class Trainer:
             config, steps=course.steps, warmup_steps=course.warmup_steps
         )
         rate = optimizers.schedule(settings, peak)
-        seconds, tokens, loss = [], 0, jnp.nan
+        seconds, tokens, loss = [], 0, math.nan
         for number, batch in enumerate(self._batches(course)):
             began = time.perf_counter()
             rates = np.asarray(rate(number), np.float32)
             given = params, state, self.place(batch), rates, frozen
             params, state, loss = step(*given)
-            loss = float(loss)
+            loss = float(loss)  # Waits for the step.
             seconds.append(time.perf_counter() - began)
-            tokens += int(np.count_nonzero(batch["segments"]))
+            tokens += token_count(batch)
         median = statistics.median(seconds[1:] or seconds)
-        return Trained(part.finish(params, frozen), float(loss), median, tokens)
+        return Trained(part.finish(params, frozen), loss, median, tokens)
 
     def _part(self, config: Config) -> lora.Trained:
         adapter = lora.adapter_of(config)
