@@ -15,7 +15,9 @@ STAGES = ("gsm8k", "medicine", "programs")
 REPLAYED = 0.2  # share of a stage's rows that come from earlier tasks
 FIRST = ("adamw", "mofo", "padam", "mofo_update", "mofo_gain")
 # The seeds and the longer runs are for these, each at one rate.
-FINALISTS = {"adamw": 1e-4, "mofo": 1e-4, "padam": 1e-4}
+FINALISTS = {"adamw": 1e-4, "mofo": 1e-4, "l2_strong": 2e-4, "padam": 1e-4}
+# Those whose first row raised a question that a sweep answers.
+QUESTIONS = ("l2_strong", "l2", "mofo_random")
 SEEDS = (1, 2)
 LONGER = 10
 # What of a method's options goes into a row's key.
@@ -89,8 +91,10 @@ def plan(tasks: Iterable[str], *, sequence: bool) -> list[Run]:
         _seeds(main),
         _sequences() if sequence else (),
         _wise(main, (0.25, 0.75)),
+        _sweeps(main, QUESTIONS),
+        _longer(main, 1.0),
         _sweeps(main, METHODS),
-        _longer(main),
+        _longer(main, 0.5),
         [Run(main, "adamw", rate, healed=False) for rate in METHODS["adamw"].rates],
         *(_sweeps(task, FIRST) for task in known[1:]),
         *(_sweeps(task, METHODS) for task in known[1:]),
@@ -124,10 +128,9 @@ def _seeds(task: str) -> Iterator[Run]:
         yield from (Run(task, name, rate, seed) for name, rate in FINALISTS.items())
 
 
-def _longer(task: str) -> Iterator[Run]:
-    for factor in (1.0, 0.5):
-        for name, rate in FINALISTS.items():
-            yield Run(task, name, rate * factor, times=LONGER)
+def _longer(task: str, factor: float) -> Iterator[Run]:
+    for name, rate in FINALISTS.items():
+        yield Run(task, name, rate * factor, times=LONGER)
 
 
 def _sequences() -> Iterator[Run]:
