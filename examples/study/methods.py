@@ -60,7 +60,7 @@ METHODS: dict[str, Method] = {
     "half": Method("half fine-tuning", "half", MIDDLE),
     "l2": _l2(300.0, HIGH),
     "l2_weak": _l2(100.0, MIDDLE),
-    "l2_strong": _l2(1000.0, HIGH),
+    "l2_strong": _l2(1000.0, (2.5e-5, 5e-5, *HIGH)),
     # An interpolation of AdamW's run at its highest rate with the start.
     "wise": Method("WiSE-FT", "adamw", (2e-4,)),
     "lora": Method("LoRA 16", "adamw", (5e-4, 1e-3, 2e-3), {"lora": 16}),

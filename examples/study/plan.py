@@ -1,7 +1,7 @@
 """Every run of the study, in the order in which they are most useful."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from examples.study.budget import Budget
@@ -14,12 +14,19 @@ SEQUENCE = "sequence"
 STAGES = ("gsm8k", "medicine", "programs")
 REPLAYED = 0.2  # share of a stage's rows that come from earlier tasks
 FIRST = ("adamw", "mofo", "padam", "mofo_update", "mofo_gain")
-# The seeds and the longer runs are for these, each at one rate.
+# The seeds and a longer run are for these, each at one rate.
 FINALISTS = {"adamw": 1e-4, "mofo": 1e-4, "l2_strong": 2e-4, "padam": 1e-4}
 # Those whose first row raised a question that a sweep answers.
 QUESTIONS = ("l2_strong", "l2", "mofo_random")
 SEEDS = (1, 2)
 LONGER = 10
+# What the finalists' longer runs leave open: AdamW's front, and a pull that lets more
+# be learned.
+MORE_LONGER = {"adamw": 5e-5, "l2": 2e-4, "mofo": 5e-5}
+# The tasks beside the main one, those least like it first, and the methods that go
+# first on them.
+OTHERS = ("medicine", "problems", "metamath")
+RIVALS = ("adamw", "mofo", "l2_strong")
 # What of a method's options goes into a row's key.
 DECISIVE = (
     *("update_fraction", "exponent", "strength", "damping", "lora", "rest", "b1", "b2"),
@@ -81,8 +88,8 @@ def plan(tasks: Iterable[str], *, sequence: bool) -> list[Run]:
       Different runs: first the fronts of the main task, then a rate or more of every
       method, then everything else.
     """
-    known = tuple(tasks)
-    main = known[0]
+    main, *rest = tasks
+    others = [task for task in OTHERS if task in rest]
     parts = (
         _sweeps(main, FIRST),
         [Run(BASE, "adamw", 0.0, healed=False)],  # To tell what healing changed.
@@ -92,14 +99,15 @@ def plan(tasks: Iterable[str], *, sequence: bool) -> list[Run]:
         _sequences() if sequence else (),
         _wise(main, (0.25, 0.75)),
         _sweeps(main, QUESTIONS),
-        _longer(main, 1.0),
+        _longer(main, FINALISTS),
         _sweeps(main, METHODS),
-        _longer(main, 0.5),
+        _longer(main, MORE_LONGER),
+        *(_sweeps(task, RIVALS) for task in others),
         [Run(main, "adamw", rate, healed=False) for rate in METHODS["adamw"].rates],
-        *(_sweeps(task, FIRST) for task in known[1:]),
-        *(_sweeps(task, METHODS) for task in known[1:]),
-        *(_wise(task, WISE_SHARES) for task in known[1:]),
-        *(_seeds(task) for task in known[1:]),
+        *(_sweeps(task, FIRST) for task in others),
+        *(_sweeps(task, METHODS) for task in others),
+        *(_wise(task, WISE_SHARES) for task in others),
+        *(_seeds(task) for task in others),
     )
     return list(dict.fromkeys(run for part in parts for run in part))
 
@@ -128,9 +136,9 @@ def _seeds(task: str) -> Iterator[Run]:
         yield from (Run(task, name, rate, seed) for name, rate in FINALISTS.items())
 
 
-def _longer(task: str, factor: float) -> Iterator[Run]:
-    for name, rate in FINALISTS.items():
-        yield Run(task, name, rate * factor, times=LONGER)
+def _longer(task: str, rates: Mapping[str, float]) -> Iterator[Run]:
+    for name, rate in rates.items():
+        yield Run(task, name, rate, times=LONGER)
 
 
 def _sequences() -> Iterator[Run]:
