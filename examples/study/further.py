@@ -109,42 +109,71 @@ def _seeds(
 
 
 def longer(evidence: Evidence) -> Lines:
-    """The long runs beside short ones of the same rates."""
-    body = [
-        [
-            *(task, named(row), f"{row['key']['rate']:g}"),
-            *outcome(evidence, row),
-            f"{row['distance']:.2f}",
-        ]
-        for task in evidence.tasks()
-        for row in evidence.runs(task, times=LONGER)
-    ]
+    """The long runs, each against AdamW's that learned most."""
+    body = []
+    for task in evidence.tasks():
+        own = evidence.runs(task, times=LONGER, method="adamw")
+        best = min(own, key=lambda row: evidence.task_loss(row)[0], default=None)
+        for row in evidence.runs(task, times=LONGER):
+            rate, distance = f"{row['key']['rate']:g}", f"{row['distance']:.2f}"
+            body.append([task, named(row), rate, *outcome(evidence, row)])
+            body[-1] += [*_against(evidence, row, best), distance]
     if not body:
         return missing("the longer runs", f"--method {' '.join(FINALISTS)}")
-    return table(["task", "method", "rate", *OUTCOME, "distance"], body)
+    heads = ["task", "method", "rate", *OUTCOME, "less AdamW's best"]
+    return table([*heads, "KL over its", "loss rise less its", "distance"], body)
+
+
+def _against(evidence: Evidence, row: Row, own: Row | None) -> list[str]:
+    """What a run learned and forgot, against another of the same task."""
+    if own is None:
+        return ["-"] * 3
+    return [
+        ranged(evidence.task_loss(row) - evidence.task_loss(own), "+z.4f"),
+        ranged(evidence.divergence(row) / evidence.divergence(own), ".2f"),
+        ranged(evidence.increase(row) - evidence.increase(own), "+z.4f"),
+    ]
 
 
 def continual(evidence: Evidence) -> Lines:
-    """One task after another: overall performance and backward transfer."""
+    """One task after another: overall performance and backward transfer.
+
+    Each is set against AdamW's with replay, or without, as its own.
+    """
+    measured = [(row, _sequence(evidence, row)) for row in evidence.runs(SEQUENCE)]
+    own = {
+        row["key"]["replay"]: values
+        for row, values in measured
+        if row["key"]["method"] == "adamw"
+    }
     body = []
-    for row in evidence.runs(SEQUENCE):
-        last = row["stages"][-1]
-        ends = [evidence.mean(last, name, "losses") for name in STAGES]
-        own = [
-            evidence.mean(stage, name, "losses")
-            for stage, name in zip(row["stages"], STAGES, strict=True)
-        ]
-        back = np.mean([a - b for a, b in zip(own, ends, strict=True)][:-1], axis=0)
-        name = title(row) + (" with replay" if row["key"]["replay"] else "")
-        body.append(
-            [
-                *(name, *(f"{end[0]:.4f}" for end in ends)),
-                ranged(np.mean(ends, axis=0), ".4f"),
-                ranged(back, "+z.4f"),
-                ranged(evidence.divergence(last), ".4f"),
-            ]
-        )
+    for row, (overall, back, divergence) in measured:
+        replay = row["key"]["replay"]
+        ends = [evidence.mean(row["stages"][-1], name, "losses") for name in STAGES]
+        name = title(row) + (" with replay" if replay else "")
+        body.append([name, *(f"{end[0]:.4f}" for end in ends), ranged(overall, ".4f")])
+        body[-1] += [ranged(back, "+z.4f"), ranged(divergence, ".4f")]
+        if replay in own:
+            theirs = own[replay]
+            body[-1] += [ranged(overall - theirs[0], "+z.4f")]
+            body[-1] += [ranged(back - theirs[1], "+z.4f")]
+            body[-1] += [ranged(divergence / theirs[2], ".2f")]
+        else:
+            body[-1] += ["-"] * 3
     if not body:
         return missing("the continual sequence", f"--task {SEQUENCE}")
     heads = ["method", *(f"{name} loss" for name in STAGES), "overall: mean loss"]
-    return table([*heads, "backward transfer", "KL, general text"], body)
+    heads += ["backward transfer", "KL, general text", "overall less AdamW's"]
+    return table([*heads, "transfer less AdamW's", "KL over AdamW's"], body)
+
+
+def _sequence(evidence: Evidence, row: Row) -> tuple[Values, Values, Values]:
+    """Overall performance, backward transfer and KL on general text."""
+    last = row["stages"][-1]
+    ends = [evidence.mean(last, name, "losses") for name in STAGES]
+    own = [
+        evidence.mean(stage, name, "losses")
+        for stage, name in zip(row["stages"], STAGES, strict=True)
+    ]
+    back = np.mean([a - b for a, b in zip(own, ends, strict=True)][:-1], axis=0)
+    return np.mean(ends, axis=0), back, evidence.divergence(last)

@@ -1,7 +1,7 @@
 """Every run of the study, in the order in which they are most useful."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from examples.study.budget import Budget
@@ -22,7 +22,10 @@ SEEDS = (1, 2)
 LONGER = 10
 # What the finalists' longer runs leave open: AdamW's front, and a pull that lets more
 # be learned.
-MORE_LONGER = {"adamw": 5e-5, "l2": 2e-4, "mofo": 5e-5}
+MORE_LONGER = (
+    *(("adamw", 5e-5), ("l2", 2e-4), ("mofo", 5e-5)),
+    *(("adamw", 2.5e-5), ("l2_weak", 1e-4)),
+)
 # The tasks beside the main one, those least like it first, and the methods that go
 # first on them.
 OTHERS = ("medicine", "problems", "metamath")
@@ -99,7 +102,7 @@ def plan(tasks: Iterable[str], *, sequence: bool) -> list[Run]:
         _sequences() if sequence else (),
         _wise(main, (0.25, 0.75)),
         _sweeps(main, QUESTIONS),
-        _longer(main, FINALISTS),
+        _longer(main, FINALISTS.items()),
         _sweeps(main, METHODS),
         _longer(main, MORE_LONGER),
         *(_sweeps(task, RIVALS) for task in others),
@@ -136,8 +139,8 @@ def _seeds(task: str) -> Iterator[Run]:
         yield from (Run(task, name, rate, seed) for name, rate in FINALISTS.items())
 
 
-def _longer(task: str, rates: Mapping[str, float]) -> Iterator[Run]:
-    for name, rate in rates.items():
+def _longer(task: str, rates: Iterable[tuple[str, float]]) -> Iterator[Run]:
+    for name, rate in rates:
         yield Run(task, name, rate, times=LONGER)
 
 

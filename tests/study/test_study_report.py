@@ -11,7 +11,7 @@ from examples.finetune.files import write_json_lines
 from examples.study import __main__ as command
 from examples.study import report
 from examples.study.evidence import Evidence
-from examples.study.plan import FINALISTS, SEQUENCE, STAGES
+from examples.study.plan import FINALISTS, LONGER, SEQUENCE, STAGES
 from examples.study.rows import Row
 from examples.study.tables import SECTIONS, markdown
 from tests.study import made_rows
@@ -28,7 +28,7 @@ def section(text: str, heading: str) -> str:
     return text.split(f"## {heading}\n")[1].split("\n## ")[0]
 
 
-def sequence(method: str, losses: list[list[float]]) -> Row:
+def sequence(method: str, losses: list[list[float]], replay: float = 0.0) -> Row:
     """A continual run: after each stage the losses on the three tasks."""
     stages = []
     for after in losses:
@@ -38,7 +38,7 @@ def sequence(method: str, losses: list[list[float]]) -> Row:
             found["sets"][name] = {"losses": made_rows.sums([loss] * 2)}
         stages.append(found)
     row = made_rows.row(method, 2e-4, 1.0, 0.1)
-    return {"key": row["key"] | {"task": SEQUENCE}, "stages": stages}
+    return {"key": row["key"] | {"task": SEQUENCE, "replay": replay}, "stages": stages}
 
 
 def test_every_section_says_what_is_missing_and_what_runs_it():
@@ -96,22 +96,51 @@ def test_seeds_are_compared_with_the_same_seed():
 
 
 def test_backward_transfer_is_what_later_stages_did():
-    row = sequence("half", [[1.0, 3.0, 3.0], [1.5, 2.0, 3.0], [1.6, 2.2, 1.0]])
+    rows = [
+        sequence("half", [[1.0, 3.0, 3.0], [1.5, 2.0, 3.0], [1.6, 2.2, 1.0]]),
+        sequence("adamw", [[1.0, 3.0, 3.0], [1.5, 2.0, 3.0], [2.0, 2.5, 0.8]]),
+        sequence("mofo", [[1.0, 3.0, 3.0], [1.5, 2.0, 3.0], [2.0, 2.5, 0.8]], 0.2),
+    ]
     base = made_rows.base()
     base["counts"] |= dict.fromkeys(STAGES, base["counts"]["prose"])
-    evidence = Evidence([base, made_rows.row("adamw", 1e-4, 1.0, 0.1), row])
-    found = cells(
-        section(markdown(evidence), "One task after another"), "half fine-tuning"
-    )
+    evidence = Evidence([base, made_rows.row("adamw", 1e-4, 1.0, 0.1), *rows])
+    text = section(markdown(evidence), "One task after another")
+    found = cells(text, "half fine-tuning")
     assert found[1:4] == ["1.6000", "2.2000", "1.0000"]
     assert found[4].startswith("1.6000 ")
     assert found[5].startswith("-0.4000 ")  # -0.6 and -0.2
     assert found[6].startswith("0.2500 ")
+    # Of means 1.6 and 5.3 / 3, and of transfers -0.4 and -0.75.
+    assert found[7:] == [
+        *("-0.1667 [-0.1667, -0.1667]", "+0.3500 [+0.3500, +0.3500]"),
+        "1.00 [1.00, 1.00]",
+    ]
+    # AdamW with replay is not there.
+    assert cells(text, "MoFO 0.15 with replay")[7:] == ["-"] * 3
+
+
+def test_long_runs_are_compared_with_adamw_s_best():
+    rows = [
+        made_rows.row("adamw", 1e-4, 1.2, 0.01, 0.1, times=LONGER),
+        made_rows.row("adamw", 2e-4, 1.0, 0.04, 0.3, times=LONGER),
+        made_rows.row("mofo", 1e-4, 1.1, 0.02, 0.1, times=LONGER),
+    ]
+    evidence = Evidence([made_rows.base(), *rows])
+    found = cells(
+        section(markdown(evidence), "Ten times longer"),
+        f"problems | MoFO 0.15, {LONGER} times longer",
+    )
+    assert found[6:] == [
+        *("+0.1000 [+0.1000, +0.1000]", "0.50 [0.50, 0.50]"),
+        *("-0.2000 [-0.2000, -0.2000]", "0.10"),
+    ]
 
 
 def test_healing_is_told_from_both_starts():
     healed, before = made_rows.base(), made_rows.base(healed=False)
     healed["sets"]["prose"]["losses"] = made_rows.sums([2.5] * 2)
+    # Measured on a task that only runs from the healed start learn.
+    healed["sets"]["medicine"] = healed["sets"]["prose"]
     healed["choices"] = {"knowledge": "1011"}
     text = section(
         markdown(Evidence([before, healed])), "The start, before and after healing"
@@ -119,6 +148,7 @@ def test_healing_is_told_from_both_starts():
     assert cells(text, "loss, prose")[1:] == [
         *("3.000", "2.500", "-0.500 [-0.500, -0.500]"),
     ]
+    assert "medicine" not in text
     assert cells(text, "accuracy, knowledge")[1:] == ["50.0%", "75.0%", "1 lost, 2 won"]
 
 
