@@ -14,7 +14,7 @@ from examples.finetune.plots import BASE_COLOR, COLORS
 from examples.study import sweeps
 from examples.study.evidence import Evidence, Values, against_each_other, interval
 from examples.study.methods import METHODS
-from examples.study.plan import FIRST
+from examples.study.plan import FINALISTS, LONGER
 from examples.study.rows import Row
 from examples.study.tables import (
     ALPHAS,
@@ -24,6 +24,8 @@ from examples.study.tables import (
     predicting,
 )
 
+# In the picture for who reads no further: the finalists, and the best rank.
+SUMMARY = (*FINALISTS, "mofo_update")
 MARKERS = "osD^vPX*"
 KL = "KL from the start on general text (nats per token)"
 RISE = "rise of the loss on general text (nats per token)"
@@ -47,8 +49,11 @@ def draw(evidence: Evidence, directory: pathlib.Path) -> list[str]:
         drawn.append(name)
     if tasks:
         main = tasks[0]
-        front(directory / "summary.png", evidence, main, FIRST)
+        front(directory / "summary.png", evidence, main, SUMMARY)
         drawn.append("summary.png")
+        if evidence.runs(main, times=LONGER):
+            front(directory / "longer.png", evidence, main, METHODS, LONGER)
+            drawn.append("longer.png")
         if len(evidence.runs(main)) > 3:
             predictors(directory / "predictors.png", evidence, tasks)
             drawn.append("predictors.png")
@@ -59,7 +64,11 @@ def draw(evidence: Evidence, directory: pathlib.Path) -> list[str]:
 
 
 def front(
-    path: pathlib.Path, evidence: Evidence, task: str, methods: Iterable[str]
+    path: pathlib.Path,
+    evidence: Evidence,
+    task: str,
+    methods: Iterable[str],
+    times: int = 1,
 ) -> None:
     """Draws what each method forgot against what it learned, a line a sweep.
 
@@ -68,8 +77,9 @@ def front(
       evidence: the rows.
       task: whose rows.
       methods: which of them.
+      times: how many times longer than a short run.
     """
-    sweeps_ = {name: sweeps.sweep(evidence, task, name) for name in methods}
+    sweeps_ = {name: sweeps.sweep(evidence, task, name, times) for name in methods}
     sweeps_ = {name: rows for name, rows in sweeps_.items() if rows}
     rows = [row for found in sweeps_.values() for row in found]
     if not rows:
@@ -109,7 +119,10 @@ def front(
     )
     handles, labels = left.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize="small")
-    figure.suptitle(f"{task}: learned against forgotten; bars are 95% intervals")
+    length = f", {times} times longer" if times > 1 else ""
+    figure.suptitle(
+        f"{task}{length}: learned against forgotten; bars are 95% intervals"
+    )
     _save(figure, path)
 
 

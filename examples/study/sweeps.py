@@ -14,16 +14,16 @@ from examples.study.rows import Row
 LEVELS = (0.9, 0.95, 0.98)
 
 
-def sweep(evidence: Evidence, task: str, method: str) -> list[Row]:
-    """A method's rows of one task, the weakest first.
+def sweep(evidence: Evidence, task: str, method: str, times: int = 1) -> list[Row]:
+    """A method's rows of one task and length, the weakest first.
 
     For WiSE-FT that is by the share of the way, the end of AdamW's run last.
     """
-    found = evidence.runs(task, method=method)
+    found = evidence.runs(task, method=method, times=times)
     if method != "wise" or not found:
         return found
     rate = found[0]["key"]["rate"]
-    return found + evidence.runs(task, method="adamw", rate=rate)
+    return found + evidence.runs(task, method="adamw", rate=rate, times=times)
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:

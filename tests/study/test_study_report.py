@@ -156,10 +156,11 @@ def test_command_makes_tables_and_pictures_from_rows_alone(tmp_path: pathlib.Pat
     directory = tmp_path / "smallest"
     directory.mkdir()
     rows = [*made_rows.rows(), made_rows.row("wise", 4e-4, 1.5, 0.001, share=0.5)]
+    rows.append(made_rows.row("adamw", 2e-4, 0.9, 0.1, times=LONGER))
     write_json_lines(directory / "rows.jsonl", rows)
     options = ["--report", "--output", str(tmp_path)]
     assert command.main(options) == 0
-    drawn = ["fraction", "front_problems", "predictors", "summary"]
+    drawn = ["fraction", "front_problems", "longer", "predictors", "summary"]
     files = {path.name for path in directory.iterdir()}
     assert files == {*(f"{name}.png" for name in drawn), "rows.jsonl", "tables.md"}
     text = (directory / "tables.md").read_text()
