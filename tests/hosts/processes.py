@@ -1,6 +1,7 @@
 """Several processes on this machine that are one run."""
 
 import contextlib
+import fcntl
 import json
 import os
 import pathlib
@@ -8,7 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -117,9 +118,6 @@ def run(
       everywhere: what it is told in every process.
       own: options of one process alone.
     """
-    if count > 1 and not os.environ.get("MOFO_JAX_HOSTS"):
-        # Two such tests at once were seen to wait for ever.
-        pytest.skip("several processes take minutes: MOFO_JAX_HOSTS=1 runs them")
     if count > 1 and jax.__version_info__ < hosts.OLDEST_JAX:
         pytest.skip(f"several processes are refused with jax {jax.__version__}")
     common = [*options(place, name, mesh), *words]
@@ -129,7 +127,7 @@ def run(
     detected = "--distributed" in words
     joining = [[]] * count if detected else join(count)
     environments = slurm(count) if detected else [{}] * count
-    ended = _start(
+    ended = start(
         pathlib.Path(tempfile.mkdtemp(dir=place)),
         devices,
         [
@@ -144,11 +142,12 @@ def run(
     return Run(place / name / "run", ended)
 
 
-def _start(
+def start(
     directory: pathlib.Path,
     devices: int,
     arguments: Sequence[Sequence[str]],
     *,
+    module: str = "tests.hosts.program",
     watch: Sequence[Mapping[str, Any]] | None = None,
     environments: Sequence[Mapping[str, str]] | None = None,
 ) -> list[Ended]:
@@ -158,11 +157,13 @@ def _start(
       directory: for their output; there already.
       devices: of each of them.
       arguments: of the command.
-      watch: for `program`, of each of them.
+      module: what each runs.
+      watch: what it is told, of each of them.
       environments: beside this process's own, of each of them.
     """
     processes: list[subprocess.Popen[bytes]] = []
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_alone())
         for index, words in enumerate(arguments):
             report = {"report": str(directory / f"{index}.json")}
             told = json.dumps(report | dict(watch[index] if watch else {}))
@@ -171,7 +172,7 @@ def _start(
                 for name in ("output", "errors")
             )
             process = subprocess.Popen(
-                [sys.executable, "-m", "tests.hosts.program", told, *words],
+                [sys.executable, "-m", module, told, *words],
                 cwd=ROOT,
                 env={
                     **os.environ,
@@ -190,6 +191,15 @@ def _start(
         for process in processes:
             process.wait(LIMIT_SECONDS)
     return [_ended(directory, *pair) for pair in enumerate(processes)]
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Waits until no other worker of pytest has such processes."""
+    name = pathlib.Path(tempfile.gettempdir()) / "mofo_jax_hosts.lock"
+    with name.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _ended(

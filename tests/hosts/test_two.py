@@ -10,6 +10,7 @@ import safetensors.numpy
 
 from examples.finetune import hosts
 from tests.finetune import tiny
+from tests.hosts import processes
 from tests.hosts.processes import Run, run
 
 MESH = "fsdp=2,tensor=2"
@@ -129,6 +130,13 @@ def check_listening(pair: Run) -> None:
         for address in ended.seen["listening"]:
             # The kernel's way to write 127.0.0.1, and the same in IPv6.
             assert address.partition(":")[0].endswith("0100007F"), address
+
+
+def test_programs_begun_at_once_all_end(tmp_path: pathlib.Path) -> None:
+    made = processes.start(
+        tmp_path, 2, processes.join(2), module="tests.hosts.collectives"
+    )
+    assert [ended.status for ended in made] == [0, 0], made
 
 
 def test_without_other_processes_nothing_is_asked_of_them() -> None:
