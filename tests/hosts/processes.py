@@ -1,7 +1,6 @@
 """Several processes on this machine that are one run."""
 
 import contextlib
-import fcntl
 import json
 import os
 import pathlib
@@ -9,9 +8,10 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import filelock
 import jax
 import pytest
 
@@ -21,6 +21,8 @@ from tests.finetune import small
 ROOT = pathlib.Path(__file__).parents[2]
 # Far more than any run here takes; none is to be left, whatever happens.
 LIMIT_SECONDS = 400
+# Held while there are such processes, by whatever worker of pytest.
+LOCK = pathlib.Path(tempfile.gettempdir()) / "mofo_jax_hosts.lock"
 # The tests compile much and compute little.
 _FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
@@ -142,6 +144,16 @@ def run(
     return Run(place / name / "run", ended)
 
 
+def check_lost(other: Ended) -> str:
+    """What a process says that ends because another was killed."""
+    assert other.status == hosts.LOST, other.errors
+    sentence = other.errors.strip().splitlines()[-1]
+    assert sentence.startswith("error: process 0 of 2 cannot go on")
+    assert "Start the same command on all hosts again" in sentence
+    assert "Traceback" not in other.errors
+    return sentence
+
+
 def start(
     directory: pathlib.Path,
     devices: int,
@@ -163,7 +175,8 @@ def start(
     """
     processes: list[subprocess.Popen[bytes]] = []
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_alone())
+        # More of them at once would only be slower.
+        stack.enter_context(filelock.FileLock(LOCK))
         for index, words in enumerate(arguments):
             report = {"report": str(directory / f"{index}.json")}
             told = json.dumps(report | dict(watch[index] if watch else {}))
@@ -191,15 +204,6 @@ def start(
         for process in processes:
             process.wait(LIMIT_SECONDS)
     return [_ended(directory, *pair) for pair in enumerate(processes)]
-
-
-@contextlib.contextmanager
-def _alone() -> Iterator[None]:
-    """Waits until no other worker of pytest has such processes."""
-    name = pathlib.Path(tempfile.gettempdir()) / "mofo_jax_hosts.lock"
-    with name.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _ended(

@@ -12,7 +12,6 @@ import json
 import os
 import pathlib
 import shutil
-import signal
 import sys
 import threading
 from typing import Any
@@ -84,8 +83,9 @@ def watch(options: dict[str, Any]) -> None:
             hosts.by_first(
                 lambda: shutil.copytree(files.path.parents[1], options["copy"]) and None
             )
-        if position.step == options.get("kill_after"):
-            os.kill(os.getpid(), signal.SIGKILL)
+        step, number = options.get("signal", (None, 0))
+        if position.step == step:
+            os.kill(os.getpid(), number)
 
     def restored(files: ArmFiles, *arguments: Any) -> Any:
         found = restore(files, *arguments)
