@@ -23,8 +23,6 @@ ROOT = pathlib.Path(__file__).parents[2]
 LIMIT_SECONDS = 400
 # Held while there are such processes, by whatever worker of pytest.
 LOCK = pathlib.Path(tempfile.gettempdir()) / "mofo_jax_hosts.lock"
-# The tests compile much and compute little.
-_FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 
 class Ended(NamedTuple):
@@ -129,17 +127,15 @@ def run(
     detected = "--distributed" in words
     joining = [[]] * count if detected else join(count)
     environments = slurm(count) if detected else [{}] * count
+    compiled = small.compiled_in(str(place / "cache"), devices)
     ended = start(
         pathlib.Path(tempfile.mkdtemp(dir=place)),
-        devices,
         [
             [*common, *named, *(own or {}).get(index, ())]
             for index, named in enumerate(joining)
         ],
+        [compiled | extra for extra in environments],
         watch=told,
-        environments=[
-            small.compiled_in(str(place / "cache")) | extra for extra in environments
-        ],
     )
     return Run(place / name / "run", ended)
 
@@ -156,22 +152,20 @@ def check_lost(other: Ended) -> str:
 
 def start(
     directory: pathlib.Path,
-    devices: int,
     arguments: Sequence[Sequence[str]],
+    environments: Sequence[Mapping[str, str]],
     *,
     module: str = "tests.hosts.program",
     watch: Sequence[Mapping[str, Any]] | None = None,
-    environments: Sequence[Mapping[str, str]] | None = None,
 ) -> list[Ended]:
     """Runs one process for each list of arguments, all at once, to their ends.
 
     Args:
       directory: for their output; there already.
-      devices: of each of them.
       arguments: of the command.
+      environments: beside this process's own, of each of them.
       module: what each runs.
       watch: what it is told, of each of them.
-      environments: beside this process's own, of each of them.
     """
     processes: list[subprocess.Popen[bytes]] = []
     with contextlib.ExitStack() as stack:
@@ -187,12 +181,7 @@ def start(
             process = subprocess.Popen(
                 [sys.executable, "-m", module, told, *words],
                 cwd=ROOT,
-                env={
-                    **os.environ,
-                    "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"
-                    f" {_FLAGS}",
-                    **(environments[index] if environments else {}),
-                },
+                env={**os.environ, **environments[index]},
                 # Open as long as this process lives; theirs ends with it.
                 stdin=subprocess.PIPE,
                 stdout=output,

@@ -9,7 +9,7 @@ import pytest
 import safetensors.numpy
 
 from examples.finetune import hosts
-from tests.finetune import tiny
+from tests.finetune import small, tiny
 from tests.hosts import processes
 from tests.hosts.processes import Run, run
 
@@ -124,8 +124,9 @@ def check_listening(pair: Run) -> None:
 
 
 def test_programs_begun_at_once_all_end(tmp_path: pathlib.Path) -> None:
+    environments = [small.compiled_in(str(tmp_path), devices=2)] * 2
     made = processes.start(
-        tmp_path, 2, processes.join(2), module="tests.hosts.collectives"
+        tmp_path, processes.join(2), environments, module="tests.hosts.collectives"
     )
     assert [ended.status for ended in made] == [0, 0], made
 
