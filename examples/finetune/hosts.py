@@ -32,6 +32,11 @@ HEARTBEAT_SECONDS = 60
 JOINING_SECONDS = 300
 # The status of a process that ends because another one has.
 LOST = 3
+# On CPUs a program holds a thread for each collective in which one of its devices waits
+# for others. XLA has as many threads as there are cores or devices: they can all be
+# waiting when the device that they wait for needs one. Twice as many as devices were
+# seen to suffice, and every one makes operations a little slower.
+CPU_THREADS = 32
 # Several processes of an older one were seen to wait for each other for ever.
 OLDEST_JAX = (0, 10)
 
@@ -55,7 +60,11 @@ def joined(config: Config) -> Iterator[None]:
     Raises:
       InputError: the others cannot be found, or JAX is too old.
     """
-    if not (config.distributed or config.coordinator):
+    several = config.distributed or bool(config.coordinator)
+    if several or config.mesh:
+        threads = max(CPU_THREADS, os.cpu_count() or 1)
+        os.environ.setdefault("PJRT_NPROC", str(threads))
+    if not several:
         yield
         return
     _initialize(config)
@@ -78,9 +87,6 @@ def _initialize(config: Config) -> None:
         )
     # The default of newer versions only.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    # On CPUs, programs that run at once may meet their collectives in another order on
-    # each process, and wait for each other for ever. Accelerators keep the order.
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
     options: dict[str, Any] = {}
     if config.coordinator:
         options = {

@@ -2,12 +2,11 @@
 
 import os
 import pathlib
-import shutil
 import subprocess
 from collections.abc import Callable
 
 from tests.faults.directories import SENTENCE
-from tests.faults.lab import Case, Lab, Outcome, disk, resize
+from tests.faults.lab import Case, Lab, Outcome, disk, fill, resize
 from tests.faults.processes import saving
 
 Moment = Callable[[Lab, pathlib.Path], Callable[[], object]]
@@ -44,8 +43,7 @@ def _filled(moment: Moment) -> Callable[[Lab], Outcome]:
             ready = moment(lab, run)
             process = lab.start(run)
             lab.until(process, ready)
-            used = shutil.disk_usage(run).used // 1024
-            resize(run, used)
+            fill(run)
             done = lab.end(process)
             refused = lab.refused(done, "No space left on device", noisy=True)
             resize(run, 100_000)

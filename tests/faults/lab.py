@@ -36,9 +36,10 @@ class Done(NamedTuple):
     @property
     def sentence(self) -> str:
         """The last error that it names on stderr, or else its last line there."""
+        # A thread of another library may have begun the line.
+        named = re.findall(r"error: \S.*", self.errors)
         lines = self.errors.strip().splitlines() or [""]
-        named = [line for line in lines if line.startswith("error: ")]
-        return (named or lines)[-1]
+        return (named or lines)[-1].strip()
 
 
 class Outcome(NamedTuple):
@@ -275,7 +276,19 @@ def disk(path: pathlib.Path, free_kilobytes: int) -> Iterator[None]:
         resize(path, shutil.disk_usage(path).used // 1024 + free_kilobytes)
         yield
     finally:
-        subprocess.run(["umount", str(path)], check=True, capture_output=True)
+        # Whoever still works there, after a failure, does not keep the directory.
+        umount = ["umount", "--lazy", str(path)]
+        subprocess.run(umount, check=True, capture_output=True)
+
+
+def fill(path: pathlib.Path) -> None:
+    """Takes all the room of a file system of `disk` on which others write."""
+    for _ in range(1000):
+        # What they write meanwhile would not fit.
+        with contextlib.suppress(subprocess.CalledProcessError):
+            resize(path, shutil.disk_usage(path).used // 1024)
+            return
+    raise AssertionError(f"{path} never was full")
 
 
 def resize(path: pathlib.Path, kilobytes: int) -> None:

@@ -5,8 +5,11 @@ import random
 import signal
 import time
 from collections.abc import Callable
+from typing import Any
 
-from tests.faults.lab import ARM, LAST, Case, Lab, Outcome
+from tests.faults.lab import ARM, LAST, NEWEST, Case, Lab, Outcome
+from tests.finetune import small
+from tests.hosts import processes as several
 
 KILLS = 20
 # Long enough that twenty kills do not find it done.
@@ -113,6 +116,36 @@ def _two_at_once(lab: Lab) -> Outcome:
     return Outcome(f"the second: {second.happened}; the first: unharmed")
 
 
+def _one_of_two(lab: Lab, number: signal.Signals) -> Outcome:
+    """Two processes, of which one is signaled when the second step has been saved."""
+    place = lab.new()
+    small.write_model(place / "tiny-llama")
+
+    def run(name: str, **options: Any) -> several.Run:
+        told = {"mesh": "fsdp=2,tensor=2", "everywhere": {"train_only": True}}
+        return several.run(place, name, 2, 2, **told, **options)
+
+    whole = run("whole")
+    broken = run("run", watch={1: {"signal": [2, number]}})
+    again = run("run")
+    first, second = broken.ended
+    if number == signal.SIGKILL:
+        assert second.status == -number, second.errors[-1000:]
+        happened = f"the other: status {first.status}, {several.check_lost(first)}"
+    else:
+        statuses = [ended.status for ended in broken.ended]
+        assert statuses == [128 + number] * 2, first.errors[-1000:]
+        happened = f"both: status {first.status}"
+    (restored,) = again.ended[1].seen["restored"]
+    digests = [made.summary["arms"][ARM]["params_sha256"] for made in (whole, again)]
+    assert digests[0] == digests[1], "other parameters than unbroken"
+    step = restored[0]
+    assert step == (2 if number == signal.SIGKILL else NEWEST)
+    return Outcome(
+        f"{happened}; both went on from step {step} to the unbroken run's parameters"
+    )
+
+
 def _twice(lab: Lab) -> Outcome:
     run = lab.new()
     assert lab.run(run).status == 0
@@ -191,6 +224,16 @@ CASES = [
         f"{KILLS} SIGKILLs at random moments of one run of {LONG[1]} steps",
         _GOES_ON,
         _killed_often,
+    ),
+    _case(
+        "SIGKILL of one of two processes",
+        "the other ends and says what to do; then both go on bit for bit",
+        *(_one_of_two, signal.SIGKILL),
+    ),
+    _case(
+        "SIGTERM to one of two processes",
+        "both save after the step and end with status 143; then go on bit for bit",
+        *(_one_of_two, signal.SIGTERM),
     ),
     Case(
         "two runs started in one directory",

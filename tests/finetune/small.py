@@ -60,10 +60,18 @@ sys.exit(command.main(sys.argv[1:]))
 _COMPILED = tempfile.TemporaryDirectory()
 
 
-def compiled_in(directory: str) -> dict[str, str]:
-    """The environment of processes that share what they compile."""
+def compiled_in(directory: str, devices: int = 1) -> dict[str, str]:
+    """The environment of processes that share what they compile.
+
+    Args:
+      directory: for the compiled programs.
+      devices: of each process.
+    """
     return {
         "JAX_PLATFORMS": "cpu",
+        # They compile much and compute little.
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"
+        " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
         "JAX_COMPILATION_CACHE_DIR": directory,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",

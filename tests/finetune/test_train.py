@@ -199,6 +199,7 @@ def test_the_rate_rises_to_its_peak_and_then_falls_or_stays(kind: Any) -> None:
     np.testing.assert_allclose(rates[3:], expected, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("name", ["mofo"])
 def test_an_interrupted_arm_ends_as_an_unbroken_one(
     built: Built,
     params: dict[str, Any],

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import filelock
 import jax
 import pytest
 
@@ -20,8 +21,8 @@ from tests.finetune import small
 ROOT = pathlib.Path(__file__).parents[2]
 # Far more than any run here takes; none is to be left, whatever happens.
 LIMIT_SECONDS = 400
-# The tests compile much and compute little.
-_FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+# Held while there are such processes, by whatever worker of pytest.
+LOCK = pathlib.Path(tempfile.gettempdir()) / "mofo_jax_hosts.lock"
 
 
 class Ended(NamedTuple):
@@ -117,9 +118,6 @@ def run(
       everywhere: what it is told in every process.
       own: options of one process alone.
     """
-    if count > 1 and not os.environ.get("MOFO_JAX_HOSTS"):
-        # Two such tests at once were seen to wait for ever.
-        pytest.skip("several processes take minutes: MOFO_JAX_HOSTS=1 runs them")
     if count > 1 and jax.__version_info__ < hosts.OLDEST_JAX:
         pytest.skip(f"several processes are refused with jax {jax.__version__}")
     common = [*options(place, name, mesh), *words]
@@ -129,40 +127,50 @@ def run(
     detected = "--distributed" in words
     joining = [[]] * count if detected else join(count)
     environments = slurm(count) if detected else [{}] * count
-    ended = _start(
+    compiled = small.compiled_in(str(place / "cache"), devices)
+    ended = start(
         pathlib.Path(tempfile.mkdtemp(dir=place)),
-        devices,
         [
             [*common, *named, *(own or {}).get(index, ())]
             for index, named in enumerate(joining)
         ],
+        [compiled | extra for extra in environments],
         watch=told,
-        environments=[
-            small.compiled_in(str(place / "cache")) | extra for extra in environments
-        ],
     )
     return Run(place / name / "run", ended)
 
 
-def _start(
+def check_lost(other: Ended) -> str:
+    """What a process says that ends because another was killed."""
+    assert other.status == hosts.LOST, other.errors
+    sentence = other.errors.strip().splitlines()[-1]
+    assert sentence.startswith("error: process 0 of 2 cannot go on")
+    assert "Start the same command on all hosts again" in sentence
+    assert "Traceback" not in other.errors
+    return sentence
+
+
+def start(
     directory: pathlib.Path,
-    devices: int,
     arguments: Sequence[Sequence[str]],
+    environments: Sequence[Mapping[str, str]],
     *,
+    module: str = "tests.hosts.program",
     watch: Sequence[Mapping[str, Any]] | None = None,
-    environments: Sequence[Mapping[str, str]] | None = None,
 ) -> list[Ended]:
     """Runs one process for each list of arguments, all at once, to their ends.
 
     Args:
       directory: for their output; there already.
-      devices: of each of them.
       arguments: of the command.
-      watch: for `program`, of each of them.
       environments: beside this process's own, of each of them.
+      module: what each runs.
+      watch: what it is told, of each of them.
     """
     processes: list[subprocess.Popen[bytes]] = []
     with contextlib.ExitStack() as stack:
+        # More of them at once would only be slower.
+        stack.enter_context(filelock.FileLock(LOCK))
         for index, words in enumerate(arguments):
             report = {"report": str(directory / f"{index}.json")}
             told = json.dumps(report | dict(watch[index] if watch else {}))
@@ -171,14 +179,9 @@ def _start(
                 for name in ("output", "errors")
             )
             process = subprocess.Popen(
-                [sys.executable, "-m", "tests.hosts.program", told, *words],
+                [sys.executable, "-m", module, told, *words],
                 cwd=ROOT,
-                env={
-                    **os.environ,
-                    "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"
-                    f" {_FLAGS}",
-                    **(environments[index] if environments else {}),
-                },
+                env={**os.environ, **environments[index]},
                 # Open as long as this process lives; theirs ends with it.
                 stdin=subprocess.PIPE,
                 stdout=output,

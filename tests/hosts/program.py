@@ -12,21 +12,24 @@ import json
 import os
 import pathlib
 import shutil
-import signal
 import sys
 import threading
 from typing import Any
 
 import jaxlib._jax as runtime
 
-# Left to itself, it listens wherever the machine's name leads.
-runtime.make_gloo_tcp_collectives = functools.partial(
-    runtime.make_gloo_tcp_collectives, hostname="127.0.0.1"
-)
-
 seen: dict[str, Any] = {
     **{"written": [], "batches": [], "saved": {}, "restored": []},
 }
+
+
+def keep_to_itself() -> None:
+    """Listens on this machine only, and ends with the process that began this one."""
+    # Left to itself, it listens wherever the machine's name leads.
+    runtime.make_gloo_tcp_collectives = functools.partial(
+        runtime.make_gloo_tcp_collectives, hostname="127.0.0.1"
+    )
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def watch_files(event: str, arguments: tuple[Any, ...]) -> None:
@@ -80,8 +83,9 @@ def watch(options: dict[str, Any]) -> None:
             hosts.by_first(
                 lambda: shutil.copytree(files.path.parents[1], options["copy"]) and None
             )
-        if position.step == options.get("kill_after"):
-            os.kill(os.getpid(), signal.SIGKILL)
+        step, number = options.get("signal", (None, 0))
+        if position.step == step:
+            os.kill(os.getpid(), number)
 
     def restored(files: ArmFiles, *arguments: Any) -> Any:
         found = restore(files, *arguments)
@@ -96,7 +100,6 @@ def watch(options: dict[str, Any]) -> None:
         measured = {"task_loss": 0.0, "retention": nothing, "kl_to_base": {}}, [], {}
         evaluate.measure = lambda *_: measured
     sys.addaudithook(watch_files)
-    threading.Thread(target=end_with_parent, daemon=True).start()
     together = hosts.together
 
     def noted(work: Any) -> Any:
@@ -120,6 +123,7 @@ def write(options: dict[str, Any]) -> None:
 
 def main() -> int:
     """Runs the command."""
+    keep_to_itself()
     options = json.loads(sys.argv[1])
     from examples.finetune import __main__ as command
 

@@ -1,0 +1,38 @@
+"""Many programs with collectives, all begun before any has ended, by several processes.
+
+    python -m tests.hosts.collectives WATCH OPTIONS...
+
+OPTIONS are those by which the command joins a run; nothing is watched.
+"""
+
+import sys
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from examples.finetune import config, hosts
+from tests.hosts import program
+
+PROGRAMS = 400
+
+
+def main() -> None:
+    """Adds up over all devices, again and again."""
+    program.keep_to_itself()
+    with hosts.joined(config.parse(sys.argv[2:])):
+        mesh = Mesh(jax.devices(), ("all",))
+        spread = NamedSharding(mesh, PartitionSpec("all"))
+        whole = NamedSharding(mesh, PartitionSpec())
+        count = jax.device_count()
+        values = jax.make_array_from_callback(
+            (count,), spread, lambda where: jnp.arange(float(count))[where]
+        )
+        add = jax.jit(lambda x, y: jnp.sum(x) + y, out_shardings=whole)
+        sums = [add(values, float(index)) for index in range(PROGRAMS)]
+        expected = count * (count - 1) / 2
+        assert [float(found) - expected for found in sums] == list(range(PROGRAMS))
+
+
+if __name__ == "__main__":
+    main()
