@@ -19,6 +19,10 @@ import optax
 # `test_eight_devices.py` starts with this flag.
 EIGHT_DEVICES_FOLDER = "eight_devices"
 EIGHT_DEVICES_FLAG = "--xla_force_host_platform_device_count=8"
+# For processes that compile much and compute little.
+UNOPTIMIZED_FLAGS = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+)
 
 DTYPES = {
     "float32": np.dtype(np.float32),

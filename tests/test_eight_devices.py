@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from tests.helpers import EIGHT_DEVICES_FLAG, EIGHT_DEVICES_FOLDER
+from tests.helpers import EIGHT_DEVICES_FLAG, EIGHT_DEVICES_FOLDER, UNOPTIMIZED_FLAGS
 
 FOLDERS = sorted(pathlib.Path(__file__).parent.rglob(EIGHT_DEVICES_FOLDER))
 
@@ -21,7 +21,7 @@ def test_on_eight_devices(folder: pathlib.Path) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     process = subprocess.run(
         [*command, str(folder)],
-        env={**os.environ, "XLA_FLAGS": EIGHT_DEVICES_FLAG},
+        env={**os.environ, "XLA_FLAGS": f"{EIGHT_DEVICES_FLAG} {UNOPTIMIZED_FLAGS}"},
         capture_output=True,
         text=True,
         check=False,

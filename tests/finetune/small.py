@@ -16,6 +16,7 @@ from flax import nnx
 
 from examples.finetune.llama import causal_mask
 from tests.finetune import tiny
+from tests.helpers import UNOPTIMIZED_FLAGS
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -69,9 +70,8 @@ def compiled_in(directory: str, devices: int = 1) -> dict[str, str]:
     """
     return {
         "JAX_PLATFORMS": "cpu",
-        # They compile much and compute little.
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"
-        " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+        f" {UNOPTIMIZED_FLAGS}",
         "JAX_COMPILATION_CACHE_DIR": directory,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
