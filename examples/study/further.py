@@ -109,7 +109,7 @@ def _seeds(
 
 
 def longer(evidence: Evidence) -> Lines:
-    """The long runs, each against AdamW's that learned most."""
+    """The long runs, each against AdamW's that learned most, and AdamW's sweep."""
     body = []
     for task in evidence.tasks():
         own = evidence.runs(task, times=LONGER, method="adamw")
@@ -117,11 +117,13 @@ def longer(evidence: Evidence) -> Lines:
         for row in evidence.runs(task, times=LONGER):
             rate, distance = f"{row['key']['rate']:g}", f"{row['distance']:.2f}"
             body.append([task, named(row), rate, *outcome(evidence, row)])
-            body[-1] += [*_against(evidence, row, best), distance]
+            body[-1] += _against(evidence, row, best)
+            body[-1] += [ranged(sweeps.over_adamw(evidence, row), ".2f"), distance]
     if not body:
         return missing("the longer runs", f"--method {' '.join(FINALISTS)}")
     heads = ["task", "method", "rate", *OUTCOME, "less AdamW's best"]
-    return table([*heads, "KL over its", "loss rise less its", "distance"], body)
+    heads += ["KL over its", "loss rise less its", "KL over AdamW's at this loss"]
+    return table([*heads, "distance"], body)
 
 
 def _against(evidence: Evidence, row: Row, own: Row | None) -> list[str]:

@@ -111,6 +111,13 @@ def matches(evidence: Evidence, task: str, method: str, level: Values) -> Match:
     return Match(np.exp(log_kl), np.exp(log_kl - own_kl), rise, rise - own_rise)
 
 
+def over_adamw(evidence: Evidence, row: Row) -> Values:
+    """A row's KL over AdamW's sweep of its length, at the row's own task loss."""
+    theirs = sweep(evidence, row["key"]["task"], "adamw", row["key"]["times"])
+    log_kl, _ = _at(evidence, theirs, evidence.task_loss(row))
+    return np.exp(np.log(evidence.divergence(row)) - log_kl)
+
+
 def _at(
     evidence: Evidence, rows: Sequence[Row], level: Values
 ) -> tuple[Values, Values]:

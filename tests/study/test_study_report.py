@@ -123,7 +123,7 @@ def test_long_runs_are_compared_with_adamw_s_best():
     rows = [
         made_rows.row("adamw", 1e-4, 1.2, 0.01, 0.1, times=LONGER),
         made_rows.row("adamw", 2e-4, 1.0, 0.04, 0.3, times=LONGER),
-        made_rows.row("mofo", 1e-4, 1.1, 0.02, 0.1, times=LONGER),
+        made_rows.row("mofo", 1e-4, 1.1, 0.03, 0.1, times=LONGER),
     ]
     evidence = Evidence([made_rows.base(), *rows])
     found = cells(
@@ -131,8 +131,9 @@ def test_long_runs_are_compared_with_adamw_s_best():
         f"problems | MoFO 0.15, {LONGER} times longer",
     )
     assert found[6:] == [
-        *("+0.1000 [+0.1000, +0.1000]", "0.50 [0.50, 0.50]"),
-        *("-0.2000 [-0.2000, -0.2000]", "0.10"),
+        *("+0.1000 [+0.1000, +0.1000]", "0.75 [0.75, 0.75]"),
+        # At 1.1 AdamW's is the geometric mean of 0.01 and 0.04.
+        *("-0.2000 [-0.2000, -0.2000]", "1.50 [1.50, 1.50]", "0.10"),
     ]
 
 
