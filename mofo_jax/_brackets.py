@@ -1,8 +1,9 @@
 """The bracket of a block's threshold, and where to count in order to narrow it.
 
 The first thresholds lie where the mean and the spread of the patterns say; the next by
-interpolating between the counts at the bracket's ends. One of them always halves the
-bracket: whatever the data, no search takes more passes than patterns have bits.
+interpolating between the counts at the bracket's ends; where that does not fit, evenly,
+or ever closer to an end. One of them always halves the bracket: whatever the data, no
+search takes more passes than patterns have bits.
 """
 
 import math
@@ -20,7 +21,7 @@ from mofo_jax._passes import THRESHOLDS, Ranking, usual_octave
 # and cubed Laplace samples, by the mean and the greatest number of passes.
 
 # How far from the guess the first thresholds lie, in standard deviations of the
-# patterns. On those data the guess is wrong by at most 0.15 of them.
+# patterns. On most of those data the guess is wrong by at most 0.15 of them.
 _FIRST_SPREAD = 0.2
 
 # A pass spreads its thresholds by this many standard deviations of the count that
@@ -33,6 +34,12 @@ _MOST_LEAST_SPREAD = 0.1
 # A pass that leaves more than this share of a bracket's coordinates in it has met a
 # distribution that interpolation does not fit; the next pass divides evenly.
 _STALLED_SHARE = 0.5
+
+# A bracket of so many octaves, though, is what a first guess leaves that just missed:
+# the threshold is close to an end. Three thresholds divide it evenly; from the nearer
+# end the others are an eighth of it away, an eighth of that, and so on.
+_WIDE_OCTAVES = 16
+_SHIFTS = 3 * np.arange(1, THRESHOLDS - 2)
 
 # Between -1 and 1, denser in the middle. There is one less than thresholds: of the
 # first one is the least pattern above zero, and of the others one is halfway.
@@ -114,17 +121,31 @@ def next_thresholds(bracket: Bracket, chosen: Count, ranking: Ranking) -> jax.Ar
     steps = jnp.concatenate([steps.astype(width.dtype), width[None] // 2])
     few = (inside <= THRESHOLDS) | (width <= THRESHOLDS + 1)
     interpolated = bracket.low[None] + steps
-    return jnp.where((bracket.stalled | few)[None], evenly(bracket), interpolated)
+    wide = ~few & (octaves >= _WIDE_OCTAVES) & (ranking.octave > 0)
+    divided = jnp.where(
+        wide[None], _closer(bracket, 2 * excess > inside), evenly(bracket)
+    )
+    return jnp.where((bracket.stalled | few)[None], divided, interpolated)
 
 
-def evenly(bracket: Bracket) -> jax.Array:
-    """Divides the brackets evenly by thresholds, `[THRESHOLDS, *blocks]`."""
+def evenly(bracket: Bracket, thresholds: int = THRESHOLDS) -> jax.Array:
+    """Divides the brackets evenly by thresholds, `[thresholds, *blocks]`."""
     width = (bracket.high - bracket.low)[None]
-    numbers = _along(np.arange(1, THRESHOLDS + 1, dtype=width.dtype), bracket.low)
-    parts = np.array(THRESHOLDS + 1, width.dtype)
+    numbers = _along(np.arange(1, thresholds + 1, dtype=width.dtype), bracket.low)
+    parts = np.array(thresholds + 1, width.dtype)
     # In two terms, since the product of a wide bracket and a number overflows.
     steps = width // parts * numbers + width % parts * numbers // parts
     return bracket.low[None] + steps
+
+
+def _closer(bracket: Bracket, from_high: jax.Array) -> jax.Array:
+    """Divides wide brackets ever closer to an end, `[THRESHOLDS, *blocks]`."""
+    width = (bracket.high - bracket.low)[None]
+    distances = width >> _along(_SHIFTS.astype(width.dtype), bracket.low)
+    near = jnp.where(
+        from_high[None], bracket.high[None] - distances, bracket.low[None] + distances
+    )
+    return jnp.concatenate([near, evenly(bracket, THRESHOLDS - len(_SHIFTS))])
 
 
 def narrowed(

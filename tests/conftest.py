@@ -1,4 +1,8 @@
-"""What holds for every test: strict shapes, and examples that are the same each run."""
+"""What holds for every test: strict shapes, and examples that are the same each run.
+
+Programs are compiled in a hurry, unless `XLA_FLAGS` says otherwise, if only by being
+empty.
+"""
 
 import os
 import pathlib
@@ -6,7 +10,10 @@ import pathlib
 import hypothesis
 import jax
 
-from tests.helpers import EIGHT_DEVICES_FLAG, EIGHT_DEVICES_FOLDER
+from tests.helpers import EIGHT_DEVICES_FLAG, EIGHT_DEVICES_FOLDER, UNOPTIMIZED_FLAGS
+
+# Before anything is computed, and for the processes that tests start.
+os.environ.setdefault("XLA_FLAGS", UNOPTIMIZED_FLAGS)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

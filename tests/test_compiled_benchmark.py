@@ -17,6 +17,7 @@ from examples.benchmarks import (
     tables,
     topologies,
 )
+from examples.benchmarks.programs import build
 from examples.benchmarks.trees import LLAMA_7B, TREES, llama, whole
 from examples.finetune import sharding
 from examples.finetune.llama_config import LlamaConfig
@@ -95,6 +96,34 @@ def test_an_asynchronous_start_gives_its_operand_too() -> None:
     )
     text = f"ENTRY %main (p: bf16[2,3]) -> bf16[8,3] {{\n{line}\n}}"
     assert hlo.traffic(text)["collective_bytes"] == 2 * 8 * 3
+
+
+BUFFERS = """\
+allocation 7: size 512, thread-local:
+ value: <12 add.1 @0> (size=512,offset=0): s32[]{:T(128)}
+allocation 8: size 4096, parameter 0, shape |f32[1024]| at ShapeIndex {}:
+allocation 9: size 49152, color 1, preallocated-temp:
+allocation 10: size 36864, preallocated-temp:
+ value: <13 copy.1 @0> (size=32768,offset=0): f32[8192]{0}
+
+Total bytes used: 90112
+"""
+
+
+def test_temporaries_are_those_of_the_main_memory() -> None:
+    assert hlo.temporary_bytes(BUFFERS) == 36864
+    assert hlo.temporary_bytes("") == 0
+
+
+def test_temporaries_are_what_the_runtime_reports_where_nothing_is_aligned() -> None:
+    def step(*given: jax.Array) -> tuple[jax.Array, ...]:
+        return *given[:2], jnp.sort(jnp.outer(given[2], given[2]), axis=None)[::7].sum()
+
+    x = jax.ShapeDtypeStruct((300,), jnp.float32)
+    program = build(step, x, x, x, keep_text=True)
+    runtime = program.compiled.memory_analysis()
+    assert runtime is not None
+    assert program.temporary_bytes == runtime.temp_size_in_bytes >= 4 * 300**2
 
 
 def test_a_sort_in_a_real_program_is_found() -> None:

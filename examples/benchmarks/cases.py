@@ -1,7 +1,7 @@
 """What is compiled for machines that are not here: trees, models and steps."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -44,6 +44,7 @@ class Case(NamedTuple):
       last: abstract gradients or batch.
       clips: whether gradients are clipped by their global norm before.
       block_axes: MoFO's.
+      options: of the compiler.
     """
 
     step: Callable[[optax.GradientTransformation], Step]
@@ -51,6 +52,7 @@ class Case(NamedTuple):
     last: Any
     clips: bool
     block_axes: Any = None
+    options: Mapping[str, str] | None = None
 
 
 def cases(
@@ -81,6 +83,10 @@ def cases(
             config, mesh, True
         ),
     }
+    if not topology.startswith("h100:"):
+        found[f"bare step, {_layers(config)}, buffers of 1 kB"] = lambda: on_tree(
+            tree, mesh, clips=False
+        )._replace(options={"xla_jf_program_hbm_alignment_in_kib": "1"})
     if topology == "v5p:4x4x4":  # The others' memory is too small.
         found["bare step, shards of 2^32"] = lambda: on_tree(
             _huge(mesh.size), mesh, clips=False

@@ -67,7 +67,9 @@ def compile_case(case: Case) -> Iterator[tuple[str, dict[str, Any]]]:
             optimizer = optax.chain(optax.clip_by_global_norm(1.0), optimizer)
         state = _state(optimizer, case.params)
         given = case.params, state, case.last
-        program = build(case.step(optimizer), *given, keep_text=True)
+        program = build(
+            case.step(optimizer), *given, keep_text=True, options=case.options
+        )
         temporary = program.temporary_bytes
         yield (
             name,

@@ -1,4 +1,4 @@
-"""What a compiled program's text holds: collectives, and sorts."""
+"""What the compiler writes of a program: collectives, sorts, temporary memory."""
 
 import math
 import re
@@ -20,6 +20,9 @@ _KINDS = {"all-reduce": "all_reduce", "all-gather": "all_gather"}
 _COLLECTIVE = re.compile(
     r" = (.+?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)"
     r"(-start)?\("
+)
+_TEMPORARY = re.compile(
+    r"^allocation \d+: size (\d+), preallocated-temp:", re.MULTILINE
 )
 _ARRAY = re.compile(r"\b(?:pred|[a-z]+?(\d+)\w*)\[([\d,]*)\]")
 
@@ -59,6 +62,16 @@ def traffic(text: str) -> dict[str, int]:
         for kind in ("collectives", "collective_bytes")
         for where, found in (("", whole), ("_in_loops", looped))
     }
+
+
+def temporary_bytes(buffers: str) -> int:
+    """Adds up what a program sets aside beside arguments and results.
+
+    Args:
+      buffers: the compiler's assignment of buffers. Its allocations of a color are in
+        other memories than the device's main one.
+    """
+    return sum(map(int, _TEMPORARY.findall(buffers)))
 
 
 def _totals(

@@ -5,11 +5,13 @@ import os
 import pathlib
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import optax
+
+from examples.benchmarks import hlo
 
 Step = Callable[..., tuple[Any, ...]]
 
@@ -22,12 +24,14 @@ class Program(NamedTuple):
       lowering_seconds: from Python to the compiler's input.
       compile_seconds: from there to the program.
       text: the program as HLO; empty if it was not asked for.
+      buffers: where the compiler puts what it computes; empty without `text`.
     """
 
     compiled: jax.stages.Compiled
     lowering_seconds: float
     compile_seconds: float
     text: str = ""
+    buffers: str = ""
 
     @property
     def argument_bytes(self) -> int | None:
@@ -39,6 +43,9 @@ class Program(NamedTuple):
     @property
     def temporary_bytes(self) -> int | None:
         """Memory on each device beside arguments and results, where it is known."""
+        if self.buffers:
+            # A TPU's `memory_analysis` adds the gaps between buffers a second time.
+            return hlo.temporary_bytes(self.buffers)
         memory = self.compiled.memory_analysis()
         return memory.temp_size_in_bytes if memory else None
 
@@ -55,7 +62,12 @@ def bare_step(optimizer: optax.GradientTransformation) -> Step:
 
 
 def build(
-    step: Step, params: Any, state: Any, last: Any, keep_text: bool = False
+    step: Step,
+    params: Any,
+    state: Any,
+    last: Any,
+    keep_text: bool = False,
+    options: Mapping[str, str] | None = None,
 ) -> Program:
     """Compiles a step that is given its first two arguments for good.
 
@@ -65,19 +77,27 @@ def build(
       state: of the optimizer.
       last: gradients or a batch.
       keep_text: whether the program's text is wanted.
+      options: of the compiler.
     """
+    wanted: dict[str, Any] = {**(options or {})}
     start = time.perf_counter()
     lowered = jax.jit(step, donate_argnums=(0, 1)).lower(params, state, last)
     middle = time.perf_counter()
     if not keep_text:
-        return Program(lowered.compile(), middle - start, time.perf_counter() - middle)
+        compiled = lowered.compile(compiler_options=wanted)
+        return Program(compiled, middle - start, time.perf_counter() - middle)
     with tempfile.TemporaryDirectory() as directory:
         # `as_text` fails for programs with some asynchronous collectives.
-        options = {"xla_dump_to": directory, "xla_dump_hlo_as_text": True}
-        compiled = lowered.compile(compiler_options=options)
+        wanted |= {"xla_dump_to": directory, "xla_dump_hlo_as_text": True}
+        compiled = lowered.compile(compiler_options=wanted)
         seconds = time.perf_counter() - middle
-        (path,) = pathlib.Path(directory).glob("*after_optimizations.txt")
-        return Program(compiled, middle - start, seconds, path.read_text())
+        text, buffers = (
+            next(pathlib.Path(directory).glob(f"*after_optimizations{what}.txt"))
+            for what in ("", "-buffer-assignment")
+        )
+        return Program(
+            *(compiled, middle - start, seconds, text.read_text(), buffers.read_text())
+        )
 
 
 def free_bytes() -> int | None:
