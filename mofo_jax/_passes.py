@@ -33,10 +33,14 @@ THRESHOLDS = 7
 # "sums": a sum for each threshold over as much of the tensor as possible, so that as
 #   little as possible is exchanged between devices and kept in small arrays, which cost
 #   a TPU 16 kB each.
+# "lanes": the same, of tensors that a TPU need not copy for the loop.
 # "rows": the same sums row by row, then over the rows for all thresholds at once. By
 #   the compiled programs of an H100 that is a quarter of the kernels.
 # "operands": a reduction of several operands, for one CPU.
-Form = Literal["sums", "rows", "operands"]
+# None is a Pallas kernel. Compiled for TPU and for H100, the loop reads each tensor
+# once for all thresholds without one, and JAX refuses to partition a kernel over Auto
+# axes.
+Form = Literal["sums", "lanes", "rows", "operands"]
 
 _Result = TypeVar("_Result")
 
@@ -103,7 +107,7 @@ def in_best_form(compute: Callable[[Form], _Result]) -> _Result:
 
     That is known when the program is lowered, not here: it may be compiled elsewhere.
     """
-    forms: dict[str, Form] = {"cuda": "rows"}
+    forms: dict[str, Form] = {"cuda": "rows", "tpu": "lanes"}
     if _is_one_cpu():
         forms["cpu"] = "operands"
     return lax.platform_dependent(

@@ -26,6 +26,7 @@ from mofo_jax._brackets import (
     pattern_dtype,
 )
 from mofo_jax._counts import Count
+from mofo_jax._lanes import in_lanes
 from mofo_jax._passes import (
     THRESHOLDS,
     Form,
@@ -105,6 +106,8 @@ def search(contests: Sequence[Contest]) -> Found:
 def _search(contests: Sequence[Contest], form: Form) -> Found:
     """Searches by passes of one form."""
     groups = _groups(contests, form)
+    if form == "lanes":
+        groups = [_in_lanes(group) for group in groups]
 
     def unfinished(carry: tuple[jax.Array, list[Bracket]]) -> jax.Array:
         done = [
@@ -127,6 +130,15 @@ def _search(contests: Sequence[Contest], form: Form) -> Found:
         for g, i in enumerate(group.indices):
             found[i] = jax.tree.map(lambda leaf, g=g: leaf[g], bracket)
     return Found([found[i] for i in range(len(contests))], passes)
+
+
+def _in_lanes(group: _Group) -> _Group:
+    """Prepares a group's tensors for a TPU's loop."""
+    contests = [
+        contest._replace(members=tuple(map(in_lanes, contest.members)))
+        for contest in group.contests
+    ]
+    return group._replace(contests=contests)
 
 
 def _after_a_pass(

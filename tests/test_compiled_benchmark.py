@@ -163,13 +163,16 @@ def test_a_pod_has_whole_models_split_in_width() -> None:
     ]
 
 
-def test_the_readme_shows_what_was_measured_for_a_pod() -> None:
+def test_the_readme_shows_what_was_compiled() -> None:
     root = pathlib.Path(__file__).parents[1]
     results = root / "examples" / "benchmarks" / "results" / "cpu.json"
-    rows = tables.pod_rows(json.loads(results.read_text())["parts"]["compiled"])
-    assert [row[1] for row in rows] == ["adamw", "mofo"] * 2
+    measured = json.loads(results.read_text())["parts"]["compiled"]
+    pods, others = tables.pod_rows(measured), tables.beyond_rows(measured)
+    assert [row[1] for row in pods] == ["adamw", "mofo"] * 2
+    topologies_shown = {row[0].partition(",")[0] for row in others}
+    assert topologies_shown == set(topologies.TOPOLOGIES)
     readme = (root / "README.md").read_text().splitlines()
-    for row in rows:
+    for row in (tables.BEYOND_HEADINGS, tables.POD_HEADINGS, *pods, *others):
         assert f"| {' | '.join(row)} |" in readme
 
 

@@ -84,14 +84,25 @@ def cases(
         ),
     }
     if not topology.startswith("h100:"):
-        found[f"bare step, {_layers(config)}, buffers of 1 kB"] = lambda: on_tree(
+        found[f"bare step, {_layers(config)} in buffers of 1 kB"] = lambda: on_tree(
             tree, mesh, clips=False
         )._replace(options={"xla_jf_program_hbm_alignment_in_kib": "1"})
+        found["bare step, kernels of separate heads"] = lambda: on_tree(
+            _HEADS, mesh, clips=False
+        )
     if topology == "v5p:4x4x4":  # The others' memory is too small.
         found["bare step, shards of 2^32"] = lambda: on_tree(
             _huge(mesh.size), mesh, clips=False
         )
     return found
+
+
+# Attention kernels of 64 layers as Flax keeps them, heads of 64 on an axis of their
+# own, and a factor of LoRA: a TPU does not keep them row by row.
+_HEADS = whole(
+    *[(64, 2048, 32, 64), (64, 2048, 8, 64), (64, 2048, 8, 64)],
+    *[(64, 32, 64, 2048), (64, 2048, 8)],
+)
 
 
 def _layers(config: LlamaConfig) -> str:

@@ -124,6 +124,26 @@ def compiled(cases: Mapping[str, Mapping[str, Any]]) -> rich.table.Table:
     return table
 
 
+BEYOND_HEADINGS = (
+    *("compiled for", "tensors", "AdamW's temporaries", "MoFO's beyond these"),
+    *("all-reduces beyond AdamW's", "of them in loops", "all-gathers", "sorts"),
+    "time to compile",
+)
+
+
+def beyond_rows(cases: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """What MoFO has beyond AdamW, as cells under `BEYOND_HEADINGS`; pods are apart."""
+    return [
+        [
+            *(case, str(entry["tensors"])),
+            _number(entry["programs"]["adamw"]["temporary_share"], digits=4),
+            *beyond(entry["programs"])[:-1],
+        ]
+        for case, entry in sorted(cases.items())
+        if "programs" in entry and ", pod " not in case
+    ]
+
+
 POD_HEADINGS = (
     *("case", "", "arguments MB", "temporary MB", "collectives", "of them in loops"),
     *("MB out of loops", "MB in loops, a turn", "compile s"),

@@ -14,6 +14,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import mofo_jax
+from mofo_jax._lanes import in_lanes
+from mofo_jax._passes import Ranking
 from tests.helpers import random_generator, selected
 
 MESH_TYPES = {"auto": AxisType.Auto, "explicit": AxisType.Explicit}
@@ -159,3 +161,21 @@ def test_state_keeps_its_type_in_an_explicit_mesh(dtype: str, jit: bool) -> None
         types = [jax.tree.map(jax.typeof, tree) for tree in (state, new_state)]
         assert types[0] == types[1]
         assert jax.typeof(updates) == jax.typeof(params)
+
+
+@pytest.mark.parametrize(
+    ("kind", "order"), [("auto", (1, 2, 0)), ("explicit", (0, 1, 2))]
+)
+def test_the_order_of_axes_is_that_of_shards_whose_shape_is_known(
+    kind: str, order: tuple[int, ...]
+) -> None:
+    shape = 512, 32, 64
+    sharding = NamedSharding(mesh_of(kind), P(("a", "b"), None, None))
+
+    def held(x: jax.Array) -> jax.Array:
+        ranking = Ranking((x,), lambda x: x, shape, block_axes=(), bits=32)
+        return in_lanes(ranking).arrays[0]
+
+    given = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
+    found = jax.eval_shape(held, given)
+    assert found.shape == tuple(shape[axis] for axis in order)

@@ -1,0 +1,62 @@
+"""The order of axes in which a TPU keeps tensors, and rankings in that order."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mofo_jax import _threshold
+from mofo_jax._lanes import in_lanes, major_to_minor
+from tests.helpers import random_generator
+
+# What libtpu 0.0.42.1 says in `jax.stages.Compiled.input_formats`, for v5e.
+ORDERS = {
+    (2048,): (0,),
+    (): (),
+    (130, 100): (0, 1),
+    (100, 130): (1, 0),
+    (7, 5): (0, 1),
+    (2048, 8): (1, 0),
+    (8, 2048): (0, 1),
+    (1000, 1): (1, 0),
+    (2048, 32, 64): (1, 2, 0),
+    (64, 32, 64): (0, 1, 2),
+    (32, 64, 2048): (0, 1, 2),
+    (2048, 3, 64): (1, 2, 0),
+    (128, 28672, 80): (0, 2, 1),
+    (4, 100, 3): (2, 0, 1),
+    (100, 4, 3): (2, 1, 0),
+    (8, 64, 32): (0, 2, 1),
+    (300, 64, 64): (1, 2, 0),
+    (2, 256, 129): (2, 0, 1),
+    (256, 2, 129): (2, 1, 0),
+    (16, 2048, 32, 64): (0, 2, 3, 1),
+    (5, 1000, 2, 64): (0, 2, 3, 1),
+    (3, 3, 3, 64): (0, 1, 2, 3),
+}
+
+
+@pytest.mark.parametrize("shape", ORDERS)
+def test_the_order_is_the_compilers(shape: tuple[int, ...]) -> None:
+    assert major_to_minor(shape) == ORDERS[shape]
+
+
+def test_a_ranking_in_that_order_has_the_same_patterns() -> None:
+    x = jnp.asarray(random_generator().normal(size=(2, 300, 4, 8)), jnp.float32)
+    ranking = _threshold._rank(x, (0,))
+    held = in_lanes(ranking)
+    (array,) = held.arrays
+    assert array.shape == (2, 4, 8, 300)
+    assert held.shape == x.shape
+    np.testing.assert_array_equal(
+        held.patterns(*held.arrays), ranking.patterns(*ranking.arrays)
+    )
+
+
+def test_an_order_is_found_while_tracing() -> None:
+    def shape(x: jax.Array) -> jax.Array:
+        (array,) = in_lanes(_threshold._rank(x, ())).arrays
+        return jnp.zeros(array.shape)
+
+    found = jax.eval_shape(shape, jax.ShapeDtypeStruct((2048, 32, 64), jnp.bfloat16))
+    assert found.shape == (32, 64, 2048)
