@@ -48,10 +48,11 @@ def exit_status(work: Callable[[], None], stopped: str) -> int:
         with _handling(_stop):
             work()
     except InputError as error:
-        print(f"error: {error}".rstrip(".") + ".", file=sys.stderr)
+        # In one piece: threads that fail as well may write at the same time.
+        sys.stderr.write(f"error: {error}".rstrip(".") + ".\n")
         return BAD_INPUT
     except OSError as error:
-        print(f"error: {system_reason(error)}.", file=sys.stderr)
+        sys.stderr.write(f"error: {system_reason(error)}.\n")
         return BAD_INPUT
     except Stopped as stop:
         print(f"\nStopped by {stop}; {stopped}", file=sys.stderr)
