@@ -106,8 +106,6 @@ def search(contests: Sequence[Contest]) -> Found:
 def _search(contests: Sequence[Contest], form: Form) -> Found:
     """Searches by passes of one form."""
     groups = _groups(contests, form)
-    if form == "lanes":
-        groups = [_in_lanes(group) for group in groups]
 
     def unfinished(carry: tuple[jax.Array, list[Bracket]]) -> jax.Array:
         done = [
@@ -130,15 +128,6 @@ def _search(contests: Sequence[Contest], form: Form) -> Found:
         for g, i in enumerate(group.indices):
             found[i] = jax.tree.map(lambda leaf, g=g: leaf[g], bracket)
     return Found([found[i] for i in range(len(contests))], passes)
-
-
-def _in_lanes(group: _Group) -> _Group:
-    """Prepares a group's tensors for a TPU's loop."""
-    contests = [
-        contest._replace(members=tuple(map(in_lanes, contest.members)))
-        for contest in group.contests
-    ]
-    return group._replace(contests=contests)
 
 
 def _after_a_pass(
@@ -240,6 +229,10 @@ def _groups(contests: Sequence[Contest], form: Form) -> list[_Group]:
         sums = [moments(member, form) for member in contest.members]
         kind = ranking.bits, ranking.octave, ranking.axis_name, len(contest.chosen)
         alike.setdefault((*kind, str(jax.typeof(sums[0][0][0]))), []).append((i, sums))
+    if form == "lanes":
+        contests = [
+            c._replace(members=tuple(map(in_lanes, c.members))) for c in contests
+        ]
     return [
         _group(
             [i for i, _ in found],

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mofo_jax import _threshold
+from mofo_jax import _counts, _search, _threshold
 from mofo_jax._lanes import in_lanes, major_to_minor
 from tests.helpers import random_generator
 
@@ -51,6 +51,21 @@ def test_a_ranking_in_that_order_has_the_same_patterns() -> None:
     np.testing.assert_array_equal(
         held.patterns(*held.arrays), ranking.patterns(*ranking.arrays)
     )
+
+
+def test_the_loop_is_given_tensors_in_that_order() -> None:
+    def passes(x: jax.Array) -> jax.Array:
+        ranking = _threshold._rank(x, ())
+        contest = _search.Contest((ranking,), _counts.constant(99, 1))
+        return _search._search([contest], "lanes").passes
+
+    x = jax.ShapeDtypeStruct((300, 8), jnp.float32)
+    (loop,) = (
+        equation
+        for equation in jax.make_jaxpr(passes)(x).eqns
+        if equation.primitive.name == "while"
+    )
+    assert [v.aval.shape for v in loop.invars if v.aval.size == 2400] == [(8, 300)]
 
 
 def test_an_order_is_found_while_tracing() -> None:

@@ -48,14 +48,13 @@ def exit_status(work: Callable[[], None], stopped: str) -> int:
         with _handling(_stop):
             work()
     except InputError as error:
-        # In one piece: threads that fail as well may write at the same time.
-        sys.stderr.write(f"error: {error}".rstrip(".") + ".\n")
+        complain(f"error: {error}".rstrip(".") + ".")
         return BAD_INPUT
     except OSError as error:
-        sys.stderr.write(f"error: {system_reason(error)}.\n")
+        complain(f"error: {system_reason(error)}.")
         return BAD_INPUT
     except Stopped as stop:
-        print(f"\nStopped by {stop}; {stopped}", file=sys.stderr)
+        complain(f"\nStopped by {stop}; {stopped}")
         return stop.status
     return 0
 
@@ -107,6 +106,11 @@ def _handling(handler: Callable[[int, Any], None]) -> Iterator[None]:
 
 def _stop(number: int, frame: Any) -> None:
     raise Stopped(number)
+
+
+def complain(words: str) -> None:
+    """Writes a line to stderr in one piece: threads that fail as well may write too."""
+    sys.stderr.write(f"{words}\n")
 
 
 def system_reason(error: OSError) -> str:

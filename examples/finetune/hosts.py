@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from examples.finetune.command import exit_status, system_reason
+from examples.finetune.command import complain, exit_status, system_reason
 from examples.finetune.config import Config
 from examples.finetune.errors import InputError
 
@@ -144,12 +144,11 @@ def _end(error: BaseException) -> NoReturn:
     except SystemExit as stop:
         status = stop.code if isinstance(stop.code, int) else 1
     except jax.errors.JaxRuntimeError:
-        print(
+        complain(
             f"error: process {jax.process_index()} of {jax.process_count()} cannot go "
             "on, most likely because another has ended; see what the others say. Start "
             "the same command on all hosts again: it goes on from the last checkpoint. "
-            f"({str(error).partition(chr(10))[0]})",
-            file=sys.stderr,
+            f"({str(error).partition(chr(10))[0]})"
         )
         status = LOST
     except BaseException:
