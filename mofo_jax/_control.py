@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mofo_jax import _checks, _start
+from mofo_jax import _checks, _pull_to_start
 
 MEASURES = ("distance", "divergence")
 
@@ -111,7 +111,7 @@ def control_fraction(
         return ControlFractionState(
             count=jnp.zeros([], jnp.int32),
             fraction=fraction,
-            start=_start.remember(params) if measure == "distance" else None,
+            start=_pull_to_start.remember(params) if measure == "distance" else None,
             inner=run(fraction).init(params),
         )
 
@@ -125,7 +125,7 @@ def control_fraction(
     ) -> tuple[optax.Updates, Any]:
         measured = divergence
         if measure == "distance":
-            way = _start.way_from_start("control_fraction", params, state.start)
+            way = _pull_to_start.way_from_start("control_fraction", params, state.start)
             measured = optax.tree.norm(way)
         fraction = state.fraction
         if measured is not None:

@@ -14,7 +14,10 @@ import numpy as np
 import optax
 from jax import lax
 
-from mofo_jax import _blocks, _counts, _tallies
+from mofo_jax import _tallies
+from mofo_jax._options import path_rules
+from mofo_jax._options.path_rules import path_name, place
+from mofo_jax._selection import limbs
 
 TOTAL = "total"
 
@@ -58,7 +61,7 @@ def selected_share(updates: optax.Updates) -> Any:
 
     def share(update: Any) -> jax.Array:
         moves, _ = _tallies.count(_tallies.nonzero, update)
-        return _tallies.ratio(moves, _counts.constant(np.size(update), len(moves)))
+        return _tallies.ratio(moves, limbs.constant(np.size(update), len(moves)))
 
     return jax.tree.map(share, updates)
 
@@ -196,7 +199,7 @@ def ever_moved_share(
     for group, members in _groups(params, rules).items():
         size = sum(sizes[i] for i in members)
         moved = _tallies.total([counts[i] for i in members], size)
-        found[group] = _tallies.ratio(moved, _counts.constant(size, len(moved)))
+        found[group] = _tallies.ratio(moved, limbs.constant(size, len(moved)))
     return found
 
 
@@ -211,9 +214,9 @@ def _pairs(tree: Any, name: str, other: Any) -> list[tuple[Any, Any]]:
         )
     for (path, leaf), paired in zip(leaves, others, strict=True):
         if np.shape(leaf) != np.shape(paired):
-            place = _blocks.place(_blocks.path_name(path))
+            parameter = place(path_name(path))
             raise ValueError(
-                f"`{name}` for {place} must have the shape {np.shape(leaf)}, got "
+                f"`{name}` for {parameter} must have the shape {np.shape(leaf)}, got "
                 f"{np.shape(paired)}"
             )
     return [(leaf, paired) for (_, leaf), paired in zip(leaves, others, strict=True)]
@@ -225,7 +228,7 @@ def _groups(params: optax.Params, rules: Any) -> dict[str, list[int]]:
     groups = {TOTAL: list(everything)}
     if rules is None:
         return groups
-    names = _blocks.resolve(rules, "rules", params, _is_name, "a group's name")
+    names = path_rules.resolve(rules, "rules", params, _is_name, "a group's name")
     if TOTAL in names:
         raise ValueError(f"`rules` must not call a group {TOTAL!r}, the name of all")
     for position, name in enumerate(names):

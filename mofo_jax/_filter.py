@@ -9,8 +9,11 @@ import numpy as np
 import optax
 from jax import lax
 
-from mofo_jax import _axes, _blocks, _checks, _state, _threshold, scores
-from mofo_jax._options import Options, Settings, check_values, find_competing
+from mofo_jax import _checks, _moments, scores
+from mofo_jax._options import blocks
+from mofo_jax._options.path_rules import place
+from mofo_jax._options.per_tensor import Options, Settings, check_values, find_competing
+from mofo_jax._selection import select
 
 
 def momentum_filter(
@@ -99,7 +102,7 @@ def momentum_filter(
     """
     _checks.check_transformation("`inner` must be", inner)
     rank = scores.resolve(score)
-    _checks.check_choice("ties", ties, _threshold.TIES)
+    _checks.check_choice("ties", ties, select.TIES)
     _checks.check_number("rest", rest, 0, 1)
     if axis_name is not None and ties == "exact":
         raise ValueError(
@@ -124,23 +127,23 @@ def momentum_filter(
         proposed, new_state = wrapped.update(updates, state, params, **extra_args)
         gradients, structure = jax.tree.flatten(updates)
         steps = structure.flatten_up_to(proposed)
-        kept = _state.Kept(new_state, updates)
+        kept = _moments.Kept(new_state, updates)
         competing = find_competing(options, updates, state)
         ranked = {}
-        for i, path, _, blocks, axis_name in competing:
+        for i, path, _, divided, axis_name in competing:
             given = gradients[i], steps[i], i, path, axis_name
             tensor = scores.Tensor(*given, kept, params)
-            ranked[i] = _scored(rank, tensor, blocks)
+            ranked[i] = _scored(rank, tensor, divided)
         ranked = _comparable(competing, ranked)
         competitions = [
-            _threshold.Competition(ranked[i], share, blocks.axes, names, blocks.name)
-            for i, _, share, blocks, names in competing
+            select.Competition(ranked[i], share, divided.axes, names, divided.name)
+            for i, _, share, divided, names in competing
         ]
-        masks = _threshold.select(competitions, ties)
+        masks = select.select(competitions, ties)
         nothing = lax.optimization_barrier(jnp.zeros((), np.float32))
         for settings, mask in zip(competing, masks, strict=True):
             i = settings.number
-            moves = mask & (_threshold.magnitude_patterns(ranked[i]) > 0)
+            moves = mask & (select.magnitude_patterns(ranked[i]) > 0)
             moves = moves.reshape(jnp.shape(steps[i]))
             dtype = jnp.result_type(gradients[i])
             left = _rest(steps[i], rest, nothing)
@@ -152,7 +155,7 @@ def momentum_filter(
 
 
 def _scored(
-    rank: scores.Function, tensor: scores.Tensor, blocks: _axes.Blocks
+    rank: scores.Function, tensor: scores.Tensor, divided: blocks.Blocks
 ) -> jax.Array:
     """Returns the scores of a tensor, in the shape that has its block axes."""
     scored = jnp.asarray(rank(tensor))
@@ -160,9 +163,9 @@ def _scored(
     if scored.shape != shape or not jnp.issubdtype(scored.dtype, jnp.inexact):
         raise ValueError(
             f"`score` must return floating-point or complex numbers of shape {shape} "
-            f"for {_blocks.place(tensor.path)}, got {scored.dtype}{list(scored.shape)}"
+            f"for {place(tensor.path)}, got {scored.dtype}{list(scored.shape)}"
         )
-    return scored.reshape(blocks.shape)
+    return scored.reshape(divided.shape)
 
 
 def _comparable(

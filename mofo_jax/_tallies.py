@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from mofo_jax import _counts
-from mofo_jax._counts import Count
-from mofo_jax._passes import Form, Ranking, count_reaching, in_best_form
-from mofo_jax._threshold import magnitude_patterns
+from mofo_jax._selection import limbs
+from mofo_jax._selection.counting import Form, Ranking, count_reaching, in_best_form
+from mofo_jax._selection.limbs import Count
+from mofo_jax._selection.select import magnitude_patterns
 
 # From this size on the faster code saves more time than it takes to compile.
 _LARGE = 2**16
@@ -28,7 +28,7 @@ def count(levels: Callable[..., jax.Array], *arrays: Any) -> tuple[Count, Count]
       Two counts, words of shape ().
     """
     if np.size(arrays[0]) == 0:
-        return _counts.constant(0, 1), _counts.constant(0, 1)
+        return limbs.constant(0, 1), limbs.constant(0, 1)
     return _jitted_count(levels, *map(jnp.asarray, arrays))
 
 
@@ -36,7 +36,7 @@ def _count_levels(
     levels: Callable[..., jax.Array], *arrays: jax.Array
 ) -> tuple[Count, Count]:
     ranking = Ranking(arrays, levels, arrays[0].shape, block_axes=(), bits=2)
-    words = _counts.words_needed(ranking.block_size)
+    words = limbs.words_needed(ranking.block_size)
 
     def reached(form: Form) -> Count:
         # Both levels where one is asked for, too: a reduction of one operand is ten
@@ -87,18 +87,18 @@ def differs(x: jax.Array, start: jax.Array) -> jax.Array:
 
 def total(counts: Sequence[Count], size: int) -> Count:
     """Adds up counts that come to at most `size`."""
-    words = _counts.words_needed(size)
-    zero = jnp.zeros((), _counts.WORD)
+    words = limbs.words_needed(size)
+    zero = jnp.zeros((), limbs.WORD)
     padded = [(*count, *[zero] * (words - len(count))) for count in counts]
     stacked = tuple(jnp.stack(word) for word in zip(*padded, strict=True))
     if not stacked:
-        return _counts.constant(0, words)
-    return _counts.sum_exactly(
+        return limbs.constant(0, words)
+    return limbs.sum_exactly(
         stacked, lambda word: jnp.sum(word, dtype=word.dtype), len(counts), words
     )
 
 
 def ratio(part: Count, whole: Count) -> jax.Array:
     """Returns part / whole as float32, 0 of nothing."""
-    of = _counts.to_float(whole)
-    return jnp.where(of > 0, _counts.to_float(part) / jnp.maximum(of, 1), 0)
+    of = limbs.to_float(whole)
+    return jnp.where(of > 0, limbs.to_float(part) / jnp.maximum(of, 1), 0)

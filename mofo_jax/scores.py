@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mofo_jax import _axes, _checks, _dtypes
-from mofo_jax._tensor import Function as Function
-from mofo_jax._tensor import Score as Score
-from mofo_jax._tensor import Tensor as Tensor
+from mofo_jax import _checks, _dtypes
+from mofo_jax._options import blocks
+from mofo_jax._score_inputs import Function as Function
+from mofo_jax._score_inputs import Score as Score
+from mofo_jax._score_inputs import Tensor as Tensor
 
 
 def adam_ratio(
@@ -146,7 +147,7 @@ def random_tensors(seed: int = 0, *, every: int = 0, axes: Any = ()) -> Score:
     def drawn(tensor: Tensor) -> jax.Array:
         value = axes.value_at(tensor.path) if hasattr(axes, "value_at") else axes
         shape = jnp.shape(tensor.gradient)
-        kept = _axes.normalize_axes(value, len(shape), tensor.path)
+        kept = blocks.normalize_axes(value, len(shape), tensor.path)
         # The count starts at 1.
         stage = (tensor.count - 1) // every if every else jnp.zeros((), np.int32)
         key = _key(seed, stage, dataclasses.replace(tensor, axis_name=()))
@@ -207,12 +208,12 @@ def gain_for_fisher(damping: jax.typing.ArrayLike) -> Score:
 
     Returns:
       A `Score` for transformations that keep `mu` and `fisher`, as
-      `optax.chain(mofo_jax.keep_fisher(fisher), optax.adamw(...))` does.
+      `optax.chain(mofo_jax.baselines.keep_fisher(fisher), optax.adamw(...))` does.
 
     Examples:
       >>> import jax.numpy as jnp, mofo_jax, optax
-      >>> fisher = jnp.array([100., 0.01])
-      >>> inner = optax.chain(mofo_jax.keep_fisher(fisher), optax.sgd(1.0, 0.9))
+      >>> kept = mofo_jax.baselines.keep_fisher(jnp.array([100., 0.01]))
+      >>> inner = optax.chain(kept, optax.sgd(1.0, 0.9))
       >>> optimizer = mofo_jax.momentum_filter(
       ...   inner, update_fraction=0.5, score=mofo_jax.scores.gain_for_fisher(1.0)
       ... )

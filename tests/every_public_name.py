@@ -14,15 +14,17 @@ import mofo_jax
 from mofo_jax import (
     AxisParts,
     ControlFractionState,
-    Distance,
-    ElasticWeightConsolidationState,
-    KeepFisherState,
     MasterWeightsState,
     PathRules,
     PullToStartState,
+    baselines,
+    scores,
+)
+from mofo_jax.baselines import (
+    ElasticWeightConsolidationState,
+    KeepFisherState,
     ScaleByNaturalGradientState,
     SelectiveProjectionDecayState,
-    scores,
 )
 
 Params = dict[str, jax.Array]
@@ -70,8 +72,8 @@ def proposed_steps(fisher: optax.Params) -> list[optax.GradientTransformation]:
         optax.chain(proposal, optax.scale_by_learning_rate(RATE))
         for proposal in (
             mofo_jax.scale_by_mofo(nu_dtype="float32"),
-            mofo_jax.scale_by_padam(b2=0.99, exponent=0.75),
-            mofo_jax.scale_by_natural_gradient(fisher, damping=1e-2),
+            baselines.scale_by_padam(b2=0.99, exponent=0.75),
+            baselines.scale_by_natural_gradient(fisher, damping=1e-2),
         )
     ]
 
@@ -100,7 +102,7 @@ def use_scores(fisher: optax.Params) -> None:
         *scores.NAMED,
     ):
         train(mofo_jax.mofo(RATE, score=score))
-    kept = optax.chain(mofo_jax.keep_fisher(fisher), optax.adamw(RATE))
+    kept = optax.chain(baselines.keep_fisher(fisher), optax.adamw(RATE))
     score = scores.gain_for_fisher(damping=1e-3)
     _, _, state = train(mofo_jax.momentum_filter(kept, score=score))
     assert isinstance(state, tuple) and isinstance(state[0], KeepFisherState)
@@ -112,7 +114,7 @@ def use_what_is_around(fisher: optax.Params) -> None:
     """Wraps optimizers, and reads what the wrappers keep."""
     for proposed in proposed_steps(fisher):
         train(mofo_jax.momentum_filter(proposed))
-    train(mofo_jax.half_fine_tuning(optax.adam(RATE), categories=mofo_jax.CATEGORIES))
+    train(baselines.half_fine_tuning(optax.adam(RATE), categories=baselines.CATEGORIES))
 
     def factory(fraction: jax.Array) -> optax.GradientTransformationExtraArgs:
         return mofo_jax.mofo(RATE, update_fraction=fraction)
@@ -128,16 +130,16 @@ def use_what_is_around(fisher: optax.Params) -> None:
     print("second moment:", optax.tree.norm(optax.tree.get(inner_state, "nu")))
     print("remainder:", optax.tree.norm(remainder))
 
-    anchored = mofo_jax.selective_projection_decay(optax.sgd(RATE), strength=0.5)
+    anchored = baselines.selective_projection_decay(optax.sgd(RATE), strength=0.5)
     _, _, state = train(anchored)
     assert isinstance(state, SelectiveProjectionDecayState)
-    held = mofo_jax.elastic_weight_consolidation(0.1, fisher)
+    held = baselines.elastic_weight_consolidation(0.1, fisher)
     pulled = mofo_jax.pull_to_start(0.1, norm="l1")
     for member, kind in (
         (held, ElasticWeightConsolidationState),
         (pulled, PullToStartState),
         (
-            mofo_jax.scale_by_natural_gradient(fisher, damping=1.0),
+            baselines.scale_by_natural_gradient(fisher, damping=1.0),
             ScaleByNaturalGradientState,
         ),
     ):
@@ -157,12 +159,12 @@ def use_what_measures() -> None:
     params, updates, _ = train(mofo_jax.mofo(RATE))
     print("share:", jax.tree.map(float, mofo_jax.selected_share(updates)))
     print("overlap:", jax.tree.map(float, mofo_jax.mask_overlap(updates, updates)))
-    distance: Distance = mofo_jax.distance_from_start(params, start)["total"]
+    distance = mofo_jax.distance_from_start(params, start)["total"]
     print(f"distance: {float(distance.distance):.3f}, {float(distance.relative):.3f}")
     print("moved:", float(mofo_jax.ever_moved_share(params, start)["total"]))
     for mended in (
-        mofo_jax.interpolate_weights(start, params, 0.5),
-        mofo_jax.prune_difference(start, params, 0.5),
+        baselines.interpolate_weights(start, params, 0.5),
+        baselines.prune_difference(start, params, 0.5),
     ):
         print("mended:", float(optax.tree.norm(optax.tree.sub(mended, start))))
 
@@ -170,7 +172,7 @@ def use_what_measures() -> None:
 def main() -> None:
     """Calls them all."""
     samples = jnp.ones((5, 3, 4))
-    fisher = mofo_jax.fisher_information(log_likelihood, new_params(), samples)
+    fisher = baselines.fisher_information(log_likelihood, new_params(), samples)
     use_options()
     use_scores(fisher)
     use_what_is_around(fisher)

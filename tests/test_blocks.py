@@ -13,7 +13,7 @@ from flax import nnx
 from jax.tree_util import DictKey, GetAttrKey, SequenceKey
 
 import mofo_jax
-from mofo_jax import _axes, _blocks
+from mofo_jax._options import blocks, path_rules
 from tests.helpers import assert_same_bits, random_generator, run, selected
 
 TREE = {
@@ -44,7 +44,7 @@ AXES = [(), (0,), (0,), (1,)]
     ],
 )
 def test_path_names(path: tuple, name: str) -> None:
-    assert _blocks.path_name(path) == name
+    assert path_rules.path_name(path) == name
 
 
 @pytest.mark.parametrize(
@@ -65,12 +65,12 @@ def test_path_names(path: tuple, name: str) -> None:
     ids=["prefix", "rules", "rules with a default", "callable"],
 )
 def test_every_way_to_give_an_option(option: Any) -> None:
-    values = _blocks.resolve(option, "block_axes", TREE, _axes.is_axes, "axes")
+    values = path_rules.resolve(option, "block_axes", TREE, blocks.is_axes, "axes")
     assert values == AXES
 
 
 def test_one_value_serves_all_tensors() -> None:
-    values = _blocks.resolve((0,), "block_axes", TREE, _axes.is_axes, "axes")
+    values = path_rules.resolve((0,), "block_axes", TREE, blocks.is_axes, "axes")
     assert values == [(0,)] * 4
 
 
@@ -112,7 +112,7 @@ def test_other_tensors_are_not(path: str) -> None:
     ("axes", "normal"), [((), ()), ((0,), (0,)), ((-1, 0), (0, 2)), ((2, 1), (1, 2))]
 )
 def test_axes_are_sorted_and_counted_from_the_front(axes: tuple, normal: tuple) -> None:
-    assert _axes.normalize_axes(axes, 3, "w") == normal
+    assert blocks.normalize_axes(axes, 3, "w") == normal
 
 
 @pytest.mark.parametrize("ties", ["all", "exact"])

@@ -12,7 +12,7 @@ import pytest
 
 import mofo_jax
 from mofo_jax._control import control_fraction
-from mofo_jax._start import pull_to_start
+from mofo_jax._pull_to_start import pull_to_start
 from tests.helpers import assert_same_bits, few, run, types
 
 PULL = 0.5

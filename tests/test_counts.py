@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mofo_jax import _counts
+from mofo_jax._selection import limbs
 from tests.helpers import random_generator, x64
 
 WORDS = [np.dtype(np.uint8), np.dtype(np.uint16), np.dtype(np.uint32)]
 
 
-def split(values: np.ndarray, words: int, word: np.dtype) -> _counts.Count:
+def split(values: np.ndarray, words: int, word: np.dtype) -> limbs.Count:
     """Returns an array of Python's integers as words."""
     bits = 8 * word.itemsize
     return tuple(
@@ -23,7 +23,7 @@ def split(values: np.ndarray, words: int, word: np.dtype) -> _counts.Count:
     )
 
 
-def join(count: _counts.Count) -> np.ndarray:
+def join(count: limbs.Count) -> np.ndarray:
     """Returns words as an array of Python's integers."""
     bits = 8 * count[0].dtype.itemsize
     return sum(np.asarray(w).astype(object) << (bits * i) for i, w in enumerate(count))
@@ -51,11 +51,9 @@ def test_comparisons_and_differences_of_all_pairs(words: int, word: np.dtype) ->
     a, b = (grid.ravel() for grid in np.meshgrid(values, values))
     larger, smaller = np.maximum(a, b), np.minimum(a, b)
     counts_a, counts_b = split(a, words, word), split(b, words, word)
-    np.testing.assert_array_equal(_counts.at_least(counts_a, counts_b), a >= b)
-    np.testing.assert_array_equal(_counts.equal(counts_a, counts_b), a == b)
-    difference = _counts.subtract(
-        split(larger, words, word), split(smaller, words, word)
-    )
+    np.testing.assert_array_equal(limbs.at_least(counts_a, counts_b), a >= b)
+    np.testing.assert_array_equal(limbs.equal(counts_a, counts_b), a == b)
+    difference = limbs.subtract(split(larger, words, word), split(smaller, words, word))
     np.testing.assert_array_equal(join(difference), larger - smaller)
     assert all(w.dtype == word for w in difference)
 
@@ -63,9 +61,7 @@ def test_comparisons_and_differences_of_all_pairs(words: int, word: np.dtype) ->
 def test_where_chooses_word_by_word() -> None:
     word = np.dtype(np.uint8)
     a, b = np.array([300, 5], object), np.array([7, 511], object)
-    chosen = _counts.where(
-        jnp.array([True, False]), split(a, 2, word), split(b, 2, word)
-    )
+    chosen = limbs.where(jnp.array([True, False]), split(a, 2, word), split(b, 2, word))
     assert join(chosen).tolist() == [300, 511]
 
 
@@ -84,8 +80,8 @@ def test_sums_are_exact(word: np.dtype, words_in: int, terms: int) -> None:
         object,
     )
     values[:, 0] = (1 << (8 * size)) - 1  # The largest sum there is.
-    words = _counts.words_needed(terms * ((1 << (8 * size)) - 1), word)
-    total = _counts.sum_exactly(
+    words = limbs.words_needed(terms * ((1 << (8 * size)) - 1), word)
+    total = limbs.sum_exactly(
         split(values, words_in, word),
         lambda w: jnp.sum(w, axis=0, dtype=w.dtype),
         terms,
@@ -97,14 +93,14 @@ def test_sums_are_exact(word: np.dtype, words_in: int, terms: int) -> None:
 
 def test_a_sum_that_fits_in_one_word_is_a_plain_sum() -> None:
     values = split(np.arange(200).astype(object), 1, np.dtype(np.uint32))
-    (total,) = _counts.sum_exactly(values, lambda w: jnp.sum(w, dtype=w.dtype), 200, 1)
+    (total,) = limbs.sum_exactly(values, lambda w: jnp.sum(w, dtype=w.dtype), 200, 1)
     assert total == 199 * 100
 
 
 def test_too_many_terms_for_a_word_are_refused() -> None:
     count = split(np.zeros(256, object), 1, np.dtype(np.uint8))
     with pytest.raises(ValueError, match="cannot sum 256 counts with words of 8 bits"):
-        _counts.sum_exactly(count, lambda w: jnp.sum(w, dtype=w.dtype), 256, 2)
+        limbs.sum_exactly(count, lambda w: jnp.sum(w, dtype=w.dtype), 256, 2)
 
 
 @pytest.mark.parametrize(
@@ -112,13 +108,13 @@ def test_too_many_terms_for_a_word_are_refused() -> None:
     [(0, 1), (1, 1), (2**32 - 1, 1), (2**32, 2), (2**64 - 1, 2), (2**64, 3)],
 )
 def test_words_needed(largest: int, words: int) -> None:
-    assert _counts.words_needed(largest) == words
-    assert join(_counts.constant(largest, words)) == largest
+    assert limbs.words_needed(largest) == words
+    assert join(limbs.constant(largest, words)) == largest
 
 
 def test_to_float_rounds_to_the_nearest_float32_or_its_neighbour() -> None:
     values = interesting(2, np.dtype(np.uint32))
-    rounded = np.asarray(_counts.to_float(split(values, 2, np.dtype(np.uint32))))
+    rounded = np.asarray(limbs.to_float(split(values, 2, np.dtype(np.uint32))))
     np.testing.assert_allclose(rounded, values.astype(np.float64), rtol=2e-7)
 
 
@@ -162,10 +158,10 @@ def sizes() -> list[int]:
 @pytest.mark.parametrize("size", sizes())
 def test_a_traced_fraction_is_the_floor_of_the_exact_product(size: int) -> None:
     fractions = random_fractions(size, seed=size % 1000)
-    count = jax.jit(jax.vmap(lambda fraction: _counts.fraction_of(fraction, size)))(
+    count = jax.jit(jax.vmap(lambda fraction: limbs.fraction_of(fraction, size)))(
         fractions
     )
-    assert len(count) == _counts.words_needed(size)
+    assert len(count) == limbs.words_needed(size)
     expected = [exact_share(float(fraction), size) for fraction in fractions]
     np.testing.assert_array_equal(join(count), np.array(expected, object))
     # What NumPy's float64 makes of the same fractions.
@@ -179,7 +175,7 @@ def test_a_traced_fraction_is_the_floor_of_the_exact_product(size: int) -> None:
 def test_a_traced_float64_fraction_is_numpys(size: int) -> None:
     fractions = random_generator().uniform(size=1000)
     with x64():
-        count = jax.jit(jax.vmap(lambda f: _counts.fraction_of(f, size)))(fractions)
+        count = jax.jit(jax.vmap(lambda f: limbs.fraction_of(f, size)))(fractions)
     expected = np.array([max(1, int(size * f)) for f in fractions.tolist()], object)
     np.testing.assert_array_equal(join(count), expected)
 
@@ -187,7 +183,7 @@ def test_a_traced_float64_fraction_is_numpys(size: int) -> None:
 @pytest.mark.parametrize("size", [1, 10, 1000, 2**33])
 def test_traced_fractions_out_of_range_are_clipped(size: int) -> None:
     outside = np.array([0, -0.0, -0.5, -3, 1.5, 2, 1e30, np.inf, -np.inf], np.float32)
-    count = jax.jit(jax.vmap(lambda f: _counts.fraction_of(f, size)))(outside)
+    count = jax.jit(jax.vmap(lambda f: limbs.fraction_of(f, size)))(outside)
     assert join(count).tolist() == [1] * 4 + [size] * 4 + [1]
 
 
@@ -196,18 +192,18 @@ def test_a_traced_fraction_of_any_precision_counts_as_its_value(
     dtype: type,
 ) -> None:
     fraction = jnp.asarray(0.15, dtype)
-    count = jax.jit(lambda f: _counts.fraction_of(f, 10**6))(fraction)
+    count = jax.jit(lambda f: limbs.fraction_of(f, 10**6))(fraction)
     assert join(count) == exact_share(float(fraction), 10**6)
 
 
 @pytest.mark.parametrize("size", [1, 20, 100, 3 * 2**30, 2**40])
 @pytest.mark.parametrize("fraction", [0.15, 0.29, 0.57, 1e-9, 1, 1.0])
 def test_a_static_fraction_is_pythons_product(size: int, fraction: float) -> None:
-    assert join(_counts.fraction_of(fraction, size)) == max(1, int(size * fraction))
+    assert join(limbs.fraction_of(fraction, size)) == max(1, int(size * fraction))
 
 
 @pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
 def test_a_static_numpy_fraction_is_multiplied_in_float64(kind: type) -> None:
     size, fraction = 2**30 + 12345, kind(0.15)
     expected = int(size * float(fraction))
-    assert join(_counts.fraction_of(fraction, size)) == expected
+    assert join(limbs.fraction_of(fraction, size)) == expected

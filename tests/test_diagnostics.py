@@ -10,7 +10,8 @@ import pytest
 from flax import nnx
 
 import mofo_jax
-from mofo_jax import _counts, _tallies
+from mofo_jax import _tallies
+from mofo_jax._selection import limbs
 from tests.helpers import DTYPES, few, float32_zoo, random_generator, run, x64
 
 GROUPS = mofo_jax.PathRules(
@@ -195,11 +196,11 @@ def test_counts_are_exact_where_float32_stops_counting() -> None:
 @pytest.mark.parametrize("size", [2**32 - 1, 2**33 + 7, 80 * 8192 * 28672])
 def test_counts_of_a_group_pass_32_bits(size: int) -> None:
     parts = [size // 3, size // 3 + 1, size - 2 * (size // 3) - 1, 0]
-    counts = [_counts.constant(part, _counts.words_needed(part)) for part in parts]
+    counts = [limbs.constant(part, limbs.words_needed(part)) for part in parts]
     total = _tallies.total(counts, size)
     value = sum(int(word) << (32 * i) for i, word in enumerate(total))
     assert value == size
-    whole = _counts.constant(size, len(total))
+    whole = limbs.constant(size, len(total))
     assert _tallies.ratio(total, whole) == 1
 
 

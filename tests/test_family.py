@@ -25,7 +25,8 @@ INNER: dict[str, Callable[[], Any]] = {
     "adan": lambda: optax.adan(1e-2),
     "muon": lambda: contrib.muon(1e-2),
     "padam": lambda: optax.chain(
-        mofo_jax.scale_by_padam(exponent=1.0), optax.scale_by_learning_rate(1e-2)
+        mofo_jax.baselines.scale_by_padam(exponent=1.0),
+        optax.scale_by_learning_rate(1e-2),
     ),
     "a chain with clipping": lambda: optax.chain(
         optax.clip_by_global_norm(1.0), optax.adam(1e-2)

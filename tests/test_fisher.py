@@ -11,7 +11,11 @@ import pytest
 from flax import nnx
 
 import mofo_jax
-from mofo_jax._fisher import fisher_information, keep_fisher, scale_by_natural_gradient
+from mofo_jax.baselines._fisher import (
+    fisher_information,
+    keep_fisher,
+    scale_by_natural_gradient,
+)
 from tests.helpers import (
     assert_same_bits,
     few,

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mofo_jax import _counts, _search, _threshold
-from mofo_jax._lanes import in_lanes, major_to_minor
+from mofo_jax._selection import limbs, search, select
+from mofo_jax._selection.lanes import in_lanes, major_to_minor
 from tests.helpers import random_generator
 
 # What libtpu 0.0.42.1 says in `jax.stages.Compiled.input_formats`, for v5e.
@@ -43,7 +43,7 @@ def test_the_order_is_the_compilers(shape: tuple[int, ...]) -> None:
 
 def test_a_ranking_in_that_order_has_the_same_patterns() -> None:
     x = jnp.asarray(random_generator().normal(size=(2, 300, 4, 8)), jnp.float32)
-    ranking = _threshold._rank(x, (0,))
+    ranking = select._rank(x, (0,))
     held = in_lanes(ranking)
     (array,) = held.arrays
     assert array.shape == (2, 4, 8, 300)
@@ -55,9 +55,9 @@ def test_a_ranking_in_that_order_has_the_same_patterns() -> None:
 
 def test_the_loop_is_given_tensors_in_that_order() -> None:
     def passes(x: jax.Array) -> jax.Array:
-        ranking = _threshold._rank(x, ())
-        contest = _search.Contest((ranking,), _counts.constant(99, 1))
-        return _search._search([contest], "lanes").passes
+        ranking = select._rank(x, ())
+        contest = search.Contest((ranking,), limbs.constant(99, 1))
+        return search._search([contest], "lanes").passes
 
     x = jax.ShapeDtypeStruct((300, 8), jnp.float32)
     (loop,) = (
@@ -70,7 +70,7 @@ def test_the_loop_is_given_tensors_in_that_order() -> None:
 
 def test_an_order_is_found_while_tracing() -> None:
     def shape(x: jax.Array) -> jax.Array:
-        (array,) = in_lanes(_threshold._rank(x, ())).arrays
+        (array,) = in_lanes(select._rank(x, ())).arrays
         return jnp.zeros(array.shape)
 
     found = jax.eval_shape(shape, jax.ShapeDtypeStruct((2048, 32, 64), jnp.bfloat16))

@@ -14,7 +14,8 @@ import pytest
 from flax import nnx
 
 import mofo_jax
-from mofo_jax import _axes, _blocks
+from mofo_jax._options import blocks as block_axes
+from mofo_jax._options import path_rules
 
 # Layers, width, heads, key-value heads, width of a head, feed-forward, experts, words.
 L, D, N, K, H, F, E, V = 3, 8, 4, 2, 5, 16, 6, 32
@@ -22,12 +23,12 @@ L, D, N, K, H, F, E, V = 3, 8, 4, 2, 5, 16, 6, 32
 
 def blocks(rules: mofo_jax.PathRules, tree: Any) -> dict[str, int]:
     """Returns the number of blocks of each tensor of a tree of shapes, by its path."""
-    values = _blocks.resolve(rules, "block_axes", tree, _axes.is_blocks, "axes")
+    values = path_rules.resolve(rules, "block_axes", tree, block_axes.is_blocks, "axes")
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     counts = {}
     for (path, leaf), value in zip(leaves, values, strict=True):
-        name = _blocks.path_name(path)
-        found = _axes.find_blocks(value, leaf.shape, name)
+        name = path_rules.path_name(path)
+        found = block_axes.find_blocks(value, leaf.shape, name)
         counts[name] = math.prod(found.shape[axis] for axis in found.axes)
     return counts
 

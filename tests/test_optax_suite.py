@@ -37,7 +37,8 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformationExtraArgs]] = {
     "filtered adan": lambda: mofo_jax.momentum_filter(optax.adan(1e-2)),
     "filtered padam": lambda: mofo_jax.momentum_filter(
         optax.chain(
-            mofo_jax.scale_by_padam(exponent=0.75), optax.scale_by_learning_rate(1e-2)
+            mofo_jax.baselines.scale_by_padam(exponent=0.75),
+            optax.scale_by_learning_rate(1e-2),
         ),
         update_fraction=0.5,
     ),

@@ -11,8 +11,8 @@ import optax
 import pytest
 
 import mofo_jax
-from mofo_jax import _padam
-from mofo_jax._padam import scale_by_padam
+from mofo_jax.baselines import _padam
+from mofo_jax.baselines._padam import scale_by_padam
 from tests.helpers import (
     ZOO_BLOCK_AXES,
     assert_same_bits,

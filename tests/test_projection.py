@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import mofo_jax
-from mofo_jax._projection import selective_projection_decay
+from mofo_jax.baselines._projection_decay import selective_projection_decay
 from tests.helpers import (
     ZOO_BLOCK_AXES,
     assert_same_bits,

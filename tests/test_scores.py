@@ -97,7 +97,9 @@ def test_each_score_ranks_as_it_is_defined(name: str, axes: tuple) -> None:
 
 def test_gain_for_fisher_takes_the_information_from_the_state() -> None:
     gradient = random_generator(1).normal(size=(6, 5)).astype(np.float32)
-    inner = optax.chain(mofo_jax.keep_fisher(jnp.asarray(FISHER)), optax.sgd(1.0, 0.9))
+    inner = optax.chain(
+        mofo_jax.baselines.keep_fisher(jnp.asarray(FISHER)), optax.sgd(1.0, 0.9)
+    )
     score = scores.gain_for_fisher(0.05)
     optimizer = mofo_jax.momentum_filter(inner, update_fraction=0.3, score=score)
     updates, _ = optimizer.update(gradient, optimizer.init(gradient))
@@ -146,7 +148,9 @@ def test_half_of_the_tensors_of_each_category_train(every: int) -> None:
     params = {f"{i}/{name}": jnp.ones((3, 4)) for i in range(5) for name in names}
     params |= {"embed": jnp.ones((7, 4)), "final_norm/scale": jnp.ones(4)}
     params |= {"other_norm/scale": jnp.ones(4)}
-    optimizer = mofo_jax.half_fine_tuning(optax.adam(1.0), seed=5, every=every)
+    optimizer = mofo_jax.baselines.half_fine_tuning(
+        optax.adam(1.0), seed=5, every=every
+    )
     state, drawn = optimizer.init(params), []
     update = jax.jit(optimizer.update)
     for _ in range(6):
@@ -169,7 +173,7 @@ def test_half_of_the_layers_of_a_stacked_tensor_train() -> None:
     params = {
         "layers": {"mlp": {"up": jnp.ones((8, 3, 4)), "down": jnp.ones((8, 2, 6))}}
     }
-    optimizer = mofo_jax.half_fine_tuning(optax.adam(1.0), stacked_axes=(0,))
+    optimizer = mofo_jax.baselines.half_fine_tuning(optax.adam(1.0), stacked_axes=(0,))
     updates, _ = optimizer.update(params, optimizer.init(params))
     moved = [np.asarray(u != 0) for u in jax.tree.leaves(updates)]
     whole = [[layer.all() for layer in mask] for mask in moved]

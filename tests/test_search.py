@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import mofo_jax
-from mofo_jax import _counts, _search, _threshold, _ties
-from mofo_jax._passes import Form
+from mofo_jax._selection import limbs, search, select, ties
+from mofo_jax._selection.counting import Form
 from tests.awkward import numbers
 from tests.helpers import DTYPES, patterns, random_generator, x64
 from tests.helpers import selected as reference_mask
@@ -24,11 +24,11 @@ def counted(
     """Returns how many passes a selection took, and its masks."""
     contests = []
     for x in tensors:
-        ranking = _threshold._rank(x, ())
-        chosen = _counts.fraction_of(fraction, ranking.block_size)
-        contests.append(_search.Contest((ranking,), chosen))
-    found = _search._search(contests, form)
-    return found.passes, _ties.masks_with_ties(contests, found.brackets)
+        ranking = select._rank(x, ())
+        chosen = limbs.fraction_of(fraction, ranking.block_size)
+        contests.append(search.Contest((ranking,), chosen))
+    found = search._search(contests, form)
+    return found.passes, ties.masks_with_ties(contests, found.brackets)
 
 
 def count(

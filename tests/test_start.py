@@ -12,9 +12,9 @@ import pytest
 from flax import nnx
 
 import mofo_jax
-from mofo_jax import _start
-from mofo_jax._projection import selective_projection_decay
-from mofo_jax._start import elastic_weight_consolidation, pull_to_start
+from mofo_jax import _pull_to_start
+from mofo_jax._pull_to_start import elastic_weight_consolidation, pull_to_start
+from mofo_jax.baselines._projection_decay import selective_projection_decay
 from tests.helpers import (
     assert_same_bits,
     few,
@@ -96,7 +96,7 @@ def test_bfloat16_and_a_state_of_one_type(name: str) -> None:
 
 def test_nothing_pulls_at_the_start_and_what_never_moved_stays() -> None:
     params = jnp.arange(1.0, 11.0)
-    for norm in _start.NORMS:
+    for norm in _pull_to_start.NORMS:
         optimizer = optax.chain(
             mofo_jax.scale_by_mofo(update_fraction=0.1),
             pull_to_start(0.1, norm),

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from mofo_jax import _state
+from mofo_jax import _moments
 
 PARAMS = {"a": jnp.arange(1.0, 5.0), "b": {"c": jnp.ones((2, 3)), "none": None}}
 LABELS = {"a": "first", "b": "second"}
@@ -22,13 +22,13 @@ def state_after(inner: Any, params: Any = PARAMS) -> optax.OptState:
 
 def momenta(state: optax.OptState, params: Any, ranked: Any) -> list[jax.Array]:
     """Returns the momenta of some leaves."""
-    kept = _state.Kept(state, params)
+    kept = _moments.Kept(state, params)
     return [kept.momentum(i) for i in ranked]
 
 
 def count(state: optax.OptState) -> jax.Array:
     """Returns how many updates a state has seen."""
-    return _state.step_count(state, "a test asks")
+    return _moments.step_count(state, "a test asks")
 
 
 @pytest.mark.parametrize(

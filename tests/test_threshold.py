@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import mofo_jax
-from mofo_jax import _threshold
+from mofo_jax._selection import select as selection
 from tests.awkward import numbers
 from tests.helpers import DTYPES, blocks, how_many, patterns, random_generator, x64
 from tests.helpers import selected as reference_mask
@@ -193,8 +193,8 @@ def test_blocks_of_more_than_two_to_the_32(copies: int, fraction: float) -> None
     x = np.asarray(random_generator().normal(size=(50, 100)), np.float32)
 
     def chosen(x: jax.Array, fraction: Any) -> jax.Array:
-        competition = _threshold.Competition(x, fraction, (), ("copies",))
-        return _threshold.select([competition], "all")[0]
+        competition = selection.Competition(x, fraction, (), ("copies",))
+        return selection.select([competition], "all")[0]
 
     # A coordinate is chosen with all of its copies, so the share is rounded up.
     k = math.ceil(int(float(np.float32(fraction)) * (x.size * copies)) / copies)

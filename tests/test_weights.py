@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 import mofo_jax
-from mofo_jax import _threshold, _weights
-from mofo_jax._weights import interpolate_weights, prune_difference
+from mofo_jax._selection import select
+from mofo_jax.baselines import _merging
+from mofo_jax.baselines._merging import interpolate_weights, prune_difference
 from tests.helpers import (
     ZOO_BLOCK_AXES,
     assert_same_bits,
@@ -181,8 +182,8 @@ def test_magnitudes_are_in_the_order_of_signed_numbers(dtype: str) -> None:
         middle = np.sort(np.abs(random_generator().normal(size=50))).astype(dtype)
         positive = np.unique(np.concatenate([ends, middle]))
         ordered = np.concatenate([-positive[::-1], [0.0], positive]).astype(dtype)
-        magnitudes = _weights._as_magnitude(jnp.asarray(ordered))
-        patterns = np.asarray(_threshold.magnitude_patterns(magnitudes))
+        magnitudes = _merging._as_magnitude(jnp.asarray(ordered))
+        patterns = np.asarray(select.magnitude_patterns(magnitudes))
         assert np.all(patterns[:-1] < patterns[1:])
         assert magnitudes.dtype == dtype
 

@@ -21,8 +21,10 @@ def change(config: Config, params: Any, begin: Callable[[], Any]) -> Any:
     """
     share = config.after_share
     if config.after == "interpolate":
-        return mofo_jax.interpolate_weights(begin(), params, share)
+        return mofo_jax.baselines.interpolate_weights(begin(), params, share)
     if config.after == "prune":
         axes = block_axes(config)
-        return mofo_jax.prune_difference(begin(), params, share, block_axes=axes)
+        return mofo_jax.baselines.prune_difference(
+            begin(), params, share, block_axes=axes
+        )
     return params

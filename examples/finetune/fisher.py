@@ -48,7 +48,7 @@ def of_base(
         # Divided by the root, its square is the mean over tokens.
         return -loss / jnp.sqrt(tokens)
 
-    estimate = jax.jit(mofo_jax.fisher_information, static_argnums=0)
+    estimate = jax.jit(mofo_jax.baselines.fisher_information, static_argnums=0)
     return estimate(log_likelihood, params, samples)
 
 

@@ -53,7 +53,7 @@ def _padam(inputs: Inputs) -> "optax.GradientTransformation":
 
     config = inputs.config
     return optax.chain(
-        mofo_jax.scale_by_padam(
+        mofo_jax.baselines.scale_by_padam(
             config.b1,
             config.b2,
             config.eps,
@@ -71,7 +71,7 @@ def _natural_gradient(inputs: Inputs) -> "optax.GradientTransformation":
 
     config = inputs.config
     return optax.chain(
-        mofo_jax.scale_by_natural_gradient(
+        mofo_jax.baselines.scale_by_natural_gradient(
             inputs.fisher, damping=config.damping, b1=config.b1
         ),
         *_ending(inputs),
@@ -101,7 +101,8 @@ def _ewc(inputs: Inputs) -> "optax.GradientTransformation":
 
     strength = inputs.config.strength
     return optax.chain(
-        mofo_jax.elastic_weight_consolidation(strength, inputs.fisher), _adamw(inputs)
+        mofo_jax.baselines.elastic_weight_consolidation(strength, inputs.fisher),
+        _adamw(inputs),
     )
 
 
@@ -109,7 +110,7 @@ def _projected(inputs: Inputs) -> "optax.GradientTransformation":
     import mofo_jax
 
     config = inputs.config
-    return mofo_jax.selective_projection_decay(
+    return mofo_jax.baselines.selective_projection_decay(
         _adamw(inputs), config.strength, block_axes=block_axes(config)
     )
 
@@ -119,7 +120,7 @@ def _half(inputs: Inputs) -> "optax.GradientTransformation":
 
     config = inputs.config
     layers = mofo_jax.block_rules("llama", "layer")
-    return mofo_jax.half_fine_tuning(
+    return mofo_jax.baselines.half_fine_tuning(
         _adamw(inputs),
         seed=config.seed,
         stacked_axes=layers if config.scan_layers else (),
@@ -173,7 +174,7 @@ def _with_fisher(inputs: Inputs) -> "optax.GradientTransformation":
 
     import mofo_jax
 
-    return optax.chain(mofo_jax.keep_fisher(inputs.fisher), _adamw(inputs))
+    return optax.chain(mofo_jax.baselines.keep_fisher(inputs.fisher), _adamw(inputs))
 
 
 OPTIMIZERS: dict[str, Factory] = {

@@ -165,7 +165,9 @@ class Study:
             params = trained.params
             if one.share < 1:
                 begun = self.trainer.begin(before)
-                params = mofo_jax.interpolate_weights(begun, params, one.share)
+                params = mofo_jax.baselines.interpolate_weights(
+                    begun, params, one.share
+                )
             measured = self.scales.measure(params, [one.task], reference)
             self._keep(self.key(one), measured | about(trained, params, before), began)
             began = time.perf_counter()

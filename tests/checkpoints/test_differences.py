@@ -146,7 +146,7 @@ OPTIMIZERS: dict[str, Callable[..., Any]] = {
         {"layers": [{"kernel": "moves"}, {"kernel": "rests"}], "scale": "moves"},
     ),
     "accumulated": lambda: optax.MultiSteps(mofo_jax.mofo(1e-3), 4),
-    "half": lambda: mofo_jax.half_fine_tuning(optax.adamw(1e-3)),
+    "half": lambda: mofo_jax.baselines.half_fine_tuning(optax.adamw(1e-3)),
 }
 
 

@@ -14,8 +14,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import mofo_jax
-from mofo_jax._lanes import in_lanes
-from mofo_jax._passes import Ranking
+from mofo_jax._selection.counting import Ranking
+from mofo_jax._selection.lanes import in_lanes
 from tests.helpers import random_generator, selected
 
 MESH_TYPES = {"auto": AxisType.Auto, "explicit": AxisType.Explicit}

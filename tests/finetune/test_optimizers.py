@@ -62,17 +62,18 @@ def by_hand(name: str, rate: optax.Schedule) -> Any:
     layers = mofo_jax.PathRules({"^layers/": (0,)}, default=())
     lion = optax.lion(rate, weight_decay=0.01)
     padam = optax.chain(
-        mofo_jax.scale_by_padam(**adam, exponent=0.75, block_axes=layers), *ending
+        mofo_jax.baselines.scale_by_padam(**adam, exponent=0.75, block_axes=layers),
+        *ending,
     )
-    known = optax.chain(mofo_jax.keep_fisher(FISHER), adamw)
+    known = optax.chain(mofo_jax.baselines.keep_fisher(FISHER), adamw)
     pull = {
         norm: optax.chain(
             optax.scale_by_adam(**adam), mofo_jax.pull_to_start(0.5, norm), *ending
         )
         for norm in ("l1", "l2")
     }
-    natural = mofo_jax.scale_by_natural_gradient(FISHER, damping=1e-6)
-    consolidation = mofo_jax.elastic_weight_consolidation(0.5, FISHER)
+    natural = mofo_jax.baselines.scale_by_natural_gradient(FISHER, damping=1e-6)
+    consolidation = mofo_jax.baselines.elastic_weight_consolidation(0.5, FISHER)
 
     def mofo(inner: Any = adamw, score: Any = "momentum") -> Any:
         return mofo_jax.momentum_filter(inner, block_axes=layers, score=score)
@@ -93,10 +94,10 @@ def by_hand(name: str, rate: optax.Schedule) -> Any:
         "mofo_fisher": mofo(known, mofo_jax.scores.gain_for_fisher(1e-6)),
         "mofo_lion": mofo(lion),
         "mofo_padam": mofo(padam),
-        "half": mofo_jax.half_fine_tuning(adamw, stacked_axes=layers),
+        "half": mofo_jax.baselines.half_fine_tuning(adamw, stacked_axes=layers),
         **pull,
         "ewc": optax.chain(consolidation, adamw),
-        "projection": mofo_jax.selective_projection_decay(
+        "projection": mofo_jax.baselines.selective_projection_decay(
             adamw, 0.5, block_axes=layers
         ),
     }[name]

@@ -5,8 +5,8 @@ from typing import Any
 import optax
 
 from mofo_jax import scores
-from mofo_jax._blocks import PathRules
 from mofo_jax._filter import momentum_filter
+from mofo_jax._options.path_rules import PathRules
 
 CATEGORIES = PathRules(
     {
@@ -55,7 +55,7 @@ def half_fine_tuning(
 
     Examples:
       >>> import jax, jax.numpy as jnp, mofo_jax, optax
-      >>> optimizer = mofo_jax.half_fine_tuning(optax.adam(0.1), seed=3)
+      >>> optimizer = mofo_jax.baselines.half_fine_tuning(optax.adam(0.1), seed=3)
       >>> params = {name: jnp.ones(2) for name in ("query", "key", "up", "down")}
       >>> updates, _ = optimizer.update(params, optimizer.init(params))
       >>> print({name: bool(update.any()) for name, update in updates.items()})

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax import lax
 
-from mofo_jax._passes import Ranking
+from mofo_jax._selection.counting import Ranking
 
 _SUBLANES = 8
 _LANES = 128

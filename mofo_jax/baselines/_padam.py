@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mofo_jax import _axes, _checks
+from mofo_jax import _checks
 from mofo_jax._dtypes import widen
+from mofo_jax._options import blocks
 
 
 def scale_by_padam(
@@ -68,7 +69,7 @@ def scale_by_padam(
       >>> import jax.numpy as jnp, mofo_jax
       >>> gradients = jnp.array([4., 1., -2.]), jnp.array([4., 2., -2.])
       >>> for exponent in (0.0, 0.5, 1.0):
-      ...   optimizer = mofo_jax.scale_by_padam(exponent=exponent)
+      ...   optimizer = mofo_jax.baselines.scale_by_padam(exponent=exponent)
       ...   state = optimizer.init(jnp.zeros(3))
       ...   for gradient in gradients:
       ...     updates, state = optimizer.update(gradient, state)
@@ -82,7 +83,7 @@ def scale_by_padam(
     """
     options = {"b1": b1, "b2": b2, "eps": eps, "eps_root": eps_root}
     _check(exponent=exponent, **options)
-    _axes.check_axes(block_axes)
+    blocks.check_axes(block_axes)
     if _checks.is_static_number(exponent) and exponent == 0.5:
         adam = optax.scale_by_adam(mu_dtype=mu_dtype, nesterov=nesterov, **options)
         return optax.with_extra_args_support(adam)
@@ -143,7 +144,7 @@ def unrounded_padam(
             turned = _redirect(step, nu_hat, exponent, eps, eps_root, axes)
             return turned.astype(jnp.result_type(g))
 
-        axes = _axes.resolve_axes(block_axes, updates)
+        axes = blocks.resolve_axes(block_axes, updates)
         return jax.tree.map(redirect, updates, proposed, new_state.nu, axes), new_state
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -167,7 +168,7 @@ def _redirect(
     nu_hat = nu_hat + eps_root
     quotient = (jnp.sqrt(nu_hat) + eps) / (nu_hat**exponent + eps)
     direction = widen(step) * quotient
-    axes = _axes.inner_axes(step.ndim, block_axes)
+    axes = blocks.inner_axes(step.ndim, block_axes)
     size, wanted = root_mean_square(direction, axes), root_mean_square(step, axes)
     return direction * (wanted / jnp.where(size == 0, 1, size))
 

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import optax
 
-from mofo_jax import _blocks
+from mofo_jax._options import path_rules
+from mofo_jax._options.path_rules import path_name, place
 
 
 class AxisParts(NamedTuple):
@@ -92,7 +93,7 @@ def find_blocks(value: Any, shape: tuple[int, ...], path: str) -> Blocks:
             (axis,) = normalize_axes((axis,), len(shape), path)
             if axis in parts:
                 raise ValueError(
-                    f"`block_axes` for {_blocks.place(path)} must name an axis once, "
+                    f"`block_axes` for {place(path)} must name an axis once, "
                     f"got {value}"
                 )
             parts[axis] = number
@@ -105,7 +106,7 @@ def find_blocks(value: Any, shape: tuple[int, ...], path: str) -> Blocks:
         if number:
             if length % number:
                 raise ValueError(
-                    f"`block_axes` for {_blocks.place(path)} must cut axis {axis}, of "
+                    f"`block_axes` for {place(path)} must cut axis {axis}, of "
                     f"length {length}, into equal parts, got {number} parts"
                 )
             cut.extend((number, length // number))
@@ -116,7 +117,7 @@ def find_blocks(value: Any, shape: tuple[int, ...], path: str) -> Blocks:
 
 def check_axes(block_axes: Any) -> None:
     """Raises ValueError for block axes that are wrong whatever the tree."""
-    for value in _blocks.given_values(_axes_option(block_axes), is_axes):
+    for value in path_rules.given_values(_axes_option(block_axes), is_axes):
         if not is_axes(value):
             raise ValueError(
                 f"`block_axes` must be a tuple of axis numbers, got {value!r}"
@@ -125,7 +126,7 @@ def check_axes(block_axes: Any) -> None:
 
 def resolve_axes(block_axes: Any, updates: optax.Updates) -> Any:
     """Returns a tree with the block axes of each leaf of another, ascending."""
-    values = _blocks.resolve(
+    values = path_rules.resolve(
         _axes_option(block_axes),
         "block_axes",
         updates,
@@ -134,7 +135,7 @@ def resolve_axes(block_axes: Any, updates: optax.Updates) -> Any:
     )
     leaves = jax.tree_util.tree_leaves_with_path(updates)
     return jax.tree.structure(updates).unflatten(
-        normalize_axes(value, np.ndim(leaf), _blocks.path_name(path))
+        normalize_axes(value, np.ndim(leaf), path_name(path))
         for value, (path, leaf) in zip(values, leaves, strict=True)
     )
 
@@ -159,12 +160,12 @@ def normalize_axes(axes: tuple[int, ...], ndim: int, name: str) -> tuple[int, ..
         raise TypeError(f"`block_axes` must be a tuple of axis numbers, got {axes!r}")
     if any(not -ndim <= axis < ndim for axis in axes):
         raise ValueError(
-            f"`block_axes` for {_blocks.place(name)} must be axes of a tensor with "
+            f"`block_axes` for {place(name)} must be axes of a tensor with "
             f"{ndim} dimensions, got {axes}"
         )
     positive = sorted(axis % ndim for axis in axes)
     if len(set(positive)) != len(positive):
         raise ValueError(
-            f"`block_axes` for {_blocks.place(name)} must name an axis once, got {axes}"
+            f"`block_axes` for {place(name)} must name an axis once, got {axes}"
         )
     return tuple(positive)

@@ -1,4 +1,4 @@
-"""Transformations that remember where training began, and hold the model near it."""
+"""The pull towards the parameters with which training began."""
 
 from typing import Any, NamedTuple
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mofo_jax import _checks, _fisher
+from mofo_jax import _checks
 from mofo_jax._dtypes import widen
 
 NORMS = ("l2", "l1")
@@ -91,80 +91,6 @@ def pull_to_start(
 
     transformation = optax.GradientTransformationExtraArgs(init, update)
     return transformation if mask is None else optax.masked(transformation, mask)
-
-
-class ElasticWeightConsolidationState(NamedTuple):
-    """Where training began, and how dear each coordinate was there."""
-
-    start: optax.Params
-    fisher: optax.Params
-
-
-def elastic_weight_consolidation(
-    strength: jax.typing.ArrayLike, fisher: optax.Params
-) -> optax.GradientTransformationExtraArgs:
-    r"""Adds to gradients those of elastic weight consolidation.
-
-    Placed first in an `optax.chain`, it makes the rest of the chain minimise
-
-    .. math::
-
-      L(\theta) + \frac{\lambda}{2} \sum_i F_i (\theta_i - \theta_{0,i})^2,
-
-    with :math:`\theta_0` the parameters with which training began.
-
-    Args:
-      strength: How hard to hold, >= 0; may be traced.
-      fisher: The diagonal Fisher information, as in `keep_fisher`.
-
-    Returns:
-      An `optax.GradientTransformationExtraArgs`. It needs `params`; updates have the
-      dtype of the gradients.
-
-    Raises:
-      ValueError: If `strength` is negative, `fisher` does not fit the parameters, as in
-        `keep_fisher`, or, at an update, `params` is None.
-
-    Examples:
-      >>> import jax.numpy as jnp, mofo_jax, optax
-      >>> fisher = jnp.array([0., 1., 9.])
-      >>> optimizer = optax.chain(
-      ...   mofo_jax.elastic_weight_consolidation(1.0, fisher), optax.sgd(0.1)
-      ... )
-      >>> params = jnp.zeros(3)
-      >>> state = optimizer.init(params)
-      >>> for _ in range(200):
-      ...   updates, state = optimizer.update(params - 1.0, state, params)
-      ...   params = optax.apply_updates(params, updates)
-      >>> print(params.round(1))
-      [1.  0.5 0.1]
-
-    Source: Kirkpatrick et al, `Overcoming catastrophic forgetting
-    <https://arxiv.org/abs/1612.00796>`_, 2017.
-    """
-    _checks.check_number("strength", strength, 0)
-
-    def init(params: optax.Params) -> Any:
-        return ElasticWeightConsolidationState(
-            remember(params), _fisher.place_fisher(fisher, params)
-        )
-
-    def hold(gradient: jax.Array, way: jax.Array, fisher: jax.Array) -> jax.Array:
-        held = gradient + strength * fisher * way
-        return held.astype(jnp.result_type(gradient))
-
-    def update(
-        updates: optax.Updates,
-        state: Any,
-        params: optax.Params | None = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, Any]:
-        del extra_args
-        _fisher.check_fisher(state.fisher, updates)
-        way = way_from_start("elastic_weight_consolidation", params, state.start)
-        return jax.tree.map(hold, updates, way, state.fisher), state
-
-    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def remember(params: optax.Params) -> optax.Params:

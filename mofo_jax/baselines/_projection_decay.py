@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mofo_jax import _axes, _checks, _start
+from mofo_jax import _checks, _pull_to_start
 from mofo_jax._dtypes import widen
+from mofo_jax._options import blocks
 
 
 class SelectiveProjectionDecayState(NamedTuple):
@@ -62,7 +63,7 @@ def selective_projection_decay(
 
     Examples:
       >>> import jax.numpy as jnp, mofo_jax, optax
-      >>> optimizer = mofo_jax.selective_projection_decay(optax.sgd(1.0, 0.9))
+      >>> optimizer = mofo_jax.baselines.selective_projection_decay(optax.sgd(1.0, 0.9))
       >>> params = jnp.zeros(1)
       >>> state = optimizer.init(params)
       >>> for gradient in (-4., -1., 0.5):
@@ -78,12 +79,12 @@ def selective_projection_decay(
     """
     _checks.check_transformation("`inner` must be", inner)
     _checks.check_number("strength", strength, 0)
-    _axes.check_axes(block_axes)
+    blocks.check_axes(block_axes)
     wrapped = optax.with_extra_args_support(inner)
 
     def init(params: optax.Params) -> Any:
         return SelectiveProjectionDecayState(
-            _start.remember(params), wrapped.init(params)
+            _pull_to_start.remember(params), wrapped.init(params)
         )
 
     def update(
@@ -92,9 +93,11 @@ def selective_projection_decay(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, Any]:
-        way = _start.way_from_start("selective_projection_decay", params, state.start)
+        way = _pull_to_start.way_from_start(
+            "selective_projection_decay", params, state.start
+        )
         steps, new_inner = wrapped.update(updates, state.inner, params, **extra_args)
-        axes = _axes.resolve_axes(block_axes, updates)
+        axes = blocks.resolve_axes(block_axes, updates)
         project = functools.partial(_project, strength=strength)
         steps = jax.tree.map(project, updates, steps, way, axes)
         return steps, SelectiveProjectionDecayState(state.start, new_inner)
@@ -111,7 +114,7 @@ def _project(
     strength: jax.typing.ArrayLike,
 ) -> jax.Array:
     """Returns one tensor's step, drawn back where its gradient points to the start."""
-    axes = _axes.inner_axes(jnp.ndim(way), block_axes)
+    axes = blocks.inner_axes(jnp.ndim(way), block_axes)
 
     def product(x: jax.Array, y: jax.Array) -> jax.Array:
         return jnp.sum(jnp.real(jnp.conj(x) * y), axis=axes, keepdims=True)

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from mofo_jax import _blocks, _checks
+from mofo_jax import _checks
+from mofo_jax._options.path_rules import path_name, place
 
 
 def fisher_information(
@@ -51,7 +52,7 @@ def fisher_information(
       ...   return jax.nn.log_softmax(logits)[token]
       >>> logits = jnp.log(jnp.array([0.5, 0.3, 0.2]))
       >>> tokens = jnp.array([0, 1, 0, 2, 0, 1, 0, 1, 2, 0])
-      >>> fisher = mofo_jax.fisher_information(log_likelihood, logits, tokens)
+      >>> fisher = mofo_jax.baselines.fisher_information(log_likelihood, logits, tokens)
       >>> print(*(f"{f:.2f}" for f in fisher))
       0.25 0.21 0.16
 
@@ -97,7 +98,7 @@ def keep_fisher(fisher: optax.Params) -> optax.GradientTransformationExtraArgs:
     Examples:
       >>> import jax.numpy as jnp, mofo_jax, optax
       >>> optimizer = optax.chain(
-      ...   mofo_jax.keep_fisher(jnp.array([1., 4.])), optax.sgd(0.1)
+      ...   mofo_jax.baselines.keep_fisher(jnp.array([1., 4.])), optax.sgd(0.1)
       ... )
       >>> state = optimizer.init(jnp.zeros(2))
       >>> updates, state = optimizer.update(jnp.array([3., -2.]), state)
@@ -168,7 +169,7 @@ def scale_by_natural_gradient(
 
     Examples:
       >>> import jax.numpy as jnp, mofo_jax
-      >>> optimizer = mofo_jax.scale_by_natural_gradient(
+      >>> optimizer = mofo_jax.baselines.scale_by_natural_gradient(
       ...   jnp.array([1., 3.]), damping=1.0
       ... )
       >>> state = optimizer.init(jnp.zeros(2))
@@ -248,9 +249,9 @@ def check_fisher(fisher: optax.Params, updates: optax.Updates) -> None:
         strict=True,
     ):
         if jnp.shape(value) != jnp.shape(leaf):
-            place = _blocks.place(_blocks.path_name(path))
+            parameter = place(path_name(path))
             raise ValueError(
-                f"`fisher` for {place} must have the parameter's shape "
+                f"`fisher` for {parameter} must have the parameter's shape "
                 f"{jnp.shape(leaf)}, got {jnp.shape(value)}"
             )
 

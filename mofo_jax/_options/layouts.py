@@ -9,8 +9,8 @@ import re
 from typing import Any, NamedTuple
 
 from mofo_jax import _checks
-from mofo_jax._axes import AxisParts
-from mofo_jax._blocks import PathRules
+from mofo_jax._options.blocks import AxisParts
+from mofo_jax._options.path_rules import PathRules
 
 UNITS = ("layer", "head", "expert")
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mofo_jax import _blocks
+from mofo_jax._options.path_rules import path_name, place
 
 # Optax's names: of most optimizers, of SGD's trace, and of Adan.
 _MOMENTUM = ("mu", "trace", "m")
@@ -56,7 +56,7 @@ class Kept:
             _FISHER,
             index,
             ("Fisher information", "kinds of Fisher information"),
-            "as mofo_jax.keep_fisher in an optax.chain does",
+            "as mofo_jax.baselines.keep_fisher in an optax.chain does",
         )
 
     def count(self) -> jax.Array:
@@ -77,15 +77,15 @@ class Kept:
         if len(found) == 1:
             return found[0]
         path, _ = jax.tree_util.tree_leaves_with_path(self._updates)[index]
-        place = _blocks.place(_blocks.path_name(path))
+        parameter = place(path_name(path))
         if found:
             raise ValueError(
-                f"`score` finds two {what[1]} for {place} in the state of `inner`: "
+                f"`score` finds two {what[1]} for {parameter} in the state of `inner`: "
                 "filter the one transformation whose own is to be ranked"
             )
         raise ValueError(
-            f"`score` finds no {what[0]} for {place} in the state of `inner`: it must "
-            f"keep a tree named {' or '.join(names)}, {advice}"
+            f"`score` finds no {what[0]} for {parameter} in the state of `inner`: it "
+            f"must keep a tree named {' or '.join(names)}, {advice}"
         )
 
 

@@ -13,10 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from mofo_jax import _axes, _checks, _counts
-from mofo_jax._passes import Ranking, varying_axes
-from mofo_jax._search import Contest, search
-from mofo_jax._ties import masks_with_ties, masks_without_ties, reaches
+from mofo_jax import _checks
+from mofo_jax._options import blocks
+from mofo_jax._selection import limbs
+from mofo_jax._selection.counting import Ranking, varying_axes
+from mofo_jax._selection.search import Contest, search
+from mofo_jax._selection.ties import masks_with_ties, masks_without_ties, reaches
 
 TIES = ("all", "exact")
 
@@ -75,7 +77,7 @@ def _checked(
     if not _checks.is_scalar(fraction):
         raise TypeError(f"`fraction` must be a number in (0, 1], got {fraction!r}")
     _checks.check_fraction("fraction", fraction)
-    axes = _axes.normalize_axes(block_axes, x.ndim, "x")
+    axes = blocks.normalize_axes(block_axes, x.ndim, "x")
     return Competition(x, fraction, axes)
 
 
@@ -108,7 +110,7 @@ def magnitude_threshold(
     Source: the threshold of the authors' code, there by `torch.topk`.
     """
     x = _checks.as_inexact(x)
-    axes = _axes.normalize_axes(block_axes, x.ndim, "x")
+    axes = blocks.normalize_axes(block_axes, x.ndim, "x")
     size = _rank(x, axes).block_size
     if isinstance(k, bool) or not isinstance(k, (int, np.integer)):
         raise TypeError(f"`k` must be an integer, got {k!r}")
@@ -162,7 +164,7 @@ def _passes(
 ) -> jax.Array:
     """Is `selection_passes` of checked arguments."""
     ranking = _rank(x, block_axes)
-    chosen = _counts.fraction_of(jnp.asarray(fraction), ranking.block_size)
+    chosen = limbs.fraction_of(jnp.asarray(fraction), ranking.block_size)
     return search([Contest((ranking,), chosen)]).passes
 
 
@@ -170,8 +172,8 @@ def _passes(
 def _kth_largest(x: jax.Array, k: int, block_axes: tuple[int, ...]) -> jax.Array:
     """Returns the k-th largest magnitude of each block, the inner axes kept as 1."""
     ranking = _rank(x, block_axes)
-    words = _counts.words_needed(ranking.block_size)
-    (bracket,) = search([Contest((ranking,), _counts.constant(k, words))]).brackets
+    words = limbs.words_needed(ranking.block_size)
+    (bracket,) = search([Contest((ranking,), limbs.constant(k, words))]).brackets
     # The search stops at any pattern that parts the k largest from the rest.
     patterns = magnitude_patterns(x)
     most = np.array(np.iinfo(patterns.dtype).max, patterns.dtype)
@@ -244,7 +246,7 @@ def _select(
         contest = Contest(tuple(rankings[i] for i in members), ())
         (_, traced), (static, *_) = arrays[members[0]], settings[members[0]]
         fraction = static if traced is None else traced
-        chosen = _counts.fraction_of(fraction, contest.block_size)
+        chosen = limbs.fraction_of(fraction, contest.block_size)
         contests.append(contest._replace(chosen=chosen))
     brackets = search(contests).brackets
     masks = (masks_with_ties if ties == "all" else masks_without_ties)(

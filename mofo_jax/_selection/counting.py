@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from mofo_jax import _counts
-from mofo_jax._axes import inner_axes
-from mofo_jax._counts import Count
+from mofo_jax._options.blocks import inner_axes
+from mofo_jax._selection import limbs
+from mofo_jax._selection.limbs import Count
 
 # Moments are taken of eighths of octaves, up to 32 octaves on either side.
 _PARTS_OF_OCTAVE = 8
@@ -133,14 +133,12 @@ def count_reaching(
     """
     patterns = ranking.patterns(*ranking.arrays)
     reached = [
-        (patterns >= lax.expand_dims(threshold, ranking.inner_axes)).astype(
-            _counts.WORD
-        )
+        (patterns >= lax.expand_dims(threshold, ranking.inner_axes)).astype(limbs.WORD)
         for threshold in thresholds.astype(patterns.dtype)
     ]
     pieces, kept = _summed(reached, ranking, form)
     return [
-        _counts.sum_exactly(
+        limbs.sum_exactly(
             (piece,),
             lambda word: jnp.sum(word, axis=kept, dtype=word.dtype),
             math.prod(piece.shape[axis] for axis in kept),

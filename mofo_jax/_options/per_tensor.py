@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mofo_jax import _axes, _blocks, _checks, _state
+from mofo_jax import _checks, _moments
+from mofo_jax._options import blocks, path_rules
+from mofo_jax._options.path_rules import path_name
 
 
 class Options(NamedTuple):
@@ -24,7 +26,7 @@ def check_values(options: Options) -> None:
     """Raises ValueError for a wrong value that is wrong whatever the tree."""
     for name, option in options._asdict().items():
         is_value, allowed = _VALUES[name]
-        for value in _blocks.given_values(option, is_value):
+        for value in path_rules.given_values(option, is_value):
             if not is_value(value):
                 raise ValueError(f"`{name}` must be {allowed}, got {value!r}")
             if name == "update_fraction":
@@ -45,7 +47,7 @@ class Settings(NamedTuple):
     number: int
     path: str
     fraction: Any
-    blocks: _axes.Blocks
+    blocks: blocks.Blocks
     axis_name: tuple[str, ...]
 
 
@@ -54,29 +56,29 @@ def find_competing(
 ) -> list[Settings]:
     """Returns how each of the leaves that are filtered is."""
     fractions, axes, dense, names = (
-        _blocks.resolve(option, name, updates, *_VALUES[name])
+        path_rules.resolve(option, name, updates, *_VALUES[name])
         for name, option in options._asdict().items()
     )
     found = []
     shared: dict[str, Any] = {}
     for i, (path, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(updates)):
         fraction = fractions[i]
-        name = _blocks.path_name(path)
+        name = path_name(path)
         _checks.check_fraction("update_fraction", fraction, name)
         everything = _checks.is_static_number(fraction) and fraction == 1
         if dense[i] or everything or jnp.size(leaf) == 0:
             continue
-        blocks = _axes.find_blocks(axes[i], jnp.shape(leaf), name)
+        divided = blocks.find_blocks(axes[i], jnp.shape(leaf), name)
         axis_name = (names[i],) if isinstance(names[i], str) else names[i]
-        if blocks.name:
-            lengths = tuple(blocks.shape[axis] for axis in blocks.axes)
+        if divided.name:
+            lengths = tuple(divided.shape[axis] for axis in divided.axes)
             common = fraction, lengths, axis_name
-            _check_shared(blocks.name, shared.setdefault(blocks.name, common), common)
+            _check_shared(divided.name, shared.setdefault(divided.name, common), common)
         if callable(fraction):
             why = "`update_fraction` is a schedule"
-            fraction = fraction(_state.step_count(state, why))
+            fraction = fraction(_moments.step_count(state, why))
             _checks.check_fraction("update_fraction", fraction, name)
-        found.append(Settings(i, name, fraction, blocks, axis_name))
+        found.append(Settings(i, name, fraction, divided, axis_name))
     return found
 
 
@@ -111,7 +113,7 @@ def _is_axis_name(value: Any) -> bool:
 _VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "update_fraction": (_is_fraction, "a number in (0, 1] or a schedule"),
     "block_axes": (
-        _axes.is_blocks,
+        blocks.is_blocks,
         "a tuple of axis numbers and AxisParts, with a name or without",
     ),
     "dense": (_is_bool, "True or False"),

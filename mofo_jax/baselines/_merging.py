@@ -8,8 +8,11 @@ import numpy as np
 import optax
 from jax import lax
 
-from mofo_jax import _axes, _blocks, _checks, _threshold
+from mofo_jax import _checks
 from mofo_jax._dtypes import widen
+from mofo_jax._options import blocks, path_rules
+from mofo_jax._options.path_rules import path_name, place
+from mofo_jax._selection import select
 
 
 def interpolate_weights(
@@ -38,7 +41,7 @@ def interpolate_weights(
       >>> import jax.numpy as jnp, mofo_jax
       >>> start, end = {"w": jnp.array([0., 4.])}, {"w": jnp.array([2., 0.])}
       >>> for share in (0.0, 0.25, 0.5, 1.0):
-      ...   print(mofo_jax.interpolate_weights(start, end, share)["w"])
+      ...   print(mofo_jax.baselines.interpolate_weights(start, end, share)["w"])
       [0. 4.]
       [0.5 3. ]
       [1. 2.]
@@ -103,7 +106,7 @@ def prune_difference(
       >>> start = jnp.array([1.0, -0.1, 2.0, 4.0])
       >>> end = jnp.array([1.2, -0.5, 2.3, 4.1])
       >>> for fraction in (0.25, 0.5, 1.0):
-      ...   print(mofo_jax.prune_difference(start, end, fraction))
+      ...   print(mofo_jax.baselines.prune_difference(start, end, fraction))
       [ 1.  -0.1  2.   4.1]
       [ 1.  -0.1  2.3  4.1]
       [ 1.2 -0.5  2.3  4.1]
@@ -111,25 +114,25 @@ def prune_difference(
     Source: Huang et al, `Forgetting-aware pruning
     <https://arxiv.org/abs/2509.08255>`_, 2025.
     """
-    _checks.check_choice("ties", ties, _threshold.TIES)
-    _axes.check_axes(block_axes)
+    _checks.check_choice("ties", ties, select.TIES)
+    blocks.check_axes(block_axes)
     _check_pair(start, end)
-    fractions = _blocks.resolve(
+    fractions = path_rules.resolve(
         fraction, "fraction", end, _checks.is_scalar, "a number in (0, 1]"
     )
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(end)]
     leaves, structure = jax.tree.flatten(end)
     before = structure.flatten_up_to(start)
-    axes = structure.flatten_up_to(_axes.resolve_axes(block_axes, end))
+    axes = structure.flatten_up_to(blocks.resolve_axes(block_axes, end))
     competitions = {}
     for i, share in enumerate(fractions):
-        _checks.check_fraction("fraction", share, _blocks.path_name(paths[i]))
+        _checks.check_fraction("fraction", share, path_name(paths[i]))
         everything = _checks.is_static_number(share) and share == 1
         if everything or jnp.size(leaves[i]) == 0:
             continue
         scores = _as_magnitude(_score(before[i], leaves[i], axes[i]))
-        competitions[i] = _threshold.Competition(scores, share, axes[i])
-    masks = _threshold.select(list(competitions.values()), ties)
+        competitions[i] = select.Competition(scores, share, axes[i])
+    masks = select.select(list(competitions.values()), ties)
     for i, mask in zip(competitions, masks, strict=True):
         dtype = jnp.result_type(leaves[i])
         leaves[i] = jnp.where(mask, leaves[i], before[i]).astype(dtype)
@@ -142,7 +145,7 @@ def _score(
     """Returns the change of each coordinate less its change relative to what was."""
     change = jnp.abs(widen(after) - widen(before))
     size = jnp.abs(widen(before))
-    axes = _axes.inner_axes(size.ndim, block_axes)
+    axes = blocks.inner_axes(size.ndim, block_axes)
     mean = jnp.mean(size, axis=axes, keepdims=True)
     relative = change / jnp.where((change == 0) | (mean == 0), 1, size)
     return change - mean * relative
@@ -175,15 +178,15 @@ def _check_pair(start: optax.Params, end: optax.Params) -> None:
     for (path, before), after in zip(
         jax.tree_util.tree_leaves_with_path(start), jax.tree.leaves(end), strict=True
     ):
-        place = _blocks.place(_blocks.path_name(path))
+        parameter = place(path_name(path))
         if jnp.shape(before) != jnp.shape(after):
             raise ValueError(
-                f"`start` and `end` for {place} must have one shape, got "
+                f"`start` and `end` for {parameter} must have one shape, got "
                 f"{jnp.shape(before)} and {jnp.shape(after)}"
             )
         for leaf in (before, after):
             if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
                 raise TypeError(
-                    f"{place} must be of a floating-point or complex dtype, got "
+                    f"{parameter} must be of a floating-point or complex dtype, got "
                     f"{jnp.result_type(leaf)}"
                 )

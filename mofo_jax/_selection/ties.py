@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from mofo_jax import _counts
-from mofo_jax._brackets import Bracket
-from mofo_jax._passes import Ranking
-from mofo_jax._search import Contest, search
+from mofo_jax._selection import limbs
+from mofo_jax._selection.brackets import Bracket
+from mofo_jax._selection.counting import Ranking
+from mofo_jax._selection.search import Contest, search
 
 
 def masks_with_ties(
@@ -49,7 +49,7 @@ def masks_without_ties(
 
 def _cut(contest: Contest, bracket: Bracket) -> jax.Array:
     """Returns the pattern from which on all are chosen without a choice among ties."""
-    exact = _counts.equal(bracket.count_low, contest.chosen)
+    exact = limbs.equal(bracket.count_low, contest.chosen)
     return jnp.where(exact, bracket.low, bracket.high)
 
 
@@ -61,8 +61,8 @@ def _keys(contest: Contest) -> list[int]:
 
 def _rank_tied(contest: Contest, bracket: Bracket, key: int) -> Contest:
     """Returns the contest among the tied coordinates, the lowest index first."""
-    exact = _counts.equal(bracket.count_low, contest.chosen)
-    missing = _counts.subtract(contest.chosen, bracket.count_high)
+    exact = limbs.equal(bracket.count_low, contest.chosen)
+    missing = limbs.subtract(contest.chosen, bracket.count_high)
     none = tuple(jnp.zeros_like(word) for word in missing)
     lengths = [
         len(contest.members)
@@ -95,7 +95,7 @@ def _rank_tied(contest: Contest, bracket: Bracket, key: int) -> Contest:
         )
 
     members = tuple(ranked(i, member) for i, member in enumerate(contest.members))
-    return Contest(members, _counts.where(exact, none, missing))
+    return Contest(members, limbs.where(exact, none, missing))
 
 
 def reaches(ranking: Ranking, per_block: jax.Array) -> jax.Array:

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from mofo_jax import _counts
-from mofo_jax._brackets import (
+from mofo_jax._selection import limbs
+from mofo_jax._selection.brackets import (
     Bracket,
     evenly,
     finished,
@@ -25,9 +25,7 @@ from mofo_jax._brackets import (
     next_thresholds,
     pattern_dtype,
 )
-from mofo_jax._counts import Count
-from mofo_jax._lanes import in_lanes
-from mofo_jax._passes import (
+from mofo_jax._selection.counting import (
     THRESHOLDS,
     Form,
     Ranking,
@@ -35,6 +33,8 @@ from mofo_jax._passes import (
     in_best_form,
     moments,
 )
+from mofo_jax._selection.lanes import in_lanes
+from mofo_jax._selection.limbs import Count
 
 _Tree = TypeVar("_Tree")
 
@@ -149,7 +149,7 @@ def _after_a_pass(
     )
     ranking = group.ranking
     if ranking.axis_name:
-        counts = _counts.sum_exactly(
+        counts = limbs.sum_exactly(
             counts,
             lambda word: lax.psum(word, ranking.axis_name),
             ranking.shards,
@@ -176,7 +176,7 @@ def _count(
         if len(counts) == 1:
             return counts[0]
         return [
-            _counts.sum_exactly(
+            limbs.sum_exactly(
                 tuple(jnp.stack(word) for word in zip(*pieces, strict=True)),
                 lambda word: jnp.sum(word, axis=0, dtype=word.dtype),
                 len(pieces),
@@ -190,7 +190,7 @@ def _count(
     if form != "operands" or contest.members[0].axis_name:
         return count()
     # What is found needs no further pass.
-    nothing = [tuple(jnp.zeros_like(thresholds, _counts.WORD) for _ in range(words))]
+    nothing = [tuple(jnp.zeros_like(thresholds, limbs.WORD) for _ in range(words))]
     return lax.cond(done.all(), lambda: nothing, count)
 
 
@@ -266,10 +266,10 @@ def _group(
         sums = lax.psum(sums, ranking.axis_name)
     # Everything that a loop carries must be spread over devices as the counts will be,
     # so it is built on a zero that comes from such a reduction. None of it is computed.
-    zero = lax.bitcast_convert_type(sums[0], _counts.WORD) & 0
+    zero = lax.bitcast_convert_type(sums[0], limbs.WORD) & 0
     chosen = _stack_words([contest.chosen for contest in contests], zero)
     words = len(chosen)
-    sizes = [_counts.constant(contest.block_size, words) for contest in contests]
+    sizes = [limbs.constant(contest.block_size, words) for contest in contests]
     low = zero.astype(pattern_dtype(ranking))
     bracket = Bracket(
         low=low,

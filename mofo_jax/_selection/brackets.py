@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mofo_jax import _counts
-from mofo_jax._counts import Count
-from mofo_jax._passes import THRESHOLDS, Ranking, usual_octave
+from mofo_jax._selection import limbs
+from mofo_jax._selection.counting import THRESHOLDS, Ranking, usual_octave
+from mofo_jax._selection.limbs import Count
 
 # The constants below were chosen on the momenta of a real fine-tuning run and on normal
 # and cubed Laplace samples, by the mean and the greatest number of passes.
@@ -67,8 +67,8 @@ class Bracket(NamedTuple):
 
 def finished(bracket: Bracket, chosen: Count) -> jax.Array:
     """Returns for each block whether its bracket tells the chosen coordinates."""
-    nothing = _counts.equal(chosen, tuple(jnp.zeros_like(word) for word in chosen))
-    found = _counts.equal(bracket.count_low, chosen)
+    nothing = limbs.equal(chosen, tuple(jnp.zeros_like(word) for word in chosen))
+    found = limbs.equal(bracket.count_low, chosen)
     return found | nothing | (bracket.high - bracket.low <= 1)
 
 
@@ -89,7 +89,7 @@ def first_thresholds(sums: jax.Array, chosen: Count, ranking: Ranking) -> jax.Ar
     above = jnp.maximum(sums[0], 1.0)
     mean = sums[1] / above
     deviation = jnp.sqrt(jnp.maximum(sums[2] / above - mean * mean, 1e-4))
-    share = jnp.clip(_counts.to_float(chosen) / above, 1e-12, 0.999)
+    share = jnp.clip(limbs.to_float(chosen) / above, 1e-12, 0.999)
     euler, gumbel_deviation = np.float32(0.5772157), np.float32(math.pi / math.sqrt(6))
     normalized = (jnp.log(-jnp.log(share)) + euler) / gumbel_deviation
     # One is the least pattern above zero: it shows whether zeros have to be chosen.
@@ -104,10 +104,10 @@ def first_thresholds(sums: jax.Array, chosen: Count, ranking: Ranking) -> jax.Ar
 def next_thresholds(bracket: Bracket, chosen: Count, ranking: Ranking) -> jax.Array:
     """Places a pass's thresholds, `[THRESHOLDS, *blocks]`, in the brackets."""
     width = bracket.high - bracket.low
-    excess = _counts.to_float(_counts.subtract(bracket.count_low, chosen))
-    inside = _counts.to_float(_counts.subtract(bracket.count_low, bracket.count_high))
-    wanted = jnp.maximum(_counts.to_float(chosen), 1.0)
-    above = jnp.maximum(_counts.to_float(bracket.count_high), 0.5)
+    excess = limbs.to_float(limbs.subtract(bracket.count_low, chosen))
+    inside = limbs.to_float(limbs.subtract(bracket.count_low, bracket.count_high))
+    wanted = jnp.maximum(limbs.to_float(chosen), 1.0)
+    above = jnp.maximum(limbs.to_float(bracket.count_high), 0.5)
     # Within an octave patterns are linear in the magnitude, and the logarithm of the
     # count is linear in both where magnitudes fall off exponentially.
     guess = jnp.log1p((excess + 0.5) / (wanted - 0.5)) / jnp.log1p(inside / above)
@@ -158,16 +158,16 @@ def narrowed(
     low, high, count_low, count_high, _ = bracket
     for i, threshold in enumerate(thresholds):
         count = tuple(word[i] for word in counts)
-        enough = _counts.at_least(count, chosen)
+        enough = limbs.at_least(count, chosen)
         raises = enough & (threshold > low)
         lowers = ~enough & (threshold < high)
         low = jnp.where(raises, threshold, low)
-        count_low = _counts.where(raises, count, count_low)
+        count_low = limbs.where(raises, count, count_low)
         high = jnp.where(lowers, threshold, high)
-        count_high = _counts.where(lowers, count, count_high)
-    before = _counts.subtract(bracket.count_low, bracket.count_high)
-    after = _counts.subtract(count_low, count_high)
-    left = _counts.to_float(after) / jnp.maximum(_counts.to_float(before), 1.0)
+        count_high = limbs.where(lowers, count, count_high)
+    before = limbs.subtract(bracket.count_low, bracket.count_high)
+    after = limbs.subtract(count_low, count_high)
+    left = limbs.to_float(after) / jnp.maximum(limbs.to_float(before), 1.0)
     new = Bracket(low, high, count_low, count_high, left > _STALLED_SHARE)
     done = finished(bracket, chosen)
     return jax.tree.map(lambda old, new: jnp.where(done, old, new), bracket, new)
@@ -175,7 +175,7 @@ def narrowed(
 
 def pattern_dtype(ranking: Ranking) -> np.dtype:
     """Returns the dtype that holds every pattern and the first that is none."""
-    return _counts.WORD if ranking.bits < 32 else np.dtype(np.uint64)
+    return limbs.WORD if ranking.bits < 32 else np.dtype(np.uint64)
 
 
 def _along(numbers: np.ndarray, blocks: jax.Array) -> np.ndarray:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax
 import optax
 
-from mofo_jax import _state
+from mofo_jax import _moments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Tensor:
     index: int
     path: str
     axis_name: tuple[str, ...]
-    _state: _state.Kept
+    _state: _moments.Kept
     _params: optax.Params | None
 
     @property

@@ -1,0 +1,1 @@
+"""Options that may differ from tensor to tensor."""

@@ -1,0 +1,1 @@
+"""Which coordinates have the largest magnitudes, found by counting."""
