@@ -190,6 +190,34 @@ def test_other_names_of_stacks() -> None:
     check(rules, tree, {"params/encoder/tower/w": L})
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_layers_on_another_axis(axis: int) -> None:
+    shape = [D, H]
+    shape.insert(axis, L)
+    path = "decoder/layers/mlp/wi_0/kernel"
+    rules = mofo_jax.block_rules("maxtext", "layer", layer_axis=axis)
+    check(rules, abstract({path: tuple(shape)}), {path: L})
+
+
+def test_layers_scanned_within_layers() -> None:
+    # As MaxText stacks the local layers of Gemma 4.
+    block = "decoder/scanned_blocks"
+    shapes = {
+        f"{block}/local_layers/attention/query/kernel": (D, L, 4, N, H),
+        f"{block}/local_layers/mlp/wo/kernel": (F, L, 4, D),
+        f"{block}/global_layer/attention/query/kernel": (D, L, N, H),
+    }
+    for unit, heads in (("layer", 1), ("head", N)):
+        counts = dict(zip(shapes, (L * 4 * heads, L * 4, L * heads), strict=True))
+        check(mofo_jax.block_rules("maxtext", unit), abstract(shapes), counts)
+
+
+@pytest.mark.parametrize("axis", [-1, True, 1.0])
+def test_an_axis_of_layers_that_cannot_be(axis: object) -> None:
+    with pytest.raises(ValueError, match=f"`layer_axis` must be .* >= 0, got {axis}"):
+        mofo_jax.block_rules("maxtext", "layer", layer_axis=axis)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -23,14 +23,14 @@ class _Layout(NamedTuple):
     """How a family of models names and shapes its parameters.
 
     Attributes:
-      stacked: Matches the beginning of the paths whose tensors stack layers; None where
-        none does.
-      layer_axis: The axis on which they do.
+      stacked: By the beginning of the paths whose tensors stack layers, on how many
+        axes they do; the first match counts.
+      layer_axis: The first of these axes, which follow one another.
       heads: By the end of a path, the axes that index heads.
       experts: By the end of a path, the axes that index experts.
     """
 
-    stacked: str | None
+    stacked: dict[str, int]
     layer_axis: int
     heads: dict[str, _Axes]
     experts: dict[str, _Axes]
@@ -43,22 +43,34 @@ _FLAX_HEADS: dict[str, _Axes] = {
 }
 _FLAX_EXPERTS: dict[str, _Axes] = {r"experts?/(?!\d+/).+": (0,)}
 
+_MAXTEXT_STACKS = (
+    r"(?:^|/)decoder/(?:layers|dense_layers|moe_layers|scanned_blocks)"
+    r"(?:_outside_pipeline|_\d+_\d+)?/"
+)
+
 _LAYOUTS: dict[str, _Layout] = {
     "linen": _Layout(
         # `nn.scan` calls the scanned module `Scan...` if nobody does.
-        r"(?:^|/)(?:layers|blocks|Scan\w+)/(?!\d+/)",
+        {r"(?:^|/)(?:layers|blocks|Scan\w+)/(?!\d+/)": 1},
         0,
         _FLAX_HEADS,
         _FLAX_EXPERTS,
     ),
-    "nnx": _Layout(r"(?:^|/)(?:layers|blocks)/(?!\d+/)", 0, _FLAX_HEADS, _FLAX_EXPERTS),
+    "nnx": _Layout(
+        {r"(?:^|/)(?:layers|blocks)/(?!\d+/)": 1}, 0, _FLAX_HEADS, _FLAX_EXPERTS
+    ),
     "maxtext": _Layout(
-        r"(?:^|/)decoder/(?:layers|dense_layers|moe_layers|scanned_blocks)"
-        r"(?:_outside_pipeline|_\d+_\d+)?/",
+        {
+            # Gemma 4 and Qwen 3 Next scan the local layers within each scanned block.
+            _MAXTEXT_STACKS + r"local_layers/": 2,
+            _MAXTEXT_STACKS: 1,
+        },
         1,
         {
             # Counted from the end: GPT-3's fused kernel is [embed, 3, heads, head_dim].
             r"(?:query|key|value|qkv_proj|wq_b|wkv_b)/kernel": (-2,),
+            # GPT-3's fused bias, [3, heads, head_dim], has the path of [heads,
+            # head_dim] in other models: its blocks are query, key and value.
             r"(?:query|key|value|qkv_proj)/bias": (0,),
             # Qwen3-Next's attention within attention merges the heads.
             r"[^/]*(?i:attention)[^/]*(?<!attention/attention)/out/kernel": (0,),
@@ -66,7 +78,7 @@ _LAYOUTS: dict[str, _Layout] = {
         {r"(?:wi|wi_0|wi_1|wo)(?:_bias)?": (0,)},
     ),
     "tunix": _Layout(
-        None,
+        {},
         0,
         {
             r"[qkv]_proj/w": (1,),
@@ -83,7 +95,7 @@ _LAYOUTS: dict[str, _Layout] = {
         },
     ),
     "llama": _Layout(
-        r"^layers/(?!\d+/)",
+        {r"^layers/(?!\d+/)": 1},
         0,
         {
             r"attention/query/(?:kernel|lora/lora_b)": ((1, "heads"),),
@@ -102,6 +114,7 @@ def block_rules(
     heads: int | None = None,
     kv_heads: int | None = None,
     stacked: str | None = None,
+    layer_axis: int | None = None,
 ) -> PathRules:
     """Makes each layer, attention head or expert a block of its own.
 
@@ -131,7 +144,10 @@ def block_rules(
         coordinates: needed by `"llama"`, and by `"tunix"` to divide Qwen 2's biases.
       kv_heads: How many key and value heads, if not `heads`.
       stacked: A regular expression that finds the paths whose tensors stack layers,
-        instead of the layout's own.
+        on one axis, instead of the layout's own.
+      layer_axis: The axis, >= 0, on which they do, instead of the layout's own:
+        MaxText's `param_scan_axis`. Layers that are scanned within scanned layers have
+        the axis after it too.
 
     Returns:
       The rules. Tensors that they do not name are one block each.
@@ -165,16 +181,27 @@ def block_rules(
     counts = _counts_of_heads(layout, named, heads, kv_heads)
     if stacked is not None:
         _check_expression(stacked)
-    beginning = table.stacked if stacked is None else stacked
+    if layer_axis is not None and (
+        isinstance(layer_axis, bool)
+        or not isinstance(layer_axis, int)
+        or layer_axis < 0
+    ):
+        raise ValueError(f"`layer_axis` must be an integer >= 0, got {layer_axis!r}")
+    first = table.layer_axis if layer_axis is None else layer_axis
+    stacks = {
+        beginning: tuple(range(first, first + number))
+        for beginning, number in (
+            table.stacked if stacked is None else {stacked: 1}
+        ).items()
+    }
     rules: dict[str, Any] = {}
     for end, axes in named.items():
         divided = _divided(axes, counts)
-        if beginning is not None:
-            moved = tuple(_moved(entry, table.layer_axis) for entry in divided)
-            rules[f"(?:{beginning})(?:.*/)?{end}$"] = (table.layer_axis, *moved)
+        for beginning, layers in stacks.items():
+            moved = tuple(_moved(entry, layers) for entry in divided)
+            rules[f"(?:{beginning})(?:.*/)?{end}$"] = (*layers, *moved)
         rules[f"(?:^|/){end}$"] = divided
-    if beginning is not None:
-        rules[beginning] = (table.layer_axis,)
+    rules |= stacks
     return PathRules(rules, default=())
 
 
@@ -225,8 +252,8 @@ def _divided(axes: _Axes, counts: dict[str, int | None]) -> tuple[int | AxisPart
     return tuple(entries)
 
 
-def _moved(entry: int | AxisParts, layer_axis: int) -> int | AxisParts:
-    """Returns an entry's place once an axis of layers has been put in."""
+def _moved(entry: int | AxisParts, layers: tuple[int, ...]) -> int | AxisParts:
+    """Returns an entry's place once axes of layers have been put in."""
     if isinstance(entry, AxisParts):
-        return entry._replace(axis=entry.axis + (entry.axis >= layer_axis))
-    return entry + (entry >= layer_axis)
+        return entry._replace(axis=entry.axis + len(layers) * (entry.axis >= layers[0]))
+    return entry + len(layers) * (entry >= layers[0])
