@@ -162,8 +162,11 @@ def test_a_scheduled_fraction_may_be_injected() -> None:
     for _ in range(10):
         updates, state = jax.jit(optimizer.update)(params, state, params)
         moved.append(int(np.count_nonzero(updates)))
-        # The schedule is computed in float32, and falls short of a round number.
-        assert moved[-1] == int(100 * float(state.hyperparams["update_fraction"]))
+        # Computed in float32, next to a round number; the compiled step may use a value
+        # that differs from the one it returns in the last bit.
+        returned = np.float32(state.hyperparams["update_fraction"])
+        used = [returned, *np.nextafter(returned, np.float32([0, 2]))]
+        assert moved[-1] in {int(100 * min(float(value), 1.0)) for value in used}
     assert moved[0] == 100
     assert moved[-1] in (9, 10)
 

@@ -13,7 +13,8 @@ from flax import nnx
 
 import mofo_jax
 from mofo_jax import _pull_to_start
-from mofo_jax._pull_to_start import elastic_weight_consolidation, pull_to_start
+from mofo_jax._pull_to_start import pull_to_start
+from mofo_jax.baselines import elastic_weight_consolidation
 from mofo_jax.baselines._projection_decay import selective_projection_decay
 from tests.helpers import (
     assert_same_bits,

@@ -21,8 +21,9 @@ _COLLECTIVE = re.compile(
     r" = (.+?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)"
     r"(-start)?\("
 )
+# JAX 0.12 names a page before the kind.
 _TEMPORARY = re.compile(
-    r"^allocation \d+: size (\d+), preallocated-temp:", re.MULTILINE
+    r"^allocation \d+: size (\d+),(?: page \d+,)? preallocated-temp:", re.MULTILINE
 )
 _ARRAY = re.compile(r"\b(?:pred|[a-z]+?(\d+)\w*)\[([\d,]*)\]")
 
