@@ -1,6 +1,7 @@
-"""Find out which optimizer forgets least, at its best learning rate.
+"""Find out which optimizer forgets least for what it learns.
 
 python -m examples.study --data DIR --hours 8    does the runs that are missing
+python -m examples.study --data DIR --plan       says what is missing, and its hours
 python -m examples.study --report                makes tables and pictures anew
 python -m examples.study --help                  every option
 """
@@ -24,12 +25,12 @@ def main(arguments: list[str]) -> int:
     def work() -> None:
         given = options.parse(arguments)
         # JAX and the rest only now, so that --help and mistakes answer at once.
-        from examples.study import report, study
+        from examples.study import study
 
-        if given.report:
-            report.write_all(given.output)
+        if given.plan:
+            study.tell_plan(given)
         else:
-            report.write(study.run(given).parent)
+            study.run(given)
 
     return exit_status(
         work, "the same command goes on with the run that was in progress."

@@ -1,19 +1,23 @@
 """What is measured of a model, item by item, so that any two rows can be paired."""
 
-from collections.abc import Iterable, Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy.special
 
-from examples.finetune import choices, evaluate, generate, token_losses
+from examples.finetune import choices, evaluate, token_losses
 from examples.finetune.data import LENGTH_STEP, Example, round_up
+from examples.finetune.hosts import fetch
 from examples.finetune.sharding import row_shards
 from examples.finetune.token_losses import Hidden, TokenSet
-from examples.study.texts import Task, Texts
+from examples.study.texts import CHAT
 from examples.study.training import Params, Trainer
 
 DIGITS = 6  # of what is kept: the results file stays small
 KINDS = ("losses", "divergences")
+WEIGHTS = ("loss_weights", "divergence_weights")
 
 Measured = dict[str, Any]
 
@@ -34,36 +38,32 @@ class Scales:
     """Everything that models are put on, in batches.
 
     Args:
-      texts: what is measured on.
+      tasks: held-out examples, by task; KL is on their prompts.
+      retained: texts that must not be forgotten, by name; KL is on every token, of chat
+        answers on the answers alone.
+      questions: questions of general knowledge.
       trainer: where the model lies.
     """
 
-    def __init__(self, texts: Texts, trainer: Trainer) -> None:
+    def __init__(
+        self,
+        tasks: Mapping[str, Sequence[Example]],
+        retained: Mapping[str, Sequence[Example]],
+        questions: list[choices.Row],
+        trainer: Trainer,
+    ) -> None:
         self._trainer = trainer
-        self._tokenizer = trainer.source.tokenizer
+        self.retained = tuple(retained)
         shards = row_shards(trainer.mesh)
         rows = round_up(evaluate.TOKEN_ROWS, shards)
-        self._tasks: dict[str, Task] = {**texts.tasks, **texts.stages}
-        held_out = {name: task.held_out for name, task in self._tasks.items()}
-        self.retained = tuple(texts.retained)
-        self._items = {**held_out, **texts.retained}
+        self._items = {**tasks, **retained}
         self._sets = {
-            name: TokenSet.of(
-                name,
-                items,
-                batch_size=rows,
-                # Rounded up, so that few lengths are compiled.
-                sequence_length=round_up(max(len(i.ids) for i in items), LENGTH_STEP),
-                divergence="prompts" if name in self._tasks else "all",
-            )
+            name: _token_set(name, items, rows, "prompts" if name in tasks else "all")
             for name, items in self._items.items()
         }
         asked = round_up(evaluate.CHOICE_ROWS, shards)
-        self._questions = {
-            name: (found, count, choices.batches(found, asked, self._tokenizer.pad_id))
-            for name, (found, count) in texts.questions.items()
-        }
-        self._decoding_rows = round_up(evaluate.DECODING_ROWS, shards)
+        pad = trainer.source.tokenizer.pad_id
+        self._questions = questions, choices.batches(questions, asked, pad)
 
     def counts(self) -> dict[str, dict[str, list[int]]]:
         """The tokens that count in each item, by set and kind of measurement."""
@@ -74,49 +74,32 @@ class Scales:
                 )[: len(self._items[name])]
                 .astype(int)
                 .tolist()
-                for kind, weights in zip(
-                    KINDS, ("loss_weights", "divergence_weights"), strict=True
-                )
+                for kind, weights in zip(KINDS, WEIGHTS, strict=True)
             }
             for name, tokens in self._sets.items()
         }
 
     def measure(
-        self, params: Params, tasks: Iterable[str], reference: Reference
+        self, params: Params, task: str, reference: Reference, *, start: bool = False
     ) -> Measured:
         """Measures a model.
 
         Args:
           params: its parameters, on the devices.
-          tasks: the tasks that it is measured on, beside all that is to be retained.
-          reference: what the start left for comparison.
+          task: the task that it is measured on, beside all that is to be retained.
+          reference: what the start left for comparison; the start itself leaves it.
+          start: whether this is the start, which has no divergence from itself.
 
         Returns:
-          `sets`: for each task and text the losses and the divergences from the start,
-          each summed over an item's tokens; `choices` and `exact`: a digit an item, 1
-          where it is right, for each set of questions and each task that is decoded.
+          `sets`: for the task and each text the losses and the divergences from the
+          start, each summed over an item's tokens; `margins`: for each question the
+          log-odds of the right answer among the choices.
         """
-        tasks = tuple(tasks)
-        return {
-            "sets": self.sets(params, (*tasks, *self.retained), reference),
-            "choices": self.choices(params),
-            "exact": self.exact(params, tasks),
-        }
-
-    def sets(
-        self,
-        params: Params,
-        names: Iterable[str],
-        reference: Reference,
-        *,
-        start: bool = False,
-    ) -> Measured:
-        """The `sets` of `measure` by name; a start's own leave its hidden states."""
-        trainer, sets = self._trainer, {}
-        for name in names:
+        sets = {}
+        for name in (task, *self.retained):
             before = None if start else reference.hidden[name]
             *found, hidden = token_losses.measure_rows(
-                *(trainer.graph, params, self._sets[name], trainer.place),
+                *(self._trainer.graph, params, self._sets[name], self._trainer.place),
                 *(reference.head, before),
             )
             size = len(self._items[name])
@@ -127,39 +110,46 @@ class Scales:
             if start:
                 sets[name].pop("divergences")
                 reference.hidden[name] = hidden
-        return sets
+        return {"sets": sets, "margins": self._margins(params)}
 
-    def choices(self, params: Params) -> dict[str, str]:
-        """The `choices` of `measure`."""
-        return {name: self._choices(params, name) for name in self._questions}
-
-    def exact(self, params: Params, tasks: Iterable[str]) -> dict[str, str]:
-        """The `exact` of `measure`."""
-        decoded = [name for name in tasks if self._tasks[name].decoded]
-        return {name: self._exact(params, self._items[name]) for name in decoded}
-
-    def _choices(self, params: Params, name: str) -> str:
-        rows, count, batches = self._questions[name]
-        given = self._trainer.graph, params, rows, batches, self._trainer.place
-        return _marks(choices.right(*given, count))
-
-    def _exact(self, params: Params, items: list[Example]) -> str:
-        written = generate.answers(
-            self._trainer.graph,
-            params,
-            [item.prompt_ids for item in items],
-            self._trainer.place,
-            batch_size=self._decoding_rows,
-            max_new_tokens=self._trainer.budget.new_tokens,
-            stop_ids=self._tokenizer.stop_ids,
+    def _margins(self, params: Params) -> list[float]:
+        rows, batches = self._questions
+        given = self._trainer.graph, params
+        scores = [
+            fetch(choices.scores(*given, self._trainer.place(batch)))
+            for batch in batches
+        ]
+        margins = log_odds(
+            np.concatenate(scores)[: len(rows)], [r.answer for r in rows]
         )
-        answers = [self._tokenizer.decode(ids) for ids in written]
-        return _marks(evaluate.matches(answers, [item.completion for item in items]))
+        return [_short(value) for value in margins]
 
 
-def _marks(right: Iterable[bool]) -> str:
-    """A 1 for each item that is right, a 0 for each other."""
-    return "".join(str(int(one)) for one in right)
+def log_odds(scores: np.ndarray, answers: Sequence[int]) -> np.ndarray:
+    """The log-odds of the right choices.
+
+    Args:
+      scores: log-likelihoods [questions, choices].
+      answers: the right choice of each question.
+    """
+    right = np.arange(scores.shape[1]) == np.array(answers)[:, None]
+    others = np.where(right, -np.inf, scores.astype(np.float64))
+    return scores[right] - scipy.special.logsumexp(others, axis=1)
+
+
+def _token_set(
+    name: str, items: Sequence[Example], rows: int, divergence: Any
+) -> TokenSet:
+    # Rounded up, so that few lengths are compiled.
+    longest = round_up(max(len(item.ids) for item in items), LENGTH_STEP)
+    made = TokenSet.of(
+        name, items, batch_size=rows, sequence_length=longest, divergence=divergence
+    )
+    if name != CHAT:
+        return made
+    answered, compared = WEIGHTS
+    batches = tuple(batch | {compared: batch[answered]} for batch in made.batches)
+    return dataclasses.replace(made, batches=batches)
 
 
 def _short(value: float) -> float:

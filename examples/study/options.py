@@ -16,20 +16,27 @@ RESULTS = pathlib.Path(__file__).parent / "results"
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Find out which optimizer forgets least, at its best learning rate.
+    """Find out which optimizer forgets least for what it learns.
 
-    Does the runs of the study that are not in the results file yet, the most useful
-    first, then makes tables and pictures from the file alone. The same command started
-    again goes on with the next run.
+    Does the runs of the protocol that are not in the results file yet, in its order,
+    then makes tables and pictures from the file alone. The same command started again
+    goes on with the next run.
     """
 
     data: pathlib.Path | None = None
-    """Directory with gsm8k_train.jsonl, gsm8k_test.jsonl, metamathqa_val.jsonl,
-    pmc_medical_val.jsonl, wikitext2_test.txt, HumanEval.jsonl.gz and piqa_valid.jsonl.
-    Without it only the generated task is learned, and forgetting is measured on
-    Python's own manual and library and on our knowledge questions."""
+    """Directory with gsm8k_train.jsonl, gsm8k_test.jsonl, wikitext2_test.txt and
+    HumanEval.jsonl.gz. Without it only tasks that need no files are learned, and drift
+    is measured on Python's own manual and library in the place of WikiText-2 and
+    HumanEval; those rows have a folder of their own."""
     hours: float = 2.0
     """No run is begun that would not end within these, as far as earlier runs tell."""
+    plan: bool = False
+    """Run nothing; print what each step of the protocol still needs, and its hours."""
+    only: str = ""
+    """Do one run anew, by its name in the tables, such as gsm8k/adamw/24/11/0.0001, and
+    print what is measured beside the row that is kept."""
+    report: bool = False
+    """Run nothing; make the tables and pictures anew."""
     budget: Literal["auto", "cpu", "gpu", "smallest"] = "auto"
     """Sizes of the runs; auto is gpu where there is one and cpu elsewhere. Each has
     results of its own."""
@@ -44,8 +51,6 @@ class Options:
     """As for examples.finetune."""
     cache: pathlib.Path | None = None
     """Directory for the healed model (540 MB); without it the user's cache."""
-    report: bool = False
-    """Run nothing; make the tables and pictures anew."""
 
 
 def parse(arguments: Sequence[str]) -> Options:

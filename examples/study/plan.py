@@ -1,155 +1,232 @@
-"""Every run of the study, in the order in which they are most useful."""
+"""Every comparison of the protocol, and the next run that each of them needs.
+
+A comparison is a *cell*: one method with one seed on one task and length. It needs two
+neighbouring rates between which the method reaches the task loss at which methods are
+compared, so what is run next depends on what earlier runs came to.
+"""
 
 import dataclasses
-from collections.abc import Iterable, Iterator
-from typing import Any
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from examples.study.budget import Budget
-from examples.study.methods import METHODS, WISE_SHARES
+from examples.study.methods import CONTROLS, METHODS
 
-BASE = "base"  # as a task: a start, which is taught nothing
-TEXTS = ("prose", "code")  # what is to be retained, as general text
-# The stages of the continual runs, which are one run each under this task's name.
-SEQUENCE = "sequence"
-STAGES = ("gsm8k", "medicine", "programs")
-REPLAYED = 0.2  # share of a stage's rows that come from earlier tasks
-FIRST = ("adamw", "mofo", "padam", "mofo_update", "mofo_gain")
-# The seeds and a longer run are for these, each at one rate.
-FINALISTS = {"adamw": 1e-4, "mofo": 1e-4, "l2_strong": 2e-4, "padam": 1e-4}
-# Those whose first row raised a question that a sweep answers.
-QUESTIONS = ("l2_strong", "l2", "mofo_random")
-SEEDS = (1, 2)
-LONGER = 10
-# What the finalists' longer runs leave open: AdamW's front, and a pull that lets more
-# be learned.
-MORE_LONGER = (
-    *(("adamw", 5e-5), ("l2", 2e-4), ("mofo", 5e-5)),
-    *(("adamw", 2.5e-5), ("l2_weak", 1e-4)),
-)
-# The tasks beside the main one, those least like it first, and the methods that go
-# first on them.
-OTHERS = ("medicine", "problems", "metamath")
-RIVALS = ("adamw", "mofo", "l2_strong")
-# What of a method's options goes into a row's key.
-DECISIVE = (
-    *("update_fraction", "exponent", "strength", "damping", "lora", "rest", "b1", "b2"),
-    *("eps", "weight_decay", "clip_norm", "schedule"),
-)
+START = "start"  # as a method: the start itself, which is taught nothing
+PILOT_RATES = (5e-5, 1e-4, 2e-4)
+PILOT_SEED, CONTROL_SEEDS, SEEDS = 0, (0, 1), (11, 12, 13, 14, 15)
+PRIMARY, SECONDARY = 0.95, 0.9  # shares of what AdamW takes off the task loss
+MOST_RATES = 5  # that a cell may try
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, order=True)
 class Run:
-    """One row's settings, beside the budget's.
+    """One training.
 
     Attributes:
       task: what is learned.
-      method: a key of `methods.METHODS`.
-      rate: the peak learning rate.
+      method: a key of `methods.METHODS`, or START.
+      steps: optimizer steps.
       seed: decides the order of the examples and what a method draws.
-      times: how many times longer than a short run.
-      share: of the way from the start to the trained parameters.
-      replay: the share of rows from earlier tasks.
-      healed: whether training starts from the healed model.
+      rate: the peak learning rate.
     """
 
     task: str
     method: str
-    rate: float
+    steps: int = 0
     seed: int = 0
-    times: int = 1
-    share: float = 1.0
-    replay: float = 0.0
-    healed: bool = True
+    rate: float = 0.0
 
-    @property
-    def trained(self) -> "Run":
-        """The run whose training gives this one's parameters."""
-        if self.method != "wise":
-            return self
-        return dataclasses.replace(self, method="adamw", share=1.0)
-
-    def key(self, budget: Budget) -> dict[str, Any]:
-        """All that decides the row, as JSON."""
-        method = METHODS[self.method]
-        config = method.config(self.seed)
-        return {
-            **dataclasses.asdict(self),
-            "optimizer": method.optimizer,
-            "options": {name: getattr(config, name) for name in DECISIVE},
-            "budget": dataclasses.asdict(budget),
-        }
+    def __str__(self) -> str:
+        if self.method == START:
+            return f"{self.task}/{START}"
+        return f"{self.task}/{self.method}/{self.steps}/{self.seed}/{self.rate:g}"
 
 
-def plan(tasks: Iterable[str], *, sequence: bool) -> list[Run]:
-    """The runs that the given tasks allow.
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One method with one seed, at any rate.
+
+    Attributes:
+      task: what is learned.
+      method: a key of `methods.METHODS`.
+      steps: optimizer steps.
+      seed: as for `Run`.
+    """
+
+    task: str
+    method: str
+    steps: int
+    seed: int
+
+    def at(self, rate: float) -> Run:
+        """The run at one rate."""
+        return Run(self.task, self.method, self.steps, self.seed, rate)
+
+
+# The task loss of each run that was done.
+Losses = Mapping[Run, float]
+
+
+def rates(losses: Losses, cell: Cell) -> dict[float, float]:
+    """The task losses of a cell's runs by rate, ascending."""
+    return {
+        run.rate: loss
+        for run, loss in sorted(losses.items())
+        if (run.task, run.method, run.steps, run.seed) == dataclasses.astuple(cell)
+    }
+
+
+def pilot_rate(losses: Losses, task: str, steps: int) -> float | None:
+    """The next rate of AdamW's pilot; None when its best rate is at no end."""
+    known = rates(losses, Cell(task, "adamw", steps, PILOT_SEED))
+    missing = [rate for rate in PILOT_RATES if rate not in known]
+    if missing:
+        return missing[0]
+    return _beyond(known, min(known, key=lambda rate: known[rate]))
+
+
+def _beyond(known: Mapping[float, float], best: float) -> float | None:
+    if best == max(known):
+        return 2 * best
+    return best / 2 if best == min(known) else None
+
+
+def level(
+    losses: Losses, task: str, steps: int, share: float = PRIMARY
+) -> float | None:
+    """The task loss at which methods are compared; None before the pilot is done."""
+    start = losses.get(Run(task, START))
+    if start is None or pilot_rate(losses, task, steps) is not None:
+        return None
+    known = rates(losses, Cell(task, "adamw", steps, PILOT_SEED))
+    return start - share * (start - min(known.values()))
+
+
+def bracket(known: Mapping[float, float], wanted: float) -> tuple[float, float] | None:
+    """The two neighbouring rates that have a task loss between them.
+
+    Only rates up to the best one count, where a higher rate learns more.
 
     Args:
+      known: task losses by rate, ascending.
+      wanted: the task loss.
+    """
+    for low in known:
+        if known[low] >= wanted >= known.get(2 * low, math.inf):
+            return low, 2 * low
+    return None
+
+
+def next_rate(
+    known: Mapping[float, float], wanted: float, first: float
+) -> float | None:
+    """The rate that a cell tries next; None if it is done or has failed."""
+    if not known:
+        return first
+    if bracket(known, wanted) or len(known) >= MOST_RATES:
+        return None
+    lowest, highest = min(known), max(known)
+    if known[lowest] < wanted:
+        return lowest / 2
+    # All are above: a higher rate helps unless the last step up already hurt.
+    falling = len(known) == 1 or known[highest] < known[highest / 2]
+    return 2 * highest if falling else None
+
+
+def first_rate(losses: Losses, cell: Cell) -> float:
+    """The rate with which a cell begins: the lower one that its seed 0 needed."""
+    wanted = level(losses, cell.task, cell.steps)
+    known = rates(losses, dataclasses.replace(cell, seed=PILOT_SEED))
+    found = bracket(known, wanted) if wanted is not None else None
+    return found[0] if found else METHODS[cell.method].first
+
+
+def next_run(losses: Losses, cell: Cell) -> Run | None:
+    """The run that a cell needs next; None when it is done."""
+    wanted = level(losses, cell.task, cell.steps)
+    if wanted is None:
+        return None
+    rate = next_rate(rates(losses, cell), wanted, first_rate(losses, cell))
+    return None if rate is None else cell.at(rate)
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One step of the protocol.
+
+    Attributes:
+      name: what it is called.
+      cells: its comparisons, in order.
+    """
+
+    name: str
+    cells: Sequence[Cell]
+
+
+def steps(budget: Budget, tasks: Iterable[str]) -> list[Step]:
+    """The steps of the protocol, in order.
+
+    Args:
+      budget: how long runs are.
       tasks: those whose data is there, the main one first.
-      sequence: whether the stages of the continual runs are there.
+    """
+    main, *others = tasks
+
+    def cells(
+        task: str, length: int, seeds: Iterable[int], names: Iterable[str]
+    ) -> list[Cell]:
+        return [Cell(task, name, length, seed) for seed in seeds for name in names]
+
+    short, long = budget.short, budget.long
+    pair = ("adamw", "mofo")
+    return [
+        Step("controls", cells(main, short, CONTROL_SEEDS, ("adamw", *CONTROLS))),
+        Step("mofo, short", cells(main, short, (0, *SEEDS), pair)),
+        Step("mofo, long", cells(main, long, (0, *SEEDS), pair)),
+        *(
+            Step(
+                f"mofo, {task}", cells(task, short, (0, *SEEDS[:3]), ("adamw", "mofo"))
+            )
+            for task in others
+        ),
+    ]
+
+
+def missing(losses: Losses, plan: Sequence[Step]) -> Iterator[tuple[Step, Run]]:
+    """What is to be run next, in each cell of each step, in order."""
+    seen = set()
+    for step in plan:
+        for cell in step.cells:
+            run = _needed(losses, cell)
+            if run is not None and run not in seen:
+                seen.add(run)
+                yield step, run
+
+
+def _needed(losses: Losses, cell: Cell) -> Run | None:
+    if Run(cell.task, START) not in losses:
+        return Run(cell.task, START)
+    rate = pilot_rate(losses, cell.task, cell.steps)
+    if rate is not None:
+        return Cell(cell.task, "adamw", cell.steps, PILOT_SEED).at(rate)
+    return next_run(losses, cell)
+
+
+def runs_left(losses: Losses, plan: Sequence[Step]) -> dict[str, list[Run]]:
+    """The least runs that each step still needs: two a cell, with what is there.
 
     Returns:
-      Different runs: first the fronts of the main task, then a rate or more of every
-      method, then everything else.
+      By the step's name; rates that are not known yet are told as 0.
     """
-    main, *rest = tasks
-    others = [task for task in OTHERS if task in rest]
-    parts = (
-        _sweeps(main, FIRST),
-        [Run(BASE, "adamw", 0.0, healed=False)],  # To tell what healing changed.
-        _one_rate_each(main),
-        _sweeps(main, ("mofo_0.05", "mofo_0.4", "padam_1")),
-        _seeds(main),
-        _sequences() if sequence else (),
-        _wise(main, (0.25, 0.75)),
-        _sweeps(main, QUESTIONS),
-        _longer(main, FINALISTS.items()),
-        _sweeps(main, METHODS),
-        _longer(main, MORE_LONGER),
-        *(_sweeps(task, RIVALS) for task in others),
-        [Run(main, "adamw", rate, healed=False) for rate in METHODS["adamw"].rates],
-        *(_sweeps(task, FIRST) for task in others),
-        *(_sweeps(task, METHODS) for task in others),
-        *(_wise(task, WISE_SHARES) for task in others),
-        *(_seeds(task) for task in others),
-    )
-    return list(dict.fromkeys(run for part in parts for run in part))
-
-
-def _sweeps(task: str, methods: Iterable[str]) -> Iterator[Run]:
-    for method in methods:
-        if method != "wise":
-            yield from (Run(task, method, rate) for rate in METHODS[method].rates)
-
-
-def _one_rate_each(task: str) -> Iterator[Run]:
-    for name, method in METHODS.items():
-        if name == "wise":
-            yield from _wise(task, (0.5,))
-        else:
-            yield Run(task, name, method.rates[len(method.rates) // 2])
-
-
-def _wise(task: str, shares: Iterable[float]) -> Iterator[Run]:
-    (rate,) = METHODS["wise"].rates
-    return (Run(task, "wise", rate, share=share) for share in shares)
-
-
-def _seeds(task: str) -> Iterator[Run]:
-    for seed in SEEDS:
-        yield from (Run(task, name, rate, seed) for name, rate in FINALISTS.items())
-
-
-def _longer(task: str, rates: Iterable[tuple[str, float]]) -> Iterator[Run]:
-    for name, rate in rates:
-        yield Run(task, name, rate, times=LONGER)
-
-
-def _sequences() -> Iterator[Run]:
-    for method, replay in (
-        ("adamw", 0.0),
-        ("mofo", 0.0),
-        ("half", 0.0),
-        ("adamw", REPLAYED),
-        ("mofo", REPLAYED),
-    ):
-        yield Run(SEQUENCE, method, 1e-4, replay=replay)
+    left: dict[str, list[Run]] = {}
+    seen: set[Cell] = set()
+    for step in plan:
+        found = left.setdefault(step.name, [])
+        for cell in (cell for cell in step.cells if cell not in seen):
+            seen.add(cell)
+            wanted = level(losses, cell.task, cell.steps)
+            known = rates(losses, cell)
+            needed = next_run(losses, cell) is not None or wanted is None
+            found += [cell.at(0.0)] * (max(1, 2 - len(known)) if needed else 0)
+    return left

@@ -2,10 +2,11 @@
 
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from examples.finetune.files import read_json_lines, write_json_lines
+from examples.study.plan import START, Run
 
 Row = dict[str, Any]
 NAME = "rows.jsonl"
@@ -23,10 +24,9 @@ def read(path: pathlib.Path) -> list[Row]:
     return read_json_lines(path)
 
 
-def find(rows: list[Row], key: Mapping[str, Any]) -> Row | None:
+def find(rows: Sequence[Row], key: Mapping[str, Any]) -> Row | None:
     """The row of exactly these settings, if it is there."""
-    wanted = json.loads(json.dumps(key))
-    return next((row for row in rows if row["key"] == wanted), None)
+    return next((row for row in rows if row["key"] == key), None)
 
 
 def add(path: pathlib.Path, row: Row) -> None:
@@ -36,10 +36,34 @@ def add(path: pathlib.Path, row: Row) -> None:
     write_json_lines(path, kept.values())
 
 
-def comparable(rows: list[Row]) -> list[Row]:
-    """The rows that were measured as the newest was: same sizes, model and texts."""
-    return [row for row in rows if _measured(row) == _measured(rows[-1])]
+def run_of(row: Row) -> Run:
+    """The run that a row is of."""
+    return parse(row["key"]["run"])
 
 
-def _measured(row: Row) -> list[Any]:
-    return [row["key"].get(name) for name in ("budget", "model", "texts")]
+def parse(text: str) -> Run:
+    """The run of a name such as "gsm8k/mofo/24/11/0.0001".
+
+    Raises:
+      ValueError: it is no name of a run.
+    """
+    task, method, *rest = text.split("/")
+    if method == START and not rest:
+        return Run(task, START)
+    length, seed, rate = rest
+    return Run(task, method, int(length), int(seed), float(rate))
+
+
+def start_of(rows: Sequence[Row], task: str) -> Row:
+    """The row of the start, on a task."""
+    name = str(Run(task, START))
+    return next(row for row in rows if row["key"]["run"] == name)
+
+
+def task_loss(row: Row, start: Row) -> float:
+    """The mean loss per token on a row's own task; infinite where it is no number."""
+    task = run_of(row).task
+    losses = row["sets"][task]["losses"]
+    if None in losses:
+        return float("inf")
+    return sum(losses) / sum(start["counts"][task]["losses"])

@@ -1,10 +1,10 @@
-"""Does the runs that are missing, the most useful first, and keeps each at once."""
+"""Does the runs that are missing, in the protocol's order, and keeps each at once."""
 
 import functools
+import hashlib
 import pathlib
 import statistics
 import time
-from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -13,14 +13,15 @@ import mofo_jax
 from examples.finetune import movement, pretrained, token_losses
 from examples.finetune.errors import InputError
 from examples.finetune.optimizers import NEEDS_FISHER
-from examples.study import rows, start, texts
+from examples.study import chat, rows, start, texts
 from examples.study.budget import BUDGETS, Budget
 from examples.study.measuring import Measured, Reference, Scales
 from examples.study.methods import METHODS
 from examples.study.options import Options
-from examples.study.plan import BASE, SEQUENCE, STAGES, Run, plan
-from examples.study.sequence import stages
+from examples.study.plan import START, Losses, Run, Step, missing, runs_left, steps
 from examples.study.training import Course, Params, Trained, Trainer
+
+PROTOCOL = pathlib.Path(__file__).with_name("PROTOCOL.md")
 
 
 def say(text: str) -> None:
@@ -35,8 +36,13 @@ def budget_of(options: Options) -> Budget:
     return BUDGETS["cpu" if jax.default_backend() == "cpu" else "gpu"]
 
 
+def protocol() -> str:
+    """The digest of the protocol, which is part of every row's key."""
+    return hashlib.sha256(PROTOCOL.read_bytes()).hexdigest()[:16]
+
+
 class Study:
-    """What all runs share: the model, its starts, the texts and compiled functions.
+    """What all runs share: the model, its start, the texts and compiled functions.
 
     Args:
       options: what the command was told.
@@ -45,14 +51,15 @@ class Study:
 
     def __init__(self, options: Options, budget: Budget) -> None:
         self.options, self.budget = options, budget
-        source = pretrained.open_model(options.model)
-        self.texts = texts.read(options.data, source.tokenizer, budget)
+        self._source = pretrained.open_model(options.model)
+        self.texts = texts.read(options.data, self._source.tokenizer, budget)
         self.file = rows.file_of(options.output, budget.name, options.data)
-        self._source = source
-        self._references: dict[bool, Reference] = {}
+        self._tasks: dict[str, texts.Task] = {}
+        self._digests: dict[str, str] = {}
+        self._scales: dict[str, tuple[Scales, Reference]] = {}
         for name in options.task:
-            if name not in (*self.texts.tasks, SEQUENCE):
-                known = ", ".join((*self.texts.tasks, SEQUENCE))
+            if name not in self.texts.tasks:
+                known = ", ".join(self.texts.tasks)
                 raise InputError(f"--task must be of {known}, got {name!r}")
 
     @functools.cached_property
@@ -62,136 +69,143 @@ class Study:
         return Trainer(self._source, self.budget)
 
     @functools.cached_property
-    def scales(self) -> Scales:
-        """What is measured on."""
-        return Scales(self.texts, self.trainer)
-
-    @functools.cached_property
-    def _healed(self) -> Params:
+    def start(self) -> Params:
+        """The healed model's parameters, on the host."""
         return start.healed(self.trainer, self.texts, self.options.cache, say)
 
     @functools.cached_property
     def _fisher(self) -> Params:
         say("Fisher information of the start")
-        return self.trainer.fisher(self._healed)
+        return self.trainer.fisher(self.start)
 
-    def start(self, healed: bool) -> Params:
-        """A start's parameters, on the host."""
-        return self._healed if healed else self.trainer.quantized
+    def task(self, name: str) -> texts.Task:
+        """A task's rows, read when they are needed."""
+        if name not in self._tasks:
+            self._tasks[name] = self.texts.tasks[name]()
+            self._digests[name] = self.texts.digest(self._tasks[name])
+        return self._tasks[name]
 
     def key(self, run: Run) -> dict[str, Any]:
-        """All that decides a run's row."""
+        """All that decides a run's row, as JSON."""
+        self.task(run.task)
         return {
-            **run.key(self.budget),
+            "run": str(run),
+            "method": {} if run.method == START else METHODS[run.method].key(),
+            "budget": self.budget.name,
             "model": self._source.name,
-            "texts": self.texts.digest,
+            "data": self._digests[run.task],
+            "protocol": protocol(),
         }
 
-    def missing(self) -> list[Run]:
-        """The runs that were asked for and are not in the file, in order."""
-        there = rows.read(self.file)
-        chosen, methods = self.options.task, self.options.method
-        stages_too = len(self.texts.stages) > 0
+    def plan(self) -> list[Step]:
+        """The steps of the protocol, as far as the options ask for them."""
+        wanted = self.options
+        tasks = [
+            name for name in self.texts.tasks if not wanted.task or name in wanted.task
+        ]
         return [
-            run
-            for run in plan(self.texts.tasks, sequence=stages_too)
-            if (not chosen or run.task in chosen)
-            and (not methods or run.method in methods)
-            and rows.find(there, self.key(run)) is None
+            Step(step.name, [c for c in step.cells if _chosen(c.method, wanted)])
+            for step in steps(self.budget, tasks)
         ]
 
-    def reference(self, healed: bool, tasks: Iterable[str]) -> Reference:
-        """What a start's runs are compared with; its row is kept on the way.
+    def losses(self) -> Losses:
+        """The task losses of the rows that are there."""
+        kept = rows.read(self.file)
+        return {
+            run: rows.task_loss(row, rows.start_of(kept, run.task))
+            for row in kept
+            if (run := rows.run_of(row)).task in self.texts.tasks
+            and row["key"] == self.key(run)
+        }
 
-        Args:
-          healed: which start.
-          tasks: those on which its runs are measured.
+    def scales(self, task: str) -> tuple[Scales, Reference]:
+        """What a task's rows are measured on, and what the start left for comparison.
+
+        The start's row is kept on the way.
         """
-        scales, kept = self.scales, self._references.get(healed)
-        hidden = {} if kept is None else kept.hidden
-        tasks = [name for name in tasks if name not in hidden]
-        names = [*tasks, *(name for name in scales.retained if name not in hidden)]
-        if kept is None or names:
-            say(f"Measuring the start{'' if healed else ', not healed'}")
-            params = self.trainer.begin(self.start(healed))
+        if task not in self._scales:
+            say(f"Measuring the start on {task}")
+            chats = chat.answers(
+                self.trainer,
+                self.start,
+                self.file.with_name(chat.NAME),
+                self.budget.text_items,
+            )
+            found = self.task(task)
+            scales = Scales(
+                {task: found.held_out},
+                {**self.texts.retained, texts.CHAT: chats},
+                self.texts.questions,
+                self.trainer,
+            )
             began = time.perf_counter()
-            kept = kept or Reference(token_losses.head_of(params), hidden)
-            key = self.key(Run(BASE, "adamw", 0.0, healed=healed))
-            row = rows.find(rows.read(self.file), key) or {"sets": {}, "exact": {}}
-            sets = scales.sets(params, names, kept, start=True)
-            if not set(names) <= set(row["sets"]):
-                measured = {
-                    "sets": sets | row["sets"],
-                    "choices": row.get("choices") or scales.choices(params),
-                    "exact": scales.exact(params, tasks) | row["exact"],
-                    "counts": scales.counts(),
-                }
-                self._keep(key, measured, began)
-            self._references[healed] = kept
-        return kept
+            params = self.trainer.begin(self.start)
+            reference = Reference(token_losses.head_of(params), {})
+            measured = scales.measure(params, task, reference, start=True)
+            about = {"counts": scales.counts(), "about": found.about}
+            self._keep(Run(task, START), measured | about, began)
+            self._scales[task] = scales, reference
+        return self._scales[task]
 
-    def train(
-        self, run: Run, course: Course, before: Params, draw: int | None = None
-    ) -> Trained:
-        """Trains as a run says."""
-        method = METHODS[run.method]
-        needed = method.optimizer in NEEDS_FISHER
-        config = method.config(run.seed if draw is None else draw)
-        given = method.optimizer, config, run.rate, before, course
-        return self.trainer.train(*given, self._fisher if needed else None)
+    def do(self, run: Run) -> rows.Row:
+        """Does one run and keeps its row.
 
-    def do(self, run: Run, derived: list[Run]) -> None:
-        """Trains once, and keeps the rows of all runs that come from it."""
-        if run.task == BASE:
-            self.reference(run.healed, [next(iter(self.texts.tasks))])
-            return
-        learned = STAGES if run.task == SEQUENCE else [run.task]
-        reference = self.reference(run.healed, learned)
+        Returns:
+          The row.
+        """
+        scales, reference = self.scales(run.task)
+        if run.method == START:
+            kept = rows.find(rows.read(self.file), self.key(run))
+            assert kept is not None
+            return kept
         began = time.perf_counter()
-        if run.task == SEQUENCE:
-            self._keep(self.key(run), stages(self, run, reference), began)
-            return
-        task, budget = self.texts.tasks[run.task], self.budget
+        trained = self.train(run)
+        measured = scales.measure(trained.params, run.task, reference)
+        moved = movement.of_run(trained.params, self.start)
+        about = {
+            "distance": round(moved["distance"]["total"], 4),
+            "moved": round(moved["moved_fraction"]["ever"], 4),
+            "training_loss": round(trained.loss, 4),
+            "seconds_per_step": round(trained.seconds_per_step, 3),
+            "tokens": trained.tokens,
+        }
+        return self._keep(run, measured | about, began)
+
+    def train(self, run: Run) -> Trained:
+        """Trains as a run says."""
+        method, task = METHODS[run.method], self.task(run.task)
         course = Course(
             task.training,
             task.length,
-            budget.steps * run.times,
-            budget.warmup_steps * run.times,
+            run.steps,
+            max(1, round(run.steps * method.warmup)),
             run.seed,
+            method.batches,
         )
-        before = self.start(run.healed)
-        trained = self.train(run, course, before)
-        for one in derived:
-            params = trained.params
-            if one.share < 1:
-                begun = self.trainer.begin(before)
-                params = mofo_jax.baselines.interpolate_weights(
-                    begun, params, one.share
-                )
-            measured = self.scales.measure(params, [one.task], reference)
-            self._keep(self.key(one), measured | about(trained, params, before), began)
-            began = time.perf_counter()
+        return self.trainer.train(
+            *(method.optimizer, method.config(run.seed), run.rate, self.start, course),
+            self._fisher if method.optimizer in NEEDS_FISHER else None,
+            method.frozen,
+        )
 
-    def _keep(self, key: dict[str, Any], row: Measured, began: float) -> None:
+    def _keep(self, run: Run, row: Measured, began: float) -> rows.Row:
         about = {
             "seconds": round(time.perf_counter() - began, 1),
             "version": mofo_jax.__version__,
             "jax": jax.__version__,
             "device": jax.devices()[0].device_kind,
         }
-        rows.add(self.file, {"key": key, **about, **row})
+        whole = {"key": self.key(run), **about, **row}
+        if (
+            not self.options.only
+            or rows.find(rows.read(self.file), self.key(run)) is None
+        ):
+            rows.add(self.file, whole)
+        return whole
 
 
-def about(trained: Trained, params: Params, before: Params) -> Measured:
-    """What a row says of training itself."""
-    moved = movement.of_run(params, before)
-    return {
-        "distance": round(moved["distance"]["total"], 4),
-        "moved": round(moved["moved_fraction"]["ever"], 4),
-        "training_loss": round(trained.loss, 4),
-        "seconds_per_step": round(trained.seconds_per_step, 3),
-        "tokens": trained.tokens,
-    }
+def _chosen(method: str, options: Options) -> bool:
+    return not options.method or method in options.method
 
 
 def run(options: Options) -> pathlib.Path:
@@ -205,32 +219,40 @@ def run(options: Options) -> pathlib.Path:
     """
     deadline = time.monotonic() + options.hours * 3600
     study = Study(options, budget_of(options))
-    missing = study.missing()
-    say(f"{len(missing)} runs are missing in {study.file}")
-    while missing:
-        left, one = deadline - time.monotonic(), _seconds_of_a_run(study)
-        next_ = next((r for r in missing if _parts(r) * one <= left), None)
-        if next_ is None:
-            say(f"The hours are over; {len(missing)} runs are missing")
+    plan = study.plan()
+    while (found := next(missing(study.losses(), plan), None)) is not None:
+        step, next_ = found
+        seconds = _seconds(study, next_)
+        if seconds > deadline - time.monotonic():
+            say(f"The hours are over before {next_} ({step.name})")
             break
-        derived = [run for run in missing if run.trained == next_.trained]
-        name = METHODS[next_.method].title
-        say(f"{next_.task}, {name}, rate {next_.rate:g}, of {len(missing)} missing")
-        study.do(next_.trained, derived)
-        missing = [run for run in missing if run not in derived]
+        say(f"{next_} ({step.name})")
+        study.do(next_)
     return study.file
 
 
-def _seconds_of_a_run(study: Study) -> float:
-    """What a short run takes, as far as earlier rows tell."""
-    known = [
-        row["seconds"] / row["key"]["times"]
-        for row in rows.read(study.file)
-        if row["key"]["task"] not in (BASE, SEQUENCE) and row["key"]["share"] == 1
-    ]
-    return statistics.median(known) if known else 0.0
+def _seconds(study: Study, run: Run) -> float:
+    """What a run takes, as far as earlier rows of its length or any length tell."""
+    known: dict[int, list[float]] = {}
+    for row in rows.read(study.file):
+        known.setdefault(rows.run_of(row).steps, []).append(row["seconds"])
+    known.pop(0, None)
+    if not known:
+        return 0.0
+    nearest = min(known, key=lambda steps: abs(steps - run.steps))
+    return statistics.median(known[nearest]) * max(1, run.steps) / nearest
 
 
-def _parts(run: Run) -> int:
-    """How many short runs a run takes as long as."""
-    return len(STAGES) + 1 if run.task == SEQUENCE else run.times
+def tell_plan(options: Options) -> None:
+    """Says what each step of the protocol still needs, and how long it takes.
+
+    Raises:
+      InputError: something the user gave cannot work.
+    """
+    study = Study(options, budget_of(options))
+    losses, total = study.losses(), 0.0
+    for name, left in runs_left(losses, study.plan()).items():
+        hours = sum(_seconds(study, run) for run in left) / 3600
+        total += hours
+        say(f"{name}: at least {len(left)} runs, {hours:.1f} hours")
+    say(f"{len(losses)} rows are there; at least {total:.1f} hours are left")

@@ -5,34 +5,30 @@ import gzip
 import hashlib
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+import re
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from examples.finetune import choices, retention, word_problems
+from examples.finetune import choices, retention
 from examples.finetune.data import Example, encode_rows, read_rows, round_up
 from examples.finetune.errors import InputError
 from examples.finetune.evaluate import spread
-from examples.finetune.files import read_json_lines
 from examples.finetune.tokenizer import Tokenizer
+from examples.study import docstrings
 from examples.study.budget import Budget
-from examples.study.plan import TEXTS
 
-# The most tokens of a row, before the budget's factor: most rows of GSM8K and of
-# MetaMathQA are longer, but two cores are slow.
-LENGTHS = {
-    "gsm8k": 128,
-    "metamath": 192,
-    "medicine": 160,
-    "problems": 128,
-    "code": 160,
-    "prose": 128,
-}
-HELD_OUT = 5  # Where a file is not split, every fifth row is held out.
-LONGEST_QUESTION = 64
-GENERATED = 512
+# The most tokens of a row, before the budget's factor.
+LENGTHS = {"gsm8k": 192, "docstrings": 128, "prose": 128, "code": 128, "chat": 128}
+HELD_OUT = 3  # One in so many groups is held out where no file is.
+SHARED_WORDS = 8  # The length of the word sequences by which overlap is counted.
 PLENTY = 1_000_000
+CHAT = "chat"
+INSTRUCTIONS = pathlib.Path(__file__).with_name("instructions.txt")
+
+Rows = Sequence[Mapping[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,13 +39,14 @@ class Task:
       training: examples to learn from.
       held_out: examples that measure it.
       length: tokens of a training row.
-      decoded: whether answers can be compared word for word.
+      about: what was read: the number of rows to learn from, held out and dropped as
+        duplicates, and the share of held-out word sequences that occur in training.
     """
 
     training: list[Example]
     held_out: list[Example]
     length: int
-    decoded: bool = False
+    about: dict[str, float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,21 +54,30 @@ class Texts:
     """All that the study reads.
 
     Attributes:
-      tasks: by name, the main one first.
-      stages: what only a continual run learns.
-      retained: texts that measure forgetting by loss.
-      questions: questions that measure it by accuracy: tokens and the number of
-        choices.
+      tasks: by name; each is read when it is asked for.
+      retained: texts that measure drift, without the chat answers, which the start
+        writes itself.
+      questions: questions of general knowledge.
       neutral: what the start is healed on, none of it measured on.
-      digest: of all of it.
     """
 
-    tasks: dict[str, Task]
-    stages: dict[str, Task]
+    tasks: Mapping[str, Callable[[], Task]]
     retained: dict[str, list[Example]]
-    questions: dict[str, tuple[list[choices.Row], int]]
+    questions: list[choices.Row]
     neutral: Task
-    digest: str
+
+    def digest(self, task: Task) -> str:
+        """Of all that decides a task's rows."""
+        found = [*task.training, *task.held_out, *self.neutral.training]
+        found += [example for name in self.retained for example in self.retained[name]]
+        digest = hashlib.sha256()
+        for ids in (*(example.ids for example in found), *map(_ids, self.questions)):
+            digest.update(np.array([len(ids), *ids], np.int32).tobytes())
+        return digest.hexdigest()[:16]
+
+
+def _ids(row: choices.Row) -> list[int]:
+    return [*row.prompt, *(token for ids in row.choices for token in ids)]
 
 
 def read(data: pathlib.Path | None, tokenizer: Tokenizer, budget: Budget) -> Texts:
@@ -87,39 +93,28 @@ def read(data: pathlib.Path | None, tokenizer: Tokenizer, budget: Budget) -> Tex
     """
     reader = _Reader(data, tokenizer, budget)
     neutral = [*reader.manual(1), *reader.library(1)]
-    asked = retention.knowledge_questions()
-    questions = {"knowledge": (reader.questions(asked), 4)}
-    tasks = {"problems": reader.problems()}
+    tasks: dict[str, Callable[[], Task]] = {"docstrings": reader.docstrings}
     if data is None:
-        stages: dict[str, Task] = {}
         prose, code = reader.manual(0), reader.library(0)
     else:
-        tasks = {
-            "gsm8k": reader.split("gsm8k", "gsm8k_train.jsonl", "gsm8k_test.jsonl"),
-            "metamath": reader.split("metamath", "metamathqa_val.jsonl"),
-            "medicine": reader.split("medicine", "pmc_medical_val.jsonl"),
-            **tasks,
-        }
+        tasks = {"gsm8k": reader.gsm8k, **tasks}
         wiki = reader.encyclopaedia()
         half = len(wiki) // 2
         neutral += spread(wiki[:half], len(neutral) // 2)
-        solutions = reader.solutions()
-        stages = {"programs": reader.task("code", solutions[1::2], solutions[::2])}
-        prose, code = wiki[half:], solutions[::2]
-        questions["piqa"] = reader.questions(reader.everyday()), 2
+        prose, code = wiki[half:], reader.programs()
     retained = {
         name: spread(found, budget.text_items)
-        for name, found in zip(TEXTS, (prose, code), strict=True)
+        for name, found in (("prose", prose), ("code", code))
     }
-    healing = reader.task("prose", neutral, neutral)
-    return Texts(
-        tasks,
-        stages,
-        retained,
-        questions,
-        healing,
-        _digest([*tasks.values(), *stages.values(), healing], retained, questions),
-    )
+    asked = choices.encode(retention.knowledge_questions(), tokenizer.encode)
+    healing = Task(neutral, [], reader.longest("prose"), {})
+    questions = spread(asked, budget.questions)
+    return Texts(tasks, retained, questions, healing)
+
+
+def instructions(count: int) -> list[str]:
+    """The prompts of the chat answers, which no method is shown."""
+    return spread(INSTRUCTIONS.read_text("utf-8").splitlines(), count)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,45 +132,47 @@ class _Reader:
     def longest(self, name: str) -> int:
         return LENGTHS[name] * self.budget.length_factor
 
-    def encode(self, name: str, rows: Sequence[Mapping[str, Any]]) -> list[Example]:
+    def gsm8k(self) -> Task:
+        return self.task(
+            "gsm8k",
+            read_rows(self.file("gsm8k_train.jsonl")),
+            read_rows(self.file("gsm8k_test.jsonl")),
+        )
+
+    def docstrings(self) -> Task:
+        training, held_out = [], []
+        for function in docstrings.functions():
+            other = zlib.crc32(function.module.encode()) % HELD_OUT == 0
+            (held_out if other else training).append(function.row())
+        return self.task("docstrings", training, held_out)
+
+    def task(self, name: str, training: Rows, held_out: Rows) -> Task:
+        """Drops duplicates and rows that are too long, and reports what is left."""
+        kept, rest = _distinct(training, ()), _distinct(held_out, training)
+        dropped = len(training) + len(held_out) - len(kept) - len(rest)
+        learned, measured = (self.encode(name, rows) for rows in (kept, rest))
+        if not learned or not measured:
+            raise InputError(
+                f"the task {name} has no rows of at most {self.longest(name)} tokens"
+            )
+        about = {
+            "training": len(learned),
+            "held_out": len(measured),
+            "duplicates": dropped,
+            "overlap": round(_overlap(rest, kept), 4),
+        }
+        longest = max(len(example.ids) for example in (*learned, *measured))
+        length = min(round_up(longest, 16), self.longest(name))
+        return Task(learned, spread(measured, self.budget.task_items), length, about)
+
+    def encode(self, name: str, rows: Rows) -> list[Example]:
         """The examples that are short enough."""
         examples = encode_rows(rows, self.tokenizer, PLENTY, name)
         return [item for item in examples if len(item.ids) <= self.longest(name)]
 
-    def pieces(self, name: str, texts: Sequence[str]) -> list[Example]:
+    def pieces(self, name: str, texts: Iterable[str]) -> list[Example]:
         rows = [{"text": text} for text in texts]
         return encode_rows(rows, self.tokenizer, self.longest(name), name)
-
-    def task(
-        self,
-        name: str,
-        training: Sequence[Example],
-        held_out: Sequence[Example],
-        decoded: bool = False,
-    ) -> Task:
-        if not training or not held_out:
-            raise InputError(
-                f"the task {name} has no rows of at most {self.longest(name)} tokens"
-            )
-        longest = max(len(example.ids) for example in training)
-        kept = spread(held_out, self.budget.task_items)
-        length = min(round_up(longest, 16), self.longest(name))
-        return Task(list(training), kept, length, decoded)
-
-    def split(self, name: str, train: str, test: str | None = None) -> Task:
-        rows = self.encode(name, read_rows(self.file(train)))
-        if test is not None:
-            return self.task(name, rows, self.encode(name, read_rows(self.file(test))))
-        training = [row for place, row in enumerate(rows) if place % HELD_OUT]
-        return self.task(name, training, rows[::HELD_OUT])
-
-    def problems(self) -> Task:
-        made = (
-            word_problems.problems(GENERATED, seed=0, split="train"),
-            word_problems.problems(self.budget.task_items, seed=0, split="test"),
-        )
-        training, held_out = (self.encode("problems", rows) for rows in made)
-        return self.task("problems", training, held_out, decoded=True)
 
     def manual(self, part: int) -> list[Example]:
         return self.pieces("prose", retention.prose_texts()[part::2])
@@ -188,42 +185,38 @@ class _Reader:
         whole = self.longest("prose")
         return [row for row in self.pieces("prose", [text]) if len(row.ids) == whole]
 
-    def solutions(self) -> list[Example]:
+    def programs(self) -> list[Example]:
+        """The beginning of each program of HumanEval, as plain text."""
         with gzip.open(self.file("HumanEval.jsonl.gz"), "rt", encoding="utf-8") as file:
             rows = [json.loads(line) for line in file]
-        pairs = [(row["prompt"], row["canonical_solution"]) for row in rows]
-        return self.encode(
-            "code", [{"prompt": asked, "completion": code} for asked, code in pairs]
-        )
-
-    def everyday(self) -> list[retention.Question]:
-        """PIQA's questions, with two empty choices behind its own."""
-        rows = read_json_lines(self.file("piqa_valid.jsonl"))
-        return [
-            retention.Question(
-                row["goal"], (row["sol1"], row["sol2"], "", ""), row["label"], "piqa"
-            )
-            for row in rows
-        ]
-
-    def questions(self, asked: Sequence[retention.Question]) -> list[choices.Row]:
-        rows = choices.encode(asked, self.tokenizer.encode)
-        longest = LONGEST_QUESTION * self.budget.length_factor
-        short = [row for row in rows if row.length <= longest]
-        return spread(short, self.budget.choice_items)
+        texts = [row["prompt"] + row["canonical_solution"] for row in rows]
+        return [self.pieces("code", [text])[0] for text in texts]
 
 
-def _digest(
-    tasks: Sequence[Task],
-    retained: Mapping[str, Sequence[Example]],
-    questions: Mapping[str, tuple[list[choices.Row], int]],
-) -> str:
-    digest = hashlib.sha256()
-    examples = [e for task in tasks for e in (*task.training, *task.held_out)]
-    for example in (*examples, *(e for found in retained.values() for e in found)):
-        digest.update(np.array([len(example.ids), *example.ids], np.int32).tobytes())
-    for rows, _ in questions.values():
-        for row in rows:
-            parts = [*row.prompt, *(token for ids in row.choices for token in ids)]
-            digest.update(np.array(parts, np.int32).tobytes())
-    return digest.hexdigest()[:16]
+def _words(row: Mapping[str, Any]) -> list[str]:
+    return re.findall(r"\w+", " ".join(str(row[name]) for name in sorted(row)).lower())
+
+
+def _distinct(rows: Rows, others: Rows) -> list[Mapping[str, Any]]:
+    """Rows without those whose words are an earlier one's, or one of the others'."""
+    seen = {" ".join(_words(row)) for row in others}
+    kept = []
+    for row in rows:
+        text = " ".join(_words(row))
+        if text not in seen:
+            seen.add(text)
+            kept.append(row)
+    return kept
+
+
+def _overlap(rows: Rows, others: Rows) -> float:
+    """The share of the rows' word sequences that occur in the others."""
+
+    def sequences(row: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
+        words = _words(row)
+        starts = range(len(words) - SHARED_WORDS + 1)
+        return (tuple(words[start : start + SHARED_WORDS]) for start in starts)
+
+    known = {words for row in others for words in sequences(row)}
+    found = [words in known for row in rows for words in sequences(row)]
+    return float(np.mean(found)) if found else 0.0

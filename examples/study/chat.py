@@ -1,0 +1,80 @@
+"""Chat answers that the start wrote itself, on which drift is measured."""
+
+import pathlib
+
+import jax
+import numpy as np
+
+from examples.finetune import generate
+from examples.finetune.data import LENGTH_STEP, Example, round_up
+from examples.finetune.files import read_json_lines, write_json_lines
+from examples.finetune.hosts import fetch
+from examples.study.texts import instructions
+from examples.study.training import Params, Trainer
+
+NAME = "chat.jsonl"
+SEED = 7  # Of the draws, and of no others.
+
+
+def answers(
+    trainer: Trainer, start: Params, file: pathlib.Path, count: int
+) -> list[Example]:
+    """The answers to the study's instructions, kept so that all rows have the same.
+
+    Args:
+      trainer: has the model's structure.
+      start: its parameters, on the host.
+      file: where the answers are, or will be; a row is an instruction and the tokens of
+        prompt and answer.
+      count: the number of instructions.
+    """
+    kept = read_json_lines(file)
+    if not kept:
+        kept = _written(trainer, start, count)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json_lines(file, kept)
+    return [_example(row["prompt"], row["answer"]) for row in kept]
+
+
+def _example(prompt: list[int], answer: list[int]) -> Example:
+    loss = (False,) * len(prompt) + (True,) * len(answer)
+    return Example(tuple(prompt), (*prompt, *answer), loss, "")
+
+
+def _written(trainer: Trainer, start: Params, count: int) -> list[dict[str, object]]:
+    tokenizer, budget = trainer.source.tokenizer, trainer.budget
+    asked = instructions(count)
+    prompts = [
+        tokenizer.encode(
+            tokenizer.chat(
+                [{"role": "user", "content": text}], add_generation_prompt=True
+            )
+        )
+        for text in asked
+    ]
+    length = round_up(max(map(len, prompts)), LENGTH_STEP)
+    stops = tuple(sorted(tokenizer.stop_ids))
+    batch = np.full((len(prompts), length), stops[0], np.int32)
+    for row, prompt in enumerate(prompts):
+        batch[row, : len(prompt)] = prompt
+    lengths = np.array([len(prompt) for prompt in prompts], np.int32)
+    placed = trainer.place({"prompts": batch, "lengths": lengths})
+    written = generate.decode(
+        trainer.graph,
+        trainer.begin(start),
+        placed["prompts"],
+        placed["lengths"],
+        max_new_tokens=budget.chat_tokens,
+        stop_ids=stops,
+        key=jax.random.key(SEED),
+    )
+    return [
+        {"instruction": text, "prompt": list(prompt), "answer": _ended(ids, stops)}
+        for text, prompt, ids in zip(asked, prompts, fetch(written), strict=True)
+    ]
+
+
+def _ended(ids: np.ndarray, stops: tuple[int, ...]) -> list[int]:
+    """An answer up to and with the token that ends it."""
+    ends = np.flatnonzero(np.isin(ids, stops))
+    return [int(token) for token in ids[: ends[0] + 1 if ends.size else None]]
