@@ -2,6 +2,7 @@
 
 python -m examples.study --data DIR --hours 8    does the runs that are missing
 python -m examples.study --data DIR --plan       says what is missing, and its hours
+python -m examples.study --only RUN              does one run anew
 python -m examples.study --report                makes tables and pictures anew
 python -m examples.study --help                  every option
 """
@@ -25,12 +26,16 @@ def main(arguments: list[str]) -> int:
     def work() -> None:
         given = options.parse(arguments)
         # JAX and the rest only now, so that --help and mistakes answer at once.
-        from examples.study import study
+        from examples.study import report, study
 
-        if given.plan:
+        if given.report:
+            report.write_all(given.output)
+        elif given.plan:
             study.tell_plan(given)
+        elif given.only:
+            study.repeat(given)
         else:
-            study.run(given)
+            report.write(study.run(given).parent)
 
     return exit_status(
         work, "the same command goes on with the run that was in progress."

@@ -1,6 +1,7 @@
 """Chat answers that the start wrote itself, on which drift is measured."""
 
 import pathlib
+from typing import Any
 
 import jax
 import numpy as np
@@ -41,7 +42,7 @@ def _example(prompt: list[int], answer: list[int]) -> Example:
     return Example(tuple(prompt), (*prompt, *answer), loss, "")
 
 
-def _written(trainer: Trainer, start: Params, count: int) -> list[dict[str, object]]:
+def _written(trainer: Trainer, start: Params, count: int) -> list[dict[str, Any]]:
     tokenizer, budget = trainer.source.tokenizer, trainer.budget
     asked = instructions(count)
     prompts = [

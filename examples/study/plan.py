@@ -126,12 +126,11 @@ def next_rate(
         return first
     if bracket(known, wanted) or len(known) >= MOST_RATES:
         return None
-    lowest, highest = min(known), max(known)
-    if known[lowest] < wanted:
-        return lowest / 2
-    # All are above: a higher rate helps unless the last step up already hurt.
-    falling = len(known) == 1 or known[highest] < known[highest / 2]
-    return 2 * highest if falling else None
+    best = min(known, key=lambda rate: known[rate])
+    if known[best] <= wanted:
+        return min(known) / 2
+    # Nothing has learned enough: the search goes on where most was learned.
+    return _beyond(known, best)
 
 
 def first_rate(losses: Losses, cell: Cell) -> float:

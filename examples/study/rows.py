@@ -1,6 +1,5 @@
 """The results file: one row a run, kept for good as soon as it is there."""
 
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -30,10 +29,11 @@ def find(rows: Sequence[Row], key: Mapping[str, Any]) -> Row | None:
 
 
 def add(path: pathlib.Path, row: Row) -> None:
-    """Adds a row, in the place of one with the same key. The file is whole always."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    kept = {json.dumps(old["key"]): old for old in [*read(path), row]}
-    write_json_lines(path, kept.values())
+    """Adds a row unless one with its key is there. The file is whole always."""
+    kept = read(path)
+    if find(kept, row["key"]) is None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json_lines(path, [*kept, row])
 
 
 def run_of(row: Row) -> Run:
@@ -67,3 +67,12 @@ def task_loss(row: Row, start: Row) -> float:
     if None in losses:
         return float("inf")
     return sum(losses) / sum(start["counts"][task]["losses"])
+
+
+def comparable(rows: Sequence[Row]) -> list[Row]:
+    """The rows that were measured as the newest was: same sizes, model, protocol."""
+    return [row for row in rows if _measured(row) == _measured(rows[-1])]
+
+
+def _measured(row: Row) -> list[Any]:
+    return [row["key"][name] for name in ("budget", "model", "protocol")]

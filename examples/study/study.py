@@ -13,7 +13,7 @@ import mofo_jax
 from examples.finetune import movement, pretrained, token_losses
 from examples.finetune.errors import InputError
 from examples.finetune.optimizers import NEEDS_FISHER
-from examples.study import chat, rows, start, texts
+from examples.study import chat, comparing, rows, start, texts
 from examples.study.budget import BUDGETS, Budget
 from examples.study.measuring import Measured, Reference, Scales
 from examples.study.methods import METHODS
@@ -241,6 +241,36 @@ def _seconds(study: Study, run: Run) -> float:
         return 0.0
     nearest = min(known, key=lambda steps: abs(steps - run.steps))
     return statistics.median(known[nearest]) * max(1, run.steps) / nearest
+
+
+def repeat(options: Options) -> None:
+    """Does one run anew and prints it beside the row that is kept, if one is.
+
+    Raises:
+      InputError: something the user gave cannot work.
+    """
+    study = Study(options, budget_of(options))
+    try:
+        wanted = rows.parse(options.only)
+    except ValueError:
+        wanted = None
+    if wanted is None or wanted.task not in study.texts.tasks:
+        known = ", ".join(study.texts.tasks)
+        raise InputError(
+            "--only must name a run as the tables do, such as gsm8k/adamw/24/11/0.0001,"
+            f" of one of the tasks {known}; got {options.only!r}"
+        )
+    kept = rows.find(rows.read(study.file), study.key(wanted))
+    made = study.do(wanted)
+    start = rows.start_of(rows.read(study.file), wanted.task)
+    columns = {"kept": kept, "made anew": made}
+    for title in ("task loss", *(measure.title for measure in comparing.MEASURES)):
+        values = [
+            f"{comparing.summary(row, start)[title]:.5f} {name}"
+            for name, row in columns.items()
+            if row is not None
+        ]
+        print(f"{title}: {', '.join(values)}", flush=True)
 
 
 def tell_plan(options: Options) -> None:

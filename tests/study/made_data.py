@@ -3,7 +3,6 @@
 import gzip
 import json
 import pathlib
-from typing import Any
 
 from examples.finetune.files import write_json_lines
 
@@ -13,19 +12,6 @@ def write_data(directory: pathlib.Path) -> None:
     for name in ("gsm8k_train", "gsm8k_test"):
         rows = [{"question": f"{name} {n}", "answer": f"{n}"} for n in range(10)]
         write_json_lines(directory / f"{name}.jsonl", rows)
-    for name in ("metamathqa_val", "pmc_medical_val"):
-        chats: list[dict[str, Any]] = [
-            {
-                "messages": [
-                    {"role": "user", "content": f"{name} {n}"},
-                    {"role": "assistant", "content": f"so {n}"},
-                ]
-            }
-            for n in range(10)
-        ]
-        write_json_lines(directory / f"{name}.jsonl", chats)
-    asked = [{"goal": f"g{n}", "sol1": "x", "sol2": "y", "label": 1} for n in range(9)]
-    write_json_lines(directory / "piqa_valid.jsonl", asked)
     words = " ".join(f"w{n}" for n in range(3000))
     (directory / "wikitext2_test.txt").write_text(words)
     with gzip.open(directory / "HumanEval.jsonl.gz", "wt") as file:

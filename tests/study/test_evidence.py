@@ -4,77 +4,107 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats
 
-from examples.study.evidence import DRAWS, Evidence, against_each_other, interval
+from examples.study import evidence, tables
+from examples.study.comparing import (
+    CODE,
+    MARGINS,
+    ON_PROMPTS,
+    PROSE,
+    PROSE_RISE,
+    Compared,
+)
+from examples.study.plan import Cell, Run
 from tests.study import made_rows
+from tests.study.made_rows import STEPS, TASK
 
 
 def test_means_count_every_token_once():
     row = made_rows.row("adamw", 1e-4, 1.5, 0.02, 0.25, spread=0.3)
     row["sets"]["code"] = {"losses": [8.0, 10.0], "divergences": [0.1, 0.4]}
-    evidence = Evidence([made_rows.base(), row])
-    assert evidence.task_loss(row)[0] == pytest.approx(1.5)
-    assert evidence.base_loss(row)[0] == pytest.approx(2.0)
-    assert evidence.prompt_divergence(row)[0] == pytest.approx(0.01)
-    # Prose 0.02 and code 0.5 over 5 tokens; prose 0.25 and code 18 / 5 less 3.
-    assert evidence.divergence(row)[0] == pytest.approx((0.02 + 0.1) / 2)
-    assert evidence.increase(row)[0] == pytest.approx((0.25 + 0.6) / 2)
-    assert evidence.flips(row) == (1, 1)
+    found = Compared([made_rows.start(), row])
+    run = Run(TASK, "adamw", STEPS, 0, 1e-4)
+    assert found.loss(run)[0] == pytest.approx(1.5)
+    assert found.losses[run] == pytest.approx(1.5)
+    assert math.exp(found.value(run, PROSE)[0]) == pytest.approx(0.02)
+    assert math.exp(found.value(run, CODE)[0]) == pytest.approx(0.5 / 5)
+    assert math.exp(found.value(run, ON_PROMPTS)[0]) == pytest.approx(0.01)
+    assert found.value(run, PROSE_RISE)[0] == pytest.approx(0.25)
+    assert found.value(run, MARGINS)[0] == pytest.approx((0.5 + 0.0) / 2)
 
 
 def test_draws_are_of_items_and_are_paired():
     rows = [made_rows.row("adamw", r, 1.5 + r, 0.02, spread=0.3) for r in (0.1, 0.2)]
-    evidence = Evidence([made_rows.base(), *rows])
-    first, second = (evidence.task_loss(row) for row in rows)
-    assert first.shape == (1 + DRAWS,)
+    found = Compared([made_rows.start(), *rows])
+    first, second = (found.loss(Run(TASK, "adamw", STEPS, 0, r)) for r in (0.1, 0.2))
+    assert first.shape == (1 + evidence.DRAWS,)
     # Two items: a draw is one of them twice, or both.
     wanted = {1.6 + 0.15, 1.6 - 0.1, 1.6}
     assert set(np.round(first, 9)) == {round(value, 9) for value in wanted}
-    low, high = interval(first)
-    assert (low, high) == pytest.approx((1.5, 1.75))
-    np.testing.assert_allclose(interval(second - first), (0.1, 0.1))
-    np.testing.assert_allclose(
-        [interval(one) for one in against_each_other([first, second])],
-        [(1.6, 1.6), (1.7, 1.7)],
-    )
+    np.testing.assert_allclose(second - first, 0.1)
 
 
-def test_interval_agrees_with_the_normal_theory():
-    random = np.random.RandomState(3)
-    values = random.exponential(size=200)
-    row = made_rows.row("adamw", 1e-4, 1.0, 0.1)
-    row["sets"]["problems"]["losses"] = values.tolist()
-    base = made_rows.base()
-    base["counts"]["problems"]["losses"] = [1] * 200
-    low, high = interval(Evidence([base, row]).task_loss(row))
+def test_intervals_over_items_agree_with_the_normal_theory():
+    values = np.random.RandomState(3).exponential(size=200)
+    made = evidence.estimate(evidence.mean("some", values, [1] * 200))
     half = 1.96 * values.std() / math.sqrt(200)
-    assert (low, high) == pytest.approx(
-        (values.mean() - half, values.mean() + half), abs=0.2 * half
+    assert made.value == pytest.approx(values.mean())
+    assert made.low == pytest.approx(values.mean() - half, abs=0.2 * half)
+    assert made.high == pytest.approx(values.mean() + half, abs=0.2 * half)
+
+
+def test_intervals_over_seeds_are_students():
+    numbers = [1.0, 1.3, 0.8, 1.1]
+    nothing = np.full(1 + evidence.DRAWS, np.mean(numbers))
+    made = evidence.estimate(nothing, evidence.pooled([numbers]), len(numbers))
+    low, high = scipy.stats.t.interval(
+        0.95, 3, loc=np.mean(numbers), scale=scipy.stats.sem(numbers)
     )
+    assert (made.low, made.high) == pytest.approx((low, high))
+    # Two methods of different means but equal spread: more degrees of freedom.
+    pooled = evidence.pooled([numbers, [10 + number for number in numbers], [5.0]])
+    assert pooled.freedom == 6
+    assert pooled.variance == pytest.approx(np.var(numbers, ddof=1))
+    alone = evidence.estimate(nothing, evidence.pooled([[1.0]]), 1)
+    assert math.isnan(alone.low) and math.isnan(alone.high)
 
 
-def test_no_interval_where_few_draws_reach():
-    values = np.concatenate([[1.0], np.ones(900), np.full(100, np.nan)])
-    assert all(map(math.isnan, interval(values)))
-    values[901:980] = 1.0
-    assert interval(values) == (1.0, 1.0)
+def test_methods_are_compared_at_the_level():
+    found = Compared(made_rows.rows())
+    assert found.lengths == [(TASK, STEPS)]
+    assert found.level(TASK, STEPS)[0] == pytest.approx(1.05)
+    # Half way between 0.01 and 0.04 in the logarithm.
+    own = found.at(Cell(TASK, "adamw", STEPS, 11), PROSE)
+    assert own is not None and math.exp(own[0]) == pytest.approx(0.02)
+    seeds = (11, 12, 13)
+    ratio = found.against(TASK, "mofo", STEPS, PROSE, "adamw", seeds)
+    numbers = [math.log(0.5 * more) for more in (0.9, 1.0, 1.1)]
+    low, high = scipy.stats.t.interval(
+        0.95, 2, loc=np.mean(numbers), scale=scipy.stats.sem(numbers)
+    )
+    assert ratio is not None
+    assert ratio.value == pytest.approx(math.exp(np.mean(numbers)))
+    assert (ratio.low, ratio.high) == pytest.approx((math.exp(low), math.exp(high)))
+    less = found.against(TASK, "mofo", STEPS, PROSE_RISE, "adamw", seeds)
+    assert less is not None and less.value == pytest.approx(0.1 - 0.2)
+    rise = found.alone(TASK, "mofo", STEPS, PROSE_RISE, seeds)
+    assert rise is not None and rise.value == pytest.approx(0.1)
+    assert found.cost(TASK, "mofo", STEPS, "adamw") == 2.0
 
 
-def test_runs_of_other_seeds_and_lengths_stay_apart():
-    rows = [
-        made_rows.base(),
-        made_rows.row("mofo", 2e-4, 1.0, 0.1),
-        made_rows.row("adamw", 2e-4, 1.0, 0.1),
-        made_rows.row("adamw", 1e-4, 1.0, 0.1),
-        made_rows.row("adamw", 2e-4, 1.0, 0.1, seed=1),
-        made_rows.row("adamw", 2e-4, 1.0, 0.1, times=10),
-        made_rows.row("adamw", 2e-4, 1.0, 0.1, healed=False),
-    ]
-    evidence = Evidence(rows)
-    assert evidence.runs("problems") == [rows[3], rows[2], rows[1]]
-    assert evidence.runs("problems", seed=None, method="adamw", rate=2e-4) == [
-        rows[2],
-        rows[4],
-    ]
-    assert evidence.runs("problems", times=10) == [rows[5]]
-    assert evidence.tasks() == ["problems"]
+def test_a_method_that_does_not_reach_the_level_has_no_line():
+    rows = made_rows.rows()
+    rows.append(made_rows.row("adamw_b2", 1e-4, 1.3, 0.01, seed=11))
+    found = Compared(rows)
+    assert found.at(Cell(TASK, "adamw_b2", STEPS, 11), PROSE) is None
+    text = "\n".join(tables.first(found))
+    assert "MoFO 0.15 | 3 |" in text and "b2" not in text
+
+
+def test_every_row_is_in_the_tables():
+    text = tables.markdown(Compared(made_rows.rows()))
+    for run in Compared(made_rows.rows()).rows:
+        assert (f"`{run}`" in text) == (run.steps > 0)
+    assert "| docstrings | 5 | 2 | 2 | 1 | 25.0% |" in text
+    assert "5e-05: 1.2000, 0.0001: 1.0000, 0.0002: 1.1000" in text

@@ -1,73 +1,119 @@
-"""What is run, and in which order."""
+"""What is run next."""
+
+import math
 
 import pytest
 
 from examples.finetune.errors import InputError
 from examples.finetune.optimizers import OPTIMIZERS
-from examples.study import options
+from examples.study import options, plan
 from examples.study.budget import BUDGETS
 from examples.study.methods import METHODS
-from examples.study.plan import BASE, FINALISTS, FIRST, LONGER, SEQUENCE, Run, plan
+from examples.study.plan import Cell, Run
 
-TASKS = ("gsm8k", "metamath", "medicine", "problems")
-
-
-def test_the_front_comes_first_and_every_method_soon():
-    runs = plan(TASKS, sequence=True)
-    assert len(set(runs)) == len(runs)
-    rates = sum(len(METHODS[name].rates) for name in FIRST)
-    assert {run.method for run in runs[:rates]} == set(FIRST)
-    early = runs[: rates + 1 + len(METHODS)]
-    assert {run.method for run in early} == set(METHODS)
-    assert {run.task for run in early} == {"gsm8k", BASE}
+START = Run("gsm8k", plan.START)
+PILOT = Cell("gsm8k", "adamw", 24, 0)
+CELL = Cell("gsm8k", "mofo", 24, 11)
 
 
-def test_every_task_has_every_sweep():
-    runs = plan(TASKS, sequence=True)
-    for task in TASKS:
-        for name, method in METHODS.items():
-            found = [
-                run
-                for run in runs
-                if (run.task, run.method, run.times) == (task, name, 1)
-            ]
-            if name == "wise":
-                assert [run.share for run in found] and len(found) == 3
-                continue
-            assert {run.rate for run in found} == set(method.rates)
-            assert len(method.rates) >= 3
-            assert list(method.rates) == sorted(method.rates)
-            assert method.optimizer in OPTIMIZERS
-    for name, rate in FINALISTS.items():
-        seeds = {run.seed for run in runs if (run.method, run.rate) == (name, rate)}
-        assert len(seeds) >= 3
-        assert any(run.times == LONGER for run in runs if run.method == name)
+def learned(rate: float, best: float = 1e-4, depth: float = 1.0) -> float:
+    """A task loss that is lowest at the best rate."""
+    return 2 - depth + 0.1 * math.log2(rate / best) ** 2
 
 
-def test_sequences_need_their_stages():
-    assert not [run for run in plan(TASKS, sequence=False) if run.task == SEQUENCE]
-    found = [run for run in plan(TASKS, sequence=True) if run.task == SEQUENCE]
-    assert {(run.method, run.replay > 0) for run in found} == {
-        *(("adamw", False), ("mofo", False), ("half", False)),
-        *(("adamw", True), ("mofo", True)),
-    }
+def done(cell: Cell, rates: list[float], best: float = 1e-4) -> dict[Run, float]:
+    return {cell.at(rate): learned(rate, best) for rate in rates}
 
 
-def test_a_key_holds_all_that_decides_a_row():
-    budget = BUDGETS["cpu"]
-    runs = plan(TASKS, sequence=True)
-    keys = [str(sorted(run.key(budget).items())) for run in runs]
-    assert len(set(keys)) == len(runs)
-    assert Run("gsm8k", "mofo", 1e-4).key(budget)["options"]["update_fraction"] == 0.15
-    other = Run("gsm8k", "mofo", 1e-4).key(BUDGETS["gpu"])
-    assert other != Run("gsm8k", "mofo", 1e-4).key(budget)
+def test_the_pilot_goes_on_until_its_best_rate_is_at_no_end():
+    assert plan.pilot_rate({}, "gsm8k", 24) == 5e-5
+    for best, more in ((1e-4, []), (2e-4, [4e-4]), (2.5e-5, [2.5e-5, 1.25e-5])):
+        losses = {START: 2.0}
+        tried = []
+        while (rate := plan.pilot_rate(losses, "gsm8k", 24)) is not None:
+            assert plan.level(losses, "gsm8k", 24) is None
+            tried.append(rate)
+            losses |= done(PILOT, [rate], best)
+        assert tried == [*plan.PILOT_RATES, *more]
+        # 95% of what the best rate takes off.
+        assert plan.level(losses, "gsm8k", 24) == pytest.approx(2 - 0.95)
+        assert plan.level(losses, "gsm8k", 24, 0.9) == pytest.approx(2 - 0.9)
 
 
-def test_wise_is_adamws_run():
-    (rate,) = METHODS["wise"].rates
-    run = Run("gsm8k", "wise", rate, share=0.25)
-    assert run.trained == Run("gsm8k", "adamw", rate)
-    assert run.trained in plan(TASKS, sequence=True)
+@pytest.mark.parametrize("best", [2.5e-5, 1e-4, 4e-4, 1.6e-3])
+def test_a_cell_searches_until_the_level_is_between_two_rates(best: float):
+    known: dict[float, float] = {}
+    wanted = learned(best, best) + 0.05
+    while (rate := plan.next_rate(known, wanted, 1e-4)) is not None:
+        known = dict(sorted({**known, rate: learned(rate, best)}.items()))
+    low, high = plan.bracket(known, wanted) or (0.0, 0.0)
+    assert high == 2 * low == best
+    assert len(known) <= plan.MOST_RATES
+
+
+def test_a_cell_that_cannot_learn_enough_gives_up():
+    known: dict[float, float] = {}
+    while (rate := plan.next_rate(known, 0.9, 1e-4)) is not None:
+        known = dict(sorted({**known, rate: learned(rate)}.items()))
+    assert plan.bracket(known, 0.9) is None
+    # Neither a higher nor a lower rate helped.
+    assert list(known) == [5e-5, 1e-4, 2e-4]
+
+
+def test_a_bracket_is_where_a_higher_rate_learns_more():
+    # Beyond the best rate the level is crossed again.
+    known = {5e-5: 1.2, 1e-4: 1.0, 2e-4: 1.3}
+    assert plan.bracket(known, 1.1) == (5e-5, 1e-4)
+    assert plan.bracket({1e-4: 1.0, 2e-4: 1.3}, 1.1) is None
+
+
+def test_seeds_begin_where_seed_0_ended():
+    losses = {START: 2.0} | done(PILOT, [5e-5, 1e-4, 2e-4])
+    own = Cell("gsm8k", "mofo", 24, 0)
+    assert plan.next_run(losses, CELL) == CELL.at(METHODS["mofo"].first)
+    losses |= done(own, [2e-4, 4e-4], best=4e-4)
+    assert plan.next_run(losses, CELL) == CELL.at(2e-4)
+    losses |= done(CELL, [2e-4, 4e-4], best=4e-4)
+    assert plan.next_run(losses, CELL) is None
+
+
+def test_the_plan_runs_to_its_end_round_by_round():
+    steps = plan.steps(BUDGETS["cpu"], ("gsm8k", "docstrings"))
+    losses: dict[Run, float] = {}
+    order = []
+    while (found := next(plan.missing(losses, steps), None)) is not None:
+        _, run = found
+        assert run not in losses
+        order.append(run)
+        losses[run] = 2.0 if run.method == plan.START else learned(run.rate)
+    assert order[0] == START
+    assert [run.rate for run in order[1:4]] == list(plan.PILOT_RATES)
+    assert not any(plan.runs_left(losses, steps).values())
+    cells = {cell for step in steps for cell in step.cells}
+    assert len(order) >= 2 * len(cells)
+    for length in (24, 96):
+        runs = [run for run in order if (run.task, run.steps) == ("gsm8k", length)]
+        seeds = [run.seed for run in runs if run.seed in plan.SEEDS]
+        assert seeds == sorted(seeds) and set(seeds) == set(plan.SEEDS)
+
+
+def test_the_plan_tells_what_is_left():
+    steps = plan.steps(BUDGETS["cpu"], ("gsm8k",))
+    cells = {cell for step in steps for cell in step.cells}
+    left = plan.runs_left({}, steps)
+    assert sum(map(len, left.values())) == 2 * len(cells)
+    losses = {START: 2.0} | done(PILOT, [5e-5, 1e-4, 2e-4])
+    left = plan.runs_left(losses, steps)
+    # The pilot's cell has its two rates; the long runs have no level yet.
+    assert sum(map(len, left.values())) == 2 * len(cells) - 2
+
+
+def test_methods_are_made_of_what_there_is():
+    for method in METHODS.values():
+        assert method.optimizer in OPTIMIZERS
+        assert 0 < method.warmup < 1
+    keys = [str(method.key()) for method in METHODS.values()]
+    assert len(set(keys)) == len(keys)
 
 
 @pytest.mark.parametrize(

@@ -5,22 +5,18 @@ import pathlib
 import signal
 from typing import Any
 
+import numpy as np
 import pytest
 
+from examples.finetune.errors import InputError
+from examples.finetune.files import read_json_lines
 from examples.study import __main__ as command
-from examples.study import plan, rows, study
-from examples.study.plan import Run
-from examples.study.training import Course, Trainer
+from examples.study import measuring, plan, rows, study
+from examples.study.plan import Cell, Run, Step
+from examples.study.training import Trainer
 from tests.finetune import small
-from tests.study import made_rows
-from tests.study.made_data import write_data
 
-RUNS = [
-    Run(plan.BASE, "adamw", 0.0, healed=False),
-    Run("problems", "mofo", 1e-3),
-    Run("problems", "wise", 2e-3, share=0.5),
-    Run("problems", "adamw", 2e-3),
-]
+TASK = "docstrings"
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +31,15 @@ def test_a_killed_study_goes_on_where_it_was(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
-    monkeypatch.setattr(study, "plan", lambda tasks, sequence: RUNS)
+    # Of each cell one rate, which does not depend on what was learned.
+    cells = [Cell(TASK, name, 2, 0) for name in ("adamw", "adamw_frozen", "mofo")]
+    wanted = [Run(TASK, plan.START), *(cell.at(2e-3) for cell in cells)]
+    step = Step("all", cells)
+
+    def missing(losses: plan.Losses, plan: Any) -> Any:
+        return ((step, run) for run in wanted if run not in losses)
+
+    monkeypatch.setattr(study, "missing", missing)
     trained: list[tuple[str, float]] = []
     train, add = Trainer.train, rows.add
 
@@ -45,7 +49,7 @@ def test_a_killed_study_goes_on_where_it_was(
 
     def add_and_kill(path: pathlib.Path, row: rows.Row) -> None:
         add(path, row)
-        if row["key"]["method"] == "mofo":
+        if rows.run_of(row).method == "adamw":
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(Trainer, "train", counted)
@@ -60,72 +64,87 @@ def test_a_killed_study_goes_on_where_it_was(
     assert "the same command goes on" in capsys.readouterr().err
     file = tmp_path / "results" / "smallest-generated" / "rows.jsonl"
     before = file.read_text().splitlines()
-    tasks = [row["key"]["task"] for row in rows.read(file)]
-    assert tasks == ["base", "base", "problems"]
+    assert [str(rows.run_of(row)) for row in rows.read(file)] == [
+        f"{TASK}/start",
+        f"{TASK}/adamw/2/0/0.002",
+    ]
 
     monkeypatch.setattr(rows, "add", add)
     assert command.main(options) == 0
-    # The model was healed once, and one run of AdamW gave two rows.
-    assert trained == [("adamw", 5e-5), ("mofo", 1e-3), ("adamw", 2e-3)]
-    assert file.read_text().splitlines()[:3] == before
-    found = rows.read(file)
-    assert [row["key"]["method"] for row in found[3:]] == ["wise", "adamw"]
+    # The model was healed once.
+    assert trained == [("adamw", 5e-5), *[("adamw", 2e-3)] * 2, ("mofo", 2e-3)]
+    assert file.read_text().splitlines()[: len(before)] == before
     assert (file.parent / "tables.md").exists()
-    _check_rows(found)
+    _check_rows(rows.read(file), file)
 
     assert command.main(options) == 0
-    assert len(trained) == 3
-
-
-def _check_rows(found: list[rows.Row]) -> None:
-    start, mofo, half_way, whole = found[1], *found[2:]
-    for row in (mofo, half_way, whole):
-        measured = row["sets"]["problems"]
-        assert len(measured["losses"]) == len(start["sets"]["problems"]["losses"])
-        assert min(measured["divergences"]) > 0
-        assert set(row["choices"]["knowledge"]) <= {"0", "1"}
-    # Two steps of at most 0.002 over the schedule; interpolation halves the way.
-    assert half_way["distance"] == pytest.approx(whole["distance"] / 2, abs=2e-4)
-    assert 0 < mofo["distance"] < whole["distance"]
-    assert mofo["moved"] < 0.5 < whole["moved"]
-    nearer, farther = (
-        sum(row["sets"]["prose"]["divergences"]) for row in (half_way, whole)
+    assert len(trained) == 4
+    capsys.readouterr()
+    assert command.main([*options, "--only", f"{TASK}/mofo/2/0/0.002"]) == 0
+    told = capsys.readouterr().out.splitlines()
+    (prose,) = (line for line in told if line.startswith("KL, prose"))
+    kept, anew = (
+        float(part.split()[0]) for part in prose.partition(": ")[2].split(",")
     )
-    assert 0 < nearer < farther
+    assert kept == pytest.approx(anew, rel=1e-3)
+    assert len(rows.read(file)) == 4
+    assert command.main([*options, "--only", "nothing"]) == 2
+    assert "--only must name a run as the tables do" in capsys.readouterr().err
 
 
-def test_a_sequence_is_measured_after_each_stage(
-    tmp_path: pathlib.Path, tiny_model: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+def _check_rows(found: list[rows.Row], file: pathlib.Path) -> None:
+    start, *others = found
+    texts = {TASK, "prose", "code", "chat"}
+    assert set(start["sets"]) == set(start["counts"]) == texts
+    for row in others:
+        for name, measured in row["sets"].items():
+            assert len(measured["losses"]) == len(start["sets"][name]["losses"])
+            assert min(measured["divergences"]) > 0
+        assert len(row["margins"]) == len(start["margins"])
+        assert row["key"]["protocol"] == study.protocol()
+    whole, frozen, mofo = (row["moved"] for row in others)
+    assert mofo < 0.5 < whole
+    assert 0 < frozen < whole
+    # Only answers count in the chats' divergence, only prompts in the task's.
+    answers = read_json_lines(file.with_name("chat.jsonl"))
+    lengths = [len(row["answer"]) for row in answers]
+    counts = start["counts"]
+    assert counts["chat"]["divergences"] == counts["chat"]["losses"] == lengths
+    losses, prompts = (counts[TASK][kind] for kind in measuring.KINDS)
+    assert min(losses) > 0 and min(prompts) > 0
+
+
+def test_what_is_frozen_does_not_move(tiny_model: pathlib.Path, tmp_path: pathlib.Path):
+    from examples.study.options import Options
+
+    options = Options(model=str(tiny_model), budget="smallest", output=tmp_path)
+    made = study.Study(options, study.budget_of(options))
+    start = made.trainer.quantized
+    made.__dict__["start"] = start  # In the place of the healed one.
+    after = made.train(Run(TASK, "adamw_frozen", 2, 0, 1e-3)).params
+    np.testing.assert_array_equal(
+        after["embed"]["embedding"], start["embed"]["embedding"]
+    )
+    moved = (
+        after["layers"]["mlp"]["up"]["kernel"] - start["layers"]["mlp"]["up"]["kernel"]
+    )
+    # Adam's first steps are as large as the rate.
+    assert 5e-4 < np.abs(moved).max() < 3e-3
+
+
+def test_a_batch_control_sees_more_rows(
+    tiny_model: pathlib.Path, tmp_path: pathlib.Path
 ):
-    data = tmp_path / "data"
-    data.mkdir()
-    write_data(data)
-    run = Run(plan.SEQUENCE, "adamw", 1e-2, replay=plan.REPLAYED)
-    monkeypatch.setattr(study, "plan", lambda tasks, sequence: [run] * sequence)
-    learned: list[Course] = []
-    train = Trainer.train
+    from examples.study.options import Options
 
-    def seen(self: Trainer, *given: Any):
-        learned.append(given[4])
-        return train(self, *given)
-
-    monkeypatch.setattr(Trainer, "train", seen)
-    options = ["--model", str(tiny_model), "--budget", "smallest", "--data", str(data)]
-    output = ["--output", str(tmp_path), "--cache", str(tmp_path / "cache")]
-    assert command.main([*options, *output]) == 0
-    start, row = rows.read(tmp_path / "smallest" / "rows.jsonl")
-    assert set(plan.STAGES) <= set(start["sets"])
-    # After healing; the later stages have a fifth of their rows from before.
-    sizes = [len(course.examples) for course in learned[1:]]
-    assert sizes == [10, 10, 6]  # 8 and 5 of their own
-    stages = row["stages"]
-    assert len(stages) == len(plan.STAGES)
-    assert stages[0]["distance"] < stages[1]["distance"] < stages[2]["distance"]
-    for number, name in enumerate(plan.STAGES):
-        before = stages[number - 1] if number else start
-        fell = (sum(one["sets"][name]["losses"]) for one in (stages[number], before))
-        assert next(fell) < next(fell), name
-    assert "| AdamW with replay |" in (tmp_path / "smallest" / "tables.md").read_text()
+    options = Options(model=str(tiny_model), budget="smallest", output=tmp_path)
+    made = study.Study(options, study.budget_of(options))
+    made.__dict__["start"] = made.trainer.quantized
+    tokens = [
+        made.train(Run(TASK, name, 2, 0, 1e-3)).tokens
+        for name in ("adamw", "adamw_batch")
+    ]
+    assert 3 * tokens[0] < tokens[1] < 5 * tokens[0]
 
 
 def test_nothing_is_begun_that_would_not_end(
@@ -134,27 +153,49 @@ def test_nothing_is_begun_that_would_not_end(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
-    # Earlier rows took a minute.
-    longer = Run("problems", "mofo", 1e-3, times=plan.LONGER)
-    runs = [longer, RUNS[1], Run(plan.SEQUENCE, "mofo", 1e-3)]
-    monkeypatch.setattr(study, "plan", lambda tasks, sequence: runs)
-    begun: list[Run] = []
-    monkeypatch.setattr(study.Study, "do", lambda self, run, derived: begun.append(run))
-    for row in made_rows.rows():
-        rows.add(tmp_path / "smallest-generated" / "rows.jsonl", row)
-    options = ["--model", str(tiny_model), "--budget", "smallest", "--hours", "0.05"]
+    run = Run(TASK, "adamw", 240, 0, 1e-4)
+    monkeypatch.setattr(
+        study, "missing", lambda losses, plan: iter([(Step("long", []), run)])
+    )
+    # A row of 24 steps took a minute, so this one takes ten.
+    monkeypatch.setattr(
+        rows,
+        "read",
+        lambda file: [
+            {"key": {"run": f"{TASK}/adamw/24/0/0.0001"}, "seconds": 60, "sets": {}}
+        ],
+    )
+    monkeypatch.setattr(study.Study, "losses", lambda self: {})
+    options = study.Options(
+        model=str(tiny_model), budget="smallest", output=tmp_path, hours=0.15
+    )
+    assert study.run(options).name == "rows.jsonl"
+    assert f"The hours are over before {run} (long)" in capsys.readouterr().out
+
+
+def test_a_plan_tells_hours(
+    tmp_path: pathlib.Path,
+    tiny_model: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    options = ["--model", str(tiny_model), "--budget", "smallest", "--plan"]
     assert command.main([*options, "--output", str(tmp_path)]) == 0
-    # Three minutes are enough for one, but for none that is ten or four times as long.
-    assert begun == [RUNS[1]]
-    assert "The hours are over; 2 runs are missing" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "controls: at least 20 runs, 0.0 hours" in told
+    assert "0 rows are there" in told
 
 
-def test_replay_mixes_earlier_rows_in():
-    from examples.study.sequence import replayed
+def test_log_odds_are_of_the_right_choice():
+    scores = np.array([[-1.0, -2.0, -3.0, -4.0], [-2.0, -2.0, -2.0, -2.0]])
+    likely = np.exp(scores)
+    share = likely[[0, 1], [1, 3]] / likely.sum(axis=1)
+    wanted = np.log(share / (1 - share))
+    np.testing.assert_allclose(measuring.log_odds(scores, [1, 3]), wanted)
 
-    now, before = [f"now {n}" for n in range(8)], [f"before {n}" for n in range(50)]
-    mixed: list[Any] = replayed(now, before, plan.REPLAYED)  # type: ignore[arg-type]
-    assert mixed[:8] == now and len(mixed) == 10
-    assert set(mixed[8:]) <= set(before)
-    assert replayed(now, [], plan.REPLAYED) == now  # type: ignore[arg-type]
-    assert replayed(now, before, 0.0) == now  # type: ignore[arg-type]
+
+def test_an_unknown_task_is_refused(tmp_path: pathlib.Path, tiny_model: pathlib.Path):
+    options = study.Options(model=str(tiny_model), output=tmp_path, task=("cooking",))
+    with pytest.raises(
+        InputError, match=r"--task must be of docstrings, got 'cooking'"
+    ):
+        study.Study(options, study.budget_of(options))

@@ -1,0 +1,1 @@
+"""The first study of forgetting: its rows and what is made of them."""

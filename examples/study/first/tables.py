@@ -1,208 +1,244 @@
-"""The tables of a study, from its rows alone."""
+"""The tables of the first study, from its rows alone."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from examples.study import further, sweeps
-from examples.study.cells import (
-    OUTCOME,
-    Lines,
-    missing,
-    named,
-    outcome,
-    ranged,
-    spanned,
-    table,
+import numpy as np
+
+from examples.study import evidence
+from examples.study.cells import SIGNED, Lines, ranged, table
+from examples.study.evidence import Seeds, Values
+from examples.study.first.study import (
+    FINALISTS,
+    LEVELS,
+    MEASURES,
+    TASK,
+    TITLES,
+    Measure,
+    Row,
+    Rows,
+    pull,
 )
-from examples.study.evidence import Evidence, Values, diverged
-from examples.study.methods import METHODS
-from examples.study.plan import TEXTS
-from examples.study.rows import Row
 
-ALPHAS = {"mofo_0.05": 0.05, "mofo": 0.15, "mofo_0.4": 0.4, "adamw": 1.0}
-PREDICTORS = ("KL on task prompts", "KL on general text", "distance", "task loss")
-SUFFERED = ("loss on general text rose by", "questions lost less won")
+STAGES = ("gsm8k", "medicine", "programs")
 
 
-def markdown(evidence: Evidence) -> str:
+def markdown(rows: Rows) -> str:
     """All tables as one page."""
     lines = [
-        "# Tables of the study",
+        "# Tables of the first study",
         "",
-        "Made from `rows.jsonl` alone by `python -m examples.study --report`. "
-        "Brackets hold 95% intervals, from drawing the measured items anew; that of a "
-        "difference or a ratio is paired, as all rows have the same items. Losses and "
-        "KL are in nats per token. General text is the mean of "
-        f"{' and '.join(TEXTS)}.",
+        "Made from `rows.jsonl` alone by `python -m examples.study --report`. Losses "
+        "and KL are in nats per token; KL is forward, from the start. Brackets hold "
+        "95% intervals. Prose is WikiText-2, code is HumanEval's solutions in the chat "
+        "template, prompts are the task's.",
         "",
     ]
-    for heading, section in SECTIONS:
-        lines += [f"## {heading}", "", *section(evidence), ""]
+    for heading, section in (
+        ("Three seeds, at equal task loss", seeds),
+        ("One seed, at equal task loss", at_equal_loss),
+        ("Ten times longer", longer),
+        ("The L2 pull by its strength over the whole run", pulls),
+        ("One task after another", sequences),
+        ("Every row", everything),
+    ):
+        lines += [f"## {heading}", "", *section(rows), ""]
     return "\n".join(lines)
 
 
-def everything(evidence: Evidence) -> Lines:
-    """Every row."""
-    heads = [
-        *("method", "rate", "task loss", "fell by", "KL, prompts", "KL, general text"),
-        *(f"{name} loss rose by" for name in TEXTS),
-        *("questions lost, won (p)", "exact", "distance", "s a step"),
-    ]
-    lines: Lines = []
-    for task in evidence.tasks():
-        found = evidence.runs(task, seed=None, times=None, healed=None)
-        if found:
-            body = [_everything(evidence, row) for row in found]
-            lines += [f"### {task}", "", *table(heads, body), ""]
-    lost = [f"{_key(row)}" for row in evidence.rows if diverged(row)]
-    lines += ["Diverged, and in no table: " + "; ".join(lost) + ".", ""] if lost else []
-    return lines[:-1] or missing("every run")
+def _compared(
+    values: Values | None, measure: Measure, seeds: Seeds | None, count: int = 1
+) -> str:
+    if values is None:
+        return "-"
+    found = evidence.estimate(values, seeds, count)
+    if measure.logarithmic:
+        return ranged(found.exp(), ".2f")
+    return ranged(found, SIGNED)
 
 
-def _key(row: Row) -> str:
-    return f"{row['key']['task']}, {named(row)}, rate {row['key']['rate']:g}"
-
-
-def _everything(evidence: Evidence, row: Row) -> list[str]:
-    healed = row["key"]["healed"]
-    loss = evidence.task_loss(row)
-    lost, won = evidence.flips(row)
-    exact = row["exact"].get(row["key"]["task"])
+def _heads(first: Sequence[str]) -> list[str]:
     return [
-        named(row),
-        f"{row['key']['rate']:g}",
-        f"{loss[0]:.4f}",
-        ranged(evidence.base_loss(row) - loss, ".4f"),
-        ranged(evidence.prompt_divergence(row), ".4f"),
-        ranged(evidence.divergence(row), ".4f"),
-        *(ranged(evidence.rise(row, name, healed), "+z.4f") for name in TEXTS),
-        f"{lost}, {won} ({sweeps.sign_test(lost, won):.2f})",
-        f"{exact.count('1')}/{len(exact)}" if exact else "-",
-        f"{row['distance']:.2f}",
-        f"{row['seconds_per_step']:.2f}",
+        *first,
+        *(f"{m.title} over AdamW's" for m in MEASURES if m.logarithmic),
+        *(f"{m.title}, less AdamW's" for m in MEASURES if not m.logarithmic),
     ]
 
 
-def fronts(evidence: Evidence) -> Lines:
-    """The rows that no other row beats in both learning and KL."""
+def seeds(rows: Rows) -> Lines:
+    """The methods that have three seeds, each against AdamW of the same seed."""
     body = []
-    for task in evidence.tasks():
-        found = evidence.runs(task)
-        points = [
-            (evidence.task_loss(row)[0], evidence.divergence(row)[0]) for row in found
-        ]
-        body += [
-            [task, named(row), f"{row['key']['rate']:g}", *outcome(evidence, row)]
-            for row in (found[place] for place in sweeps.front(points))
-        ]
-    if not body:
-        return missing("every run")
-    return table(["task", "method", "rate", *OUTCOME], body)
+    for name in FINALISTS:
+        cells = []
+        for measure in MEASURES:
+            found = rows.by_seed(name, measure)
+            own = evidence.pooled([[float(one[0]) for one in found]])
+            cells.append(_compared(np.mean(found, axis=0), measure, own, len(found)))
+        body.append([TITLES[name], f"{FINALISTS[name]:g}", "3", *cells])
+    return [
+        "AdamW's rows are brought to the same task loss along the line through those "
+        "at 5e-5 and 1e-4. The interval has the method's own variance over seeds and "
+        "that over items.",
+        "",
+        *table(_heads(["method", "rate", "seeds"]), body),
+    ]
 
 
-def at_equal_loss(evidence: Evidence) -> Lines:
+def at_equal_loss(rows: Rows) -> Lines:
     """Every method where its sweep reaches three levels of task loss."""
-    lines: Lines = []
-    heads = [
-        "method",
-        "rates run",
-        "KL",
-        "KL over AdamW's",
-        "loss rose",
-        "less AdamW's",
+    lines = [
+        "Every method has one seed here. The interval has the variance over items and "
+        "that over seeds, which is pooled over the three methods of the table above. A "
+        "dash: the sweep does not reach the level, or begins beyond it.",
+        "",
     ]
-    for task in evidence.tasks():
-        for share, level in sweeps.levels(evidence, task).items():
-            body = [
-                _match(evidence, task, name, level)
-                for name in METHODS
-                if sweeps.sweep(evidence, task, name)
-            ]
-            lines += [
-                f"### {task}, task loss {level[0]:.4f}: {share:.0%} of AdamW's best",
-                "",
-                *table(heads, body),
-                "",
-            ]
-    return lines[:-1] or missing("AdamW's sweep", "--method adamw")
-
-
-def _match(evidence: Evidence, task: str, method: str, level: Values) -> list[str]:
-    found = sweeps.matches(evidence, task, method, level)
-    return [
-        METHODS[method].title,
-        str(len(sweeps.sweep(evidence, task, method))),
-        ranged(found.divergence, ".4f"),
-        "1" if method == "adamw" else ranged(found.ratio, ".2f"),
-        ranged(found.increase, "+z.4f"),
-        "0" if method == "adamw" else ranged(found.difference, "+z.4f"),
-    ]
-
-
-def fractions(evidence: Evidence) -> Lines:
-    """MoFO's fractions, with AdamW as the fraction 1."""
-    body = [
-        [
-            *(task, f"{row['key']['rate']:g}", f"{fraction:g}"),
-            *outcome(evidence, row),
-            f"{row['distance']:.2f}",
-        ]
-        for task in evidence.tasks()
-        for rate, found in by_fraction(evidence, task).items()
-        for fraction, row in found.items()
-    ]
-    if not body:
-        return missing("MoFO's fractions", f"--method {' '.join(ALPHAS)}")
-    return table(["task", "rate", "fraction", *OUTCOME, "distance"], body)
-
-
-def by_fraction(evidence: Evidence, task: str) -> dict[float, dict[float, Row]]:
-    """The rows of AdamW and MoFO by rate and fraction."""
-    found: dict[float, dict[float, Row]] = {}
-    for name, fraction in ALPHAS.items():
-        for row in evidence.runs(task, method=name):
-            found.setdefault(row["key"]["rate"], {})[fraction] = row
-    return dict(sorted(found.items()))
-
-
-def predictors(evidence: Evidence) -> Lines:
-    """What forgetting follows, by rank over the rows of a task."""
-    body = []
-    for task in evidence.tasks():
-        found = evidence.runs(task, seed=None)
-        columns = predicting(evidence, found)
-        for name in PREDICTORS:
+    for share in LEVELS:
+        level = rows.levels[share]
+        own = [rows.at(rows.sweep("adamw"), level, measure) for measure in MEASURES]
+        body = []
+        for name in TITLES:
+            found = [rows.at(rows.sweep(name), level, measure) for measure in MEASURES]
+            if name == "adamw" or found[0] is None:
+                continue
             cells = [
-                spanned(*sweeps.rank_correlation(columns[name], columns[other]), ".2f")
-                for other in SUFFERED
+                _compared(mine - theirs, measure, rows.seeds(measure))
+                for mine, theirs, measure in zip(found, own, MEASURES, strict=True)
+                if mine is not None and theirs is not None
             ]
-            body.append([f"{task}, {len(found)} rows", name, *cells])
-    if not body:
-        return missing("every run")
-    return table(["task", "", *SUFFERED], body)
+            body.append([TITLES[name], *cells])
+        drift = ", ".join(
+            f"{measure.title} {np.exp(value[0]):.4f}"
+            if measure.logarithmic
+            else f"{measure.title} {value[0]:+.4f}"
+            for measure, value in zip(MEASURES, own, strict=True)
+            if value is not None
+        )
+        lines += [
+            f"### {share:.0%} of AdamW's reduction: task loss {level[0]:.4f}",
+            "",
+            f"AdamW there: {drift}.",
+            "",
+            *table(_heads(["method"]), body),
+            "",
+        ]
+    return lines[:-1]
 
 
-def predicting(evidence: Evidence, rows: Sequence[Row]) -> dict[str, list[float]]:
-    """The columns among which correlations are sought, by name."""
-    flips = [evidence.flips(row) for row in rows]
-    return {
-        PREDICTORS[0]: [float(evidence.prompt_divergence(row)[0]) for row in rows],
-        PREDICTORS[1]: [float(evidence.divergence(row)[0]) for row in rows],
-        PREDICTORS[2]: [row["distance"] for row in rows],
-        PREDICTORS[3]: [float(evidence.task_loss(row)[0]) for row in rows],
-        SUFFERED[0]: [float(evidence.increase(row)[0]) for row in rows],
-        SUFFERED[1]: [float(lost - won) for lost, won in flips],
-    }
+def longer(rows: Rows) -> Lines:
+    """The runs of 240 steps, against AdamW's sweep at the same task loss."""
+    body = []
+    for name in TITLES:
+        for row in rows.runs(name, times=10):
+            cells = [
+                "" if name == "adamw" else _compared(found, measure, None)
+                for measure in MEASURES
+                for found in [rows.over_adamw(row, measure)]
+            ]
+            body.append([*_own(rows, row), *cells])
+    return [
+        "One seed; intervals are over items alone, and a difference in task loss of "
+        "0.02, which is within what seeds differ by, changes a ratio by a third.",
+        "",
+        *table(_heads(_OWN), body),
+    ]
 
 
-SECTIONS: tuple[tuple[str, Callable[[Evidence], Lines]], ...] = (
-    ("The start, before and after healing", further.healing),
-    ("AdamW from the model that was not healed", further.unhealed),
-    ("Methods at equal task loss", at_equal_loss),
-    ("The front of learned against forgotten", fronts),
-    ("MoFO's fraction", fractions),
-    ("What forgetting follows", predictors),
-    ("Seeds", further.seeds),
-    ("Ten times longer", further.longer),
-    ("One task after another", further.continual),
-    ("Every row", everything),
-)
+_OWN = ("method", "rate", "task loss", *(measure.title for measure in MEASURES))
+
+
+def _own(rows: Rows, row: Row) -> list[str]:
+    values = [rows.value(row, measure)[0] for measure in MEASURES]
+    return [
+        _named(row),
+        f"{row['key']['rate']:g}",
+        f"{rows.loss(row)[0]:.4f}",
+        *(
+            f"{np.exp(value):.4f}" if measure.logarithmic else f"{value:{SIGNED}}"
+            for measure, value in zip(MEASURES, values, strict=True)
+        ),
+    ]
+
+
+def pulls(rows: Rows) -> Lines:
+    """The pull's rows, ordered by what decides how strong it is."""
+    found = [
+        row
+        for name in ("l2_weak", "l2", "l2_strong")
+        for row in rows.runs(name, times=None, seed=0)
+    ]
+    found = sorted(found, key=pull)
+    heads = ["method", "strength times sum of rates", *_OWN[1:]]
+    body = [[_named(row), f"{pull(row):.2f}", *_own(rows, row)[1:]] for row in found]
+    return table(heads, body)
+
+
+def sequences(rows: Rows) -> Lines:
+    """GSM8K, medicine, programs: backward transfer, and KL on prose and code apart."""
+    body = []
+    for replay in (0.0, 0.2):
+        for row in rows.runs("adamw", task="sequence", replay=replay) + [
+            row
+            for name in ("mofo", "half")
+            for row in rows.runs(name, task="sequence", replay=replay)
+        ]:
+            last = row["stages"][-1]
+            kept = [
+                evidence.estimate(
+                    rows.mean(stage, name, "losses") - rows.mean(last, name, "losses")
+                )
+                for stage, name in zip(row["stages"][:-1], STAGES, strict=False)
+            ]
+            drift = [
+                evidence.estimate(rows.mean(last, name, "divergences"))
+                for name in ("prose", "code")
+            ]
+            name = TITLES[row["key"]["method"]]
+            body.append(
+                [
+                    f"{name} with replay" if replay else name,
+                    *(f"{rows.mean(last, n, 'losses')[0]:.4f}" for n in STAGES),
+                    *(ranged(one, SIGNED) for one in kept),
+                    *(ranged(one, ".4f") for one in drift),
+                ]
+            )
+    heads = ["method", *(f"{name} loss" for name in STAGES)]
+    heads += [f"{name} transfer" for name in STAGES[:-1]]
+    return [
+        "One seed and one rate (1e-4); intervals are over items alone. Transfer is the "
+        "loss right after a task's stage less that at the end: negative means "
+        "forgotten. The third stage learns code, so KL on code is no forgetting here.",
+        "",
+        *table([*heads, "KL, prose", "KL, code"], body),
+    ]
+
+
+def everything(rows: Rows) -> Lines:
+    """Every row, each measure by itself."""
+    lines: Lines = []
+    for task in (TASK, "medicine"):
+        found = [
+            row
+            for name in TITLES
+            for row in rows.runs(name, task=task, seed=None, times=None)
+        ]
+        body = [
+            [*_own(rows, row), _code(rows, row), f"{row['distance']:.2f}"]
+            for row in found
+        ]
+        heads = [*_OWN, "code loss rose by", "distance"]
+        lines += [f"### {task}", "", *table(heads, body), ""]
+    return lines[:-1]
+
+
+def _code(rows: Rows, row: Row) -> str:
+    rise = rows.value(row, Measure("code loss rose by", "code", rise=True))
+    return ranged(evidence.estimate(rise), SIGNED)
+
+
+def _named(row: Row) -> str:
+    key = row["key"]
+    name = TITLES[key["method"]]
+    if key["share"] < 1:
+        name += f" {key['share']:g}"
+    if key["seed"]:
+        name += f", seed {key['seed']}"
+    return f"{name}, 240 steps" if key["times"] > 1 else name

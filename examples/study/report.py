@@ -4,12 +4,14 @@ import pathlib
 
 from examples.finetune.errors import InputError
 from examples.finetune.files import write_text
-from examples.study import pictures, rows, tables
-from examples.study.evidence import Evidence
+from examples.study import rows, tables
+from examples.study.comparing import Compared
+from examples.study.first import study as first_study
+from examples.study.first import tables as first_tables
 
 
 def write(directory: pathlib.Path) -> None:
-    """Makes tables.md and the pictures beside a results file.
+    """Makes tables.md beside a results file.
 
     Args:
       directory: holds rows.jsonl.
@@ -18,21 +20,15 @@ def write(directory: pathlib.Path) -> None:
       InputError: it does not.
     """
     file = directory / rows.NAME
-    found = rows.read(file)
+    found = rows.comparable(rows.read(file))
     if not found:
         raise InputError(f"{file} has no rows yet")
-    evidence = Evidence(rows.comparable(found))
-    text = tables.markdown(evidence)
-    for name in pictures.draw(evidence, directory):
-        text += f"\n![{pathlib.Path(name).stem}]({name})\n"
-    write_text(directory / "tables.md", text)
-    used, unused = len(evidence.rows), len(found) - len(evidence.rows)
-    left_out = f", {unused} of other settings left out" if unused else ""
-    print(f"{used} rows{left_out}; {directory / 'tables.md'}", flush=True)
+    write_text(directory / "tables.md", tables.markdown(Compared(found)))
+    print(f"{len(found)} rows; {directory / 'tables.md'}", flush=True)
 
 
 def write_all(output: pathlib.Path) -> None:
-    """Does `write` for every results file below a directory.
+    """Does `write` for every results file below a directory; the first study's too.
 
     Raises:
       InputError: there is none.
@@ -42,3 +38,5 @@ def write_all(output: pathlib.Path) -> None:
         raise InputError(f"--output {output} has no results yet")
     for file in files:
         write(file.parent)
+    page = first_study.RESULTS / "tables.md"
+    write_text(page, first_tables.markdown(first_study.read()))

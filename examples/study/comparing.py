@@ -1,0 +1,208 @@
+"""What the rows say: every method against the comparator at equal task loss."""
+
+import dataclasses
+import functools
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from examples.study import evidence, plan
+from examples.study.evidence import Estimate, Seeds, Values
+from examples.study.methods import METHODS
+from examples.study.plan import PRIMARY, START, Cell, Losses, Run
+from examples.study.rows import Row, run_of, task_loss
+from examples.study.texts import CHAT
+
+PROMPTS = "prompts"  # as the name of a set: the task's own items
+
+
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    """One kind of drift.
+
+    Attributes:
+      title: as tables name it.
+      name: of the set of items, or PROMPTS.
+      kind: "divergences", "losses" or "margins".
+    """
+
+    title: str
+    name: str
+    kind: str
+
+    @property
+    def ratio(self) -> bool:
+        """Whether methods are compared by ratio, and values are logarithms."""
+        return self.kind == "divergences"
+
+
+PROSE, CODE, OWN, ON_PROMPTS = (
+    Measure("KL, prose", "prose", "divergences"),
+    Measure("KL, code", "code", "divergences"),
+    Measure("KL, chat", CHAT, "divergences"),
+    Measure("KL, prompts", PROMPTS, "divergences"),
+)
+PROSE_RISE = Measure("prose loss rose by", "prose", "losses")
+MARGINS = Measure("log-odds of right answers", "questions", "margins")
+MEASURES = (PROSE, CODE, OWN, ON_PROMPTS, PROSE_RISE, MARGINS)
+
+
+class Compared:
+    """The rows of one budget and protocol.
+
+    Args:
+      rows: as `rows.read` gives them.
+    """
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        self.rows = {run_of(row): row for row in rows}
+        self.starts = {r.task: row for r, row in self.rows.items() if r.method == START}
+
+    @functools.cached_property
+    def losses(self) -> Losses:
+        """The task loss of every run."""
+        return {
+            run: task_loss(row, self.starts[run.task]) for run, row in self.rows.items()
+        }
+
+    @functools.cached_property
+    def lengths(self) -> list[tuple[str, int]]:
+        """Tasks and numbers of steps that can be compared, in the rows' order."""
+        found = dict.fromkeys((run.task, run.steps) for run in self.rows if run.steps)
+        return [one for one in found if plan.level(self.losses, *one) is not None]
+
+    def loss(self, run: Run) -> Values:
+        """A run's task loss, on each draw of the items."""
+        counts = self.starts[run.task]["counts"][run.task]["losses"]
+        sums = self.rows[run]["sets"][run.task]["losses"]
+        return evidence.mean(run.task, sums, counts)
+
+    def value(self, run: Run, measure: Measure) -> Values:
+        """A measure of a run, on each draw of the items."""
+        row, start = self.rows[run], self.starts[run.task]
+        if measure.kind == "margins":
+            rises = np.array(row["margins"]) - np.array(start["margins"])
+            return evidence.mean(measure.name, rises, [1] * len(rises))
+        name = run.task if measure.name == PROMPTS else measure.name
+        counts = start["counts"][name][measure.kind]
+        if measure.kind == "losses":
+            return evidence.mean(name, evidence.rises(row, start, name), counts)
+        return np.log(evidence.mean(name, row["sets"][name]["divergences"], counts))
+
+    def level(self, task: str, steps: int, share: float = PRIMARY) -> Values:
+        """The level; as the pilot gives it on each draw of the items."""
+        pilot = Cell(task, "adamw", steps, plan.PILOT_SEED)
+        known = plan.rates(self.losses, pilot)
+        best = self.loss(pilot.at(min(known, key=lambda rate: known[rate])))
+        start = self.loss(Run(task, START))
+        return start - share * (start - best)
+
+    def at(self, cell: Cell, measure: Measure, share: float = PRIMARY) -> Values | None:
+        """A measure where a cell reaches the level; None where it does not (yet)."""
+        level = self.level(cell.task, cell.steps, share)
+        known = plan.rates(self.losses, cell)
+        found = plan.bracket(known, float(level[0]))
+        if found is None:
+            return None
+        pair = [cell.at(rate) for rate in found]
+        above, below = (self.loss(run) for run in pair)
+        first, second = (self.value(run, measure) for run in pair)
+        return evidence.between((above, below), (first, second), level)
+
+    def cells(self, task: str, method: str, steps: int) -> dict[int, Cell]:
+        """The cells of a method that reach the level, by seed."""
+        found = sorted(
+            {
+                run.seed
+                for run in self.rows
+                if (run.task, run.method, run.steps) == (task, method, steps)
+            }
+        )
+        cells = {seed: Cell(task, method, steps, seed) for seed in found}
+        return {s: c for s, c in cells.items() if self.at(c, PROSE) is not None}
+
+    def by_seed(
+        self,
+        cells: dict[int, Cell],
+        others: dict[int, Cell],
+        measure: Measure,
+        seeds: Sequence[int],
+    ) -> list[Values]:
+        """A method's measure less another's, for each seed."""
+        pairs = [
+            (self.at(cells[s], measure), self.at(others[s], measure)) for s in seeds
+        ]
+        return [a - b for a, b in pairs if a is not None and b is not None]
+
+    def seeds(self, task: str, steps: int, measure: Measure, own: str) -> Seeds:
+        """How much a difference to the comparator varies from seed to seed."""
+        others = self.cells(task, own, steps)
+        groups = []
+        for method in METHODS:
+            cells = self.cells(task, method, steps)
+            shared = [seed for seed in cells if seed in others]
+            if method != own and len(shared) > 1:
+                found = self.by_seed(cells, others, measure, shared)
+                groups.append([float(values[0]) for values in found])
+        return evidence.pooled(groups)
+
+    def against(
+        self,
+        task: str,
+        method: str,
+        steps: int,
+        measure: Measure,
+        own: str,
+        seeds: Sequence[int],
+    ) -> Estimate | None:
+        """A method's measure over, or less, the comparator's, over seeds and items."""
+        found = self.by_seed(
+            self.cells(task, method, steps),
+            self.cells(task, own, steps),
+            measure,
+            seeds,
+        )
+        if not found:
+            return None
+        known = self.seeds(task, steps, measure, own)
+        made = evidence.estimate(np.mean(found, axis=0), known, len(found))
+        return made.exp() if measure.ratio else made
+
+    def alone(
+        self, task: str, method: str, steps: int, measure: Measure, seeds: Sequence[int]
+    ) -> Estimate | None:
+        """A method's own measure at the level, its mean over seeds."""
+        cells = self.cells(task, method, steps)
+        found = [self.at(cells[seed], measure) for seed in seeds]
+        values = [one for one in found if one is not None]
+        if not values:
+            return None
+        own = evidence.pooled([[float(one[0]) for one in values]])
+        made = evidence.estimate(np.mean(values, axis=0), own, len(values))
+        return made.exp() if measure.ratio else made
+
+    def cost(self, task: str, method: str, steps: int, own: str) -> float | None:
+        """The median time of a step over the comparator's."""
+        times = {
+            name: [
+                row["seconds_per_step"]
+                for run, row in self.rows.items()
+                if (run.task, run.method, run.steps) == (task, name, steps)
+            ]
+            for name in (method, own)
+        }
+        if not all(times.values()):
+            return None
+        return statistics.median(times[method]) / statistics.median(times[own])
+
+
+def summary(row: Row, start: Row) -> dict[str, float]:
+    """What was measured of one run: its task loss and each measure, by title."""
+    run, found = run_of(row), Compared([start, row])
+    values = {m: float(found.value(run, m)[0]) for m in MEASURES}
+    return {
+        "task loss": found.losses[run],
+        **{m.title: math.exp(v) if m.ratio else v for m, v in values.items()},
+    }

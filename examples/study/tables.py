@@ -1,0 +1,156 @@
+"""The tables of the study, from its rows alone."""
+
+import math
+from collections.abc import Sequence
+
+from examples.study import plan
+from examples.study.cells import SIGNED, Lines, number, ranged, table
+from examples.study.comparing import MEASURES, PROSE, PROSE_RISE, Compared, Measure
+from examples.study.methods import METHODS
+from examples.study.plan import PRIMARY, SECONDARY, START, Run
+
+OWN = "adamw"
+
+
+def markdown(found: Compared) -> str:
+    """All tables as one page."""
+    lines = [
+        "# Tables of the study",
+        "",
+        "Made from `rows.jsonl` alone by `python -m examples.study --report`. Losses "
+        "and KL are in nats per token; KL is forward, from the start. Brackets hold "
+        "95% intervals over items and seeds. [The protocol](../../PROTOCOL.md) defines "
+        "levels, measures and intervals.",
+        "",
+    ]
+    for heading, section in (
+        ("At equal task loss", first),
+        ("Seeds that were used for choosing", choosing),
+        ("Levels", levels),
+        ("The data", data),
+        ("Every row", everything),
+    ):
+        lines += [f"## {heading}", "", *section(found), ""]
+    return "\n".join(lines)
+
+
+def first(found: Compared) -> Lines:
+    """Every method against AdamW, on the seeds that decide."""
+    return _against(found, plan.SEEDS)
+
+
+def choosing(found: Compared) -> Lines:
+    """The same on the seeds of pilots, choices and controls."""
+    return _against(found, plan.CONTROL_SEEDS)
+
+
+def _against(found: Compared, seeds: Sequence[int]) -> Lines:
+    lines: Lines = []
+    for task, steps in found.lengths:
+        body = [
+            row
+            for method in METHODS
+            if (row := _method(found, task, method, steps, seeds))
+        ]
+        if body:
+            lines += [f"### {task}, {steps} steps", "", *table(HEADS, body), ""]
+    return lines[:-1] or ["No method has rows of these seeds yet."]
+
+
+HEADS = (
+    *("method", "seeds", "KL, prose"),
+    *(f"{m.title} over AdamW's" for m in MEASURES if m.ratio),
+    PROSE_RISE.title,
+    *(f"{m.title}, less AdamW's" for m in MEASURES if not m.ratio),
+    "time of a step over AdamW's",
+)
+
+
+def _method(
+    found: Compared, task: str, method: str, steps: int, seeds: Sequence[int]
+) -> list[str]:
+    """A method's line; empty where it has no seed with AdamW's beside it."""
+    own = found.cells(task, OWN, steps)
+    mine = found.cells(task, method, steps)
+    shared = [seed for seed in seeds if seed in own and seed in mine]
+    if not shared:
+        return []
+    given = task, method, steps
+
+    def against(measure: Measure) -> str:
+        if method == OWN:
+            return "1" if measure.ratio else "0"
+        made = found.against(*given, measure, OWN, shared)
+        return ranged(made, ".2f" if measure.ratio else SIGNED)
+
+    cost = found.cost(*given, OWN)
+    return [
+        METHODS[method].title,
+        str(len(shared)),
+        ranged(found.alone(*given, PROSE, shared), ".4f"),
+        *(against(measure) for measure in MEASURES if measure.ratio),
+        ranged(found.alone(*given, PROSE_RISE, shared), SIGNED),
+        *(against(measure) for measure in MEASURES if not measure.ratio),
+        number(math.nan if cost is None else cost, ".2f"),
+    ]
+
+
+def levels(found: Compared) -> Lines:
+    """The task losses at which methods are compared."""
+    heads = ["task", "steps", "start", "AdamW's pilots: rate and task loss"]
+    heads += [f"{share:.0%} level" for share in (PRIMARY, SECONDARY)]
+    body = []
+    for task, steps in found.lengths:
+        pilots = plan.rates(found.losses, plan.Cell(task, OWN, steps, plan.PILOT_SEED))
+        body.append(
+            [
+                *(task, str(steps), f"{found.losses[Run(task, START)]:.4f}"),
+                ", ".join(f"{rate:g}: {loss:.4f}" for rate, loss in pilots.items()),
+                *(
+                    f"{found.level(task, steps, share)[0]:.4f}"
+                    for share in (PRIMARY, SECONDARY)
+                ),
+            ]
+        )
+    return table(heads, body) if body else ["No pilot is done yet."]
+
+
+def data(found: Compared) -> Lines:
+    """How many rows each task has."""
+    heads = ["task", "rows to learn from", "held out", "measured", "duplicates dropped"]
+    heads += ["held-out 8-word sequences that occur in training"]
+    body = []
+    for task, start in found.starts.items():
+        about = start["about"]
+        body.append(
+            [
+                *(task, str(about["training"]), str(about["held_out"])),
+                *(str(len(start["sets"][task]["losses"])), str(about["duplicates"])),
+                f"{about['overlap']:.1%}",
+            ]
+        )
+    return table(heads, body)
+
+
+def everything(found: Compared) -> Lines:
+    """Every row by the name with which `--only` does it anew."""
+    heads = ["run", "task loss", *(m.title for m in MEASURES), "distance", "s a step"]
+    body = []
+    for run in sorted(found.rows):
+        if run.method == START or not math.isfinite(found.losses[run]):
+            continue
+        row = found.rows[run]
+        values = [found.value(run, measure)[0] for measure in MEASURES]
+        body.append(
+            [
+                f"`{run}`",
+                f"{found.losses[run]:.4f}",
+                *(
+                    f"{math.exp(value):.4f}" if measure.ratio else f"{value:{SIGNED}}"
+                    for measure, value in zip(MEASURES, values, strict=True)
+                ),
+                f"{row['distance']:.2f}",
+                f"{row['seconds_per_step']:.2f}",
+            ]
+        )
+    return table(heads, body)
