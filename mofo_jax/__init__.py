@@ -6,11 +6,13 @@ from mofo_jax import baselines as baselines
 from mofo_jax import scores as scores
 from mofo_jax._control import ControlFractionState as ControlFractionState
 from mofo_jax._control import control_fraction as control_fraction
+from mofo_jax._covariances.covariance import InputCovariance as InputCovariance
 from mofo_jax._diagnostics import distance_from_start as distance_from_start
 from mofo_jax._diagnostics import ever_moved_share as ever_moved_share
 from mofo_jax._diagnostics import mask_overlap as mask_overlap
 from mofo_jax._diagnostics import selected_share as selected_share
 from mofo_jax._filter import momentum_filter as momentum_filter
+from mofo_jax._input_covariances import input_covariances as input_covariances
 from mofo_jax._master_weights import MasterWeightsState as MasterWeightsState
 from mofo_jax._master_weights import master_weights as master_weights
 from mofo_jax._mofo import mofo as mofo
@@ -31,6 +33,7 @@ __all__ = (
     "NORMS_AND_BIASES",
     "AxisParts",
     "ControlFractionState",
+    "InputCovariance",
     "MasterWeightsState",
     "PathRules",
     "PullToStartState",
@@ -39,6 +42,7 @@ __all__ = (
     "control_fraction",
     "distance_from_start",
     "ever_moved_share",
+    "input_covariances",
     "magnitude_threshold",
     "mask_overlap",
     "master_weights",

@@ -1,0 +1,1 @@
+"""The covariances of what a model multiplies its parameters with."""

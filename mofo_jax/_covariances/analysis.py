@@ -1,0 +1,77 @@
+"""Finds the products of parameters in a jaxpr, and in those that it calls."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jax.extend import core
+
+from mofo_jax._covariances import branches, equations, jaxprs, loops
+from mofo_jax._covariances.evaluation import Context, Plan, Step, run
+from mofo_jax._covariances.scope import Scope, Trait
+
+
+def analyse(
+    closed: Any, arguments: Sequence[Trait], scope: Scope
+) -> tuple[Plan, list[Trait]]:
+    """Returns what is to be done in a jaxpr, and what is known of its results.
+
+    Args:
+      closed: The jaxpr.
+      arguments: What is known of its arguments.
+      scope: Where uses of parameters are noted.
+    """
+    jaxpr, consts = jaxprs.opened(closed)
+    known: dict[Any, Trait] = {}
+    for var, value in zip(jaxpr.constvars, consts, strict=True):
+        known[var] = scope.unknown(var.aval, ("constant", id(value)))
+    known.update(zip(jaxpr.invars, arguments, strict=True))
+
+    def read(atom: Any) -> Trait:
+        if isinstance(atom, core.Literal):
+            value = np.asarray(atom.val)
+            key = "literal", str(atom.aval), value.tobytes()
+            return scope.unknown(atom.aval, key)
+        return known[atom]
+
+    steps: dict[int, Step] = {}
+    for number, equation in enumerate(jaxpr.eqns):
+        given = [read(atom) for atom in equation.invars]
+        step, results = _equation(equation, given, scope)
+        if step is not None:
+            steps[number] = step
+        known.update(zip(equation.outvars, results, strict=True))
+    return Plan(jaxpr, consts, steps), [read(atom) for atom in jaxpr.outvars]
+
+
+def _equation(
+    equation: Any, given: list[Trait], scope: Scope
+) -> tuple[Step | None, list[Trait]]:
+    name = equation.primitive.name
+    if name in jaxprs.CALLS:
+        plan, results = analyse(jaxprs.called(equation.params), given, scope)
+        return (_Call(plan) if plan.steps else None), results
+    if name in _BODIES:
+        return _BODIES[name](equation, given, scope, analyse)
+    return equations.analyse(equation, given, scope)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Call:
+    """Runs a jaxpr that an equation calls."""
+
+    plan: Plan
+
+    def __call__(
+        self, equation: Any, operands: list[Any], context: Context
+    ) -> list[Any]:
+        del equation
+        return run(self.plan, operands, context)
+
+
+_BODIES = {
+    "cond": branches.analyse_cond,
+    "scan": loops.analyse_scan,
+    "while": loops.analyse_while,
+}

@@ -1,0 +1,96 @@
+"""Conditionals, run again with sums in their branches."""
+
+import dataclasses
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from mofo_jax._covariances import pieces, positions
+from mofo_jax._covariances.evaluation import Context, Plan, Source, run
+from mofo_jax._covariances.exits import Analyse, Analysed, Exit, enter, find_exits
+from mofo_jax._covariances.products import Sums
+from mofo_jax._covariances.scope import Scope, Trait
+
+
+@dataclasses.dataclass(frozen=True)
+class _Branches:
+    """Runs one of several plans; the sums of the others are zero."""
+
+    plans: list[Plan]
+    exits: list[list[Exit]]
+    sources: list[dict[Hashable, Source]]
+
+    def __call__(
+        self, equation: Any, operands: list[Any], context: Context
+    ) -> list[Any]:
+        def branch(number: int) -> Callable[..., Any]:
+            def call(*arguments: Any) -> Any:
+                zeros = {k: s.zeros() for k, s in self.sources[number].items()}
+                inner = Context(zeros, context.weights)
+                results = run(self.plans[number], arguments, inner)
+                placed = [
+                    [
+                        way.placed(inner.totals[way.inner])
+                        if i == number
+                        else _zeros_like(way, self.sources[i][way.inner])
+                        for way in ways
+                    ]
+                    for i, ways in enumerate(self.exits)
+                ]
+                return results, placed
+
+            return call
+
+        index, *arguments = operands
+        calls = [branch(number) for number in range(len(self.plans))]
+        results, placed = lax.switch(index, calls, *arguments)
+        for ways, sums in zip(self.exits, placed, strict=True):
+            for way, pair in zip(ways, sums, strict=True):
+                way.leave(pair, context)
+        return results
+
+
+def _zeros_like(way: Exit, source: Source) -> Sums:
+    """Returns zeros of the type of what leaves a branch that is not taken."""
+    sums = jax.eval_shape(lambda: way.placed(source.zeros()))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sums)
+    return zeros[0], zeros[1]
+
+
+def analyse_cond(
+    equation: Any, given: list[Trait], scope: Scope, analyse: Analyse
+) -> Analysed:
+    """Analyses the branches of a conditional."""
+    operands = given[1:]
+    plans, exits, sources = [], [], []
+    results = [Trait(scope.number(), p) for p in _unrelated(equation)]
+    for closed in equation.params["branches"]:
+        inner = Scope()
+        arguments = [
+            enter(
+                trait,
+                inner.number(("given", trait.number)),
+                atom.aval.shape,
+                i if trait.view else None,
+            )
+            for i, (trait, atom) in enumerate(
+                zip(operands, equation.invars[1:], strict=True)
+            )
+        ]
+        plan, ends = analyse(closed, arguments, inner)
+        plans.append(plan)
+        exits.append(find_exits(inner, scope, operands, scope.number(), len(given)))
+        sources.append(inner.sources)
+        results = [
+            trait._replace(positions=positions.join(trait.positions, end.positions))
+            for trait, end in zip(results, ends, strict=True)
+        ]
+    step = _Branches(plans, exits, sources) if any(exits) else None
+    return step, results
+
+
+def _unrelated(equation: Any) -> list[Any]:
+    return [pieces.unrelated(var.aval.shape) for var in equation.outvars]

@@ -1,0 +1,44 @@
+"""The covariance of what a parameter is multiplied with."""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class InputCovariance:
+    r"""The uncentered covariance of what a parameter is multiplied with.
+
+    For a kernel of shape ``[n, out]`` that inputs `x` of shape ``[..., n]`` are
+    multiplied with, it is :math:`E[x x^T]`. A pytree with one leaf, `matrix`.
+
+    Args:
+      matrix: Of shape ``[*batch, n, n]``, with the lengths of `batch_axes` in front and
+        for `n` the product of the lengths of `axes`.
+      axes: The axes of the parameter that are contracted, ascending. The indices of
+        `matrix` count along them in row-major order.
+      batch_axes: The axes of the parameter, ascending, whose indices have a covariance
+        each: those of stacked layers, of experts, or of heads.
+      source: Equal for parameters that are multiplied with the same input: the path of
+        the first of them. They have one matrix, and can share what is made of it.
+
+    Examples:
+      >>> import jax.numpy as jnp, mofo_jax
+      >>> x = jnp.array([[1., 0.], [1., 2.]])
+      >>> covariance = mofo_jax.InputCovariance(x.T @ x / 2, axes=(0,))
+      >>> print(covariance.matrix)
+      [[1. 1.]
+       [1. 2.]]
+
+    Source: the factor of the inputs in Martens and Grosse, `K-FAC
+    <https://arxiv.org/abs/1503.05671>`_, 2015.
+    """
+
+    matrix: Any
+    axes: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+    batch_axes: tuple[int, ...] = dataclasses.field(
+        default=(), metadata={"static": True}
+    )
+    source: str = dataclasses.field(default="", metadata={"static": True})

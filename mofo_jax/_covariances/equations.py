@@ -1,0 +1,192 @@
+"""What is known of the results of one equation, and what is to be done at it."""
+
+import dataclasses
+from collections.abc import Hashable
+from typing import Any
+
+import jax.numpy as jnp
+from jax.extend import core
+
+from mofo_jax._covariances import positions, products, relabelling, views
+from mofo_jax._covariances.evaluation import Context, Source, Step, evaluate
+from mofo_jax._covariances.scope import Scope, Trait, Use
+from mofo_jax._covariances.views import UnfitError, View
+
+_SCALED = frozenset({"div", "mul"})
+# What keeps the coordinates' order keeps also what they tell of one another.
+_PLAIN = relabelling.UNCHANGED | relabelling.RULES.keys()
+
+
+def analyse(
+    equation: Any, given: list[Trait], scope: Scope
+) -> tuple[Step | None, list[Trait]]:
+    """Returns the step of an equation, if it needs one, and its results' traits.
+
+    Args:
+      equation: Of a primitive that calls no jaxpr.
+      given: The operands' traits.
+      scope: Where uses of parameters are noted.
+    """
+    outs = [var.aval for var in equation.outvars]
+    seen = [view is not None for view in (trait.view for trait in given)]
+    step: Step | None = None
+    followed: list[View | None] = [None] * len(outs)
+    name = equation.primitive.name
+    if any(seen):
+        if name in products.PRIMITIVES:
+            step = _product(equation, given, scope)
+        elif name == "dynamic_slice" and given[0].view:
+            step, followed = _dynamic_slice(equation, given[0].view)
+        else:
+            followed = _follow(equation, given, outs)
+        if name not in products.PRIMITIVES and not any(followed):
+            for trait in given:
+                if trait.view:
+                    scope.obstruct(trait.view, f"it is an operand of {name}")
+    traits = _results(equation, given, scope, outs)
+    pairs = zip(traits, followed, strict=True)
+    return step, [trait._replace(view=view) for trait, view in pairs]
+
+
+def _results(
+    equation: Any, given: list[Trait], scope: Scope, outs: list[Any]
+) -> list[Trait]:
+    name, params = equation.primitive.name, equation.params
+    key: Hashable = None
+    if not equation.effects:
+        numbers = tuple(trait.number for trait in given)
+        key = name, tuple(sorted(params.items())), numbers
+    along = positions.propagate(
+        name,
+        params,
+        [trait.positions for trait in given],
+        [atom.aval for atom in equation.invars],
+        outs,
+    )
+    plain = name in _PLAIN
+    uniform = plain and all(trait.uniform for trait in given)
+    lookup = name == "eq" or (plain and any(trait.lookup for trait in given))
+    number = scope.number(key)
+    results = []
+    for i, (out, axes) in enumerate(zip(outs, along, strict=True)):
+        trait = scope.unknown(out, (number, i))
+        results.append(
+            trait._replace(
+                positions=axes, uniform=trait.uniform or uniform, lookup=lookup
+            )
+        )
+    return results
+
+
+def _follow(equation: Any, given: list[Trait], outs: list[Any]) -> list[View | None]:
+    """Returns the results' views where an equation relabels or scales one."""
+    name = equation.primitive.name
+    if name in relabelling.UNCHANGED and len(given) == len(outs):
+        return [trait.view for trait in given]
+    if name in relabelling.RULES and given[0].view:
+        return views.relabel(given[0].view, name, equation.params, outs)
+    if name == "neg":
+        return [given[0].view]
+    if name in _SCALED:
+        first, second = given
+        if first.view and second.uniform:
+            return [first.view]
+        if name == "mul" and second.view and first.uniform:
+            return [second.view]
+    return [None] * len(outs)
+
+
+@dataclasses.dataclass(frozen=True)
+class _NoteIndices:
+    """Notes indices of views that are known when the program runs."""
+
+    indices: tuple[tuple[Hashable, int, int], ...]
+
+    def __call__(
+        self, equation: Any, operands: list[Any], context: Context
+    ) -> list[Any]:
+        for key, operand, size in self.indices:
+            # A slice that would begin or end outside is moved inside.
+            context.indices[key] = jnp.clip(operands[operand], 0, size - 1)
+        return evaluate(equation, operands, context)
+
+
+def _dynamic_slice(equation: Any, view: View) -> tuple[Step | None, list[View | None]]:
+    """Follows a view through a slice of one index along some of its axes."""
+    indices: list[tuple[Hashable, int, int]] = []
+    shape = equation.invars[0].aval.shape
+    followed: View | None = view
+    for axis, size in enumerate(equation.params["slice_sizes"]):
+        start = equation.invars[1 + axis]
+        if size == shape[axis] or followed is None:
+            continue
+        if isinstance(start, core.Literal):
+            first = min(max(int(start.val), 0), shape[axis] - size)
+            followed = views.take_run(followed, axis, first, size)
+        elif size == 1:
+            key = object()
+            indices.append((key, 1 + axis, shape[axis]))
+            followed = views.take_index(followed, axis, key)
+        else:
+            followed = None
+    step = _NoteIndices(tuple(indices)) if followed and indices else None
+    return step, [followed]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Measure:
+    """Adds the covariances of a product's inputs to the totals."""
+
+    parts: tuple[tuple[Hashable, products.Product, tuple[Hashable, ...]], ...]
+
+    def __call__(
+        self, equation: Any, operands: list[Any], context: Context
+    ) -> list[Any]:
+        for source, product, moving in self.parts:
+            given = [operands[i] for i in product.operands]
+            place = tuple(context.indices[key] for key in moving)
+            context.add(source, product.method(given, context.weights), place)
+        return evaluate(equation, operands, context)
+
+
+def _product(equation: Any, given: list[Trait], scope: Scope) -> Step | None:
+    """Notes the uses of parameters in a product."""
+    name = equation.primitive.name
+    avals = [atom.aval for atom in equation.invars]
+    operands = products.Operands(
+        [aval.shape for aval in avals],
+        [aval.dtype for aval in avals],
+        [trait.positions for trait in given],
+        equation.outvars[0].aval.shape,
+    )
+    parts = []
+    for kernel, trait in enumerate(given):
+        if not trait.view:
+            continue
+        try:
+            product = products.find(name, equation.params, trait.view, kernel, operands)
+            _check_input(given[product.operands[0]])
+            arrangement = views.arrange(trait.view, product.contracted, product.batch)
+        except UnfitError as reason:
+            scope.obstruct(trait.view, str(reason))
+            continue
+        moving = tuple(key for _, key in trait.view.moving)
+        numbers = tuple(given[i].number for i in product.operands)
+        source: Hashable = product.method, numbers, moving
+        if source not in scope.sources:
+            lead = [trait.view.shape[axis] for axis, _ in trait.view.moving]
+            dtype = jnp.promote_types(avals[product.operands[0]].dtype, jnp.float32)
+            scope.sources[source] = Source(
+                (*lead, *product.lead), product.length, dtype
+            )
+            parts.append((source, product, moving))
+        scope.uses.append(Use(trait.view.param, source, arrangement))
+    return _Measure(tuple(parts)) if parts else None
+
+
+def _check_input(trait: Trait) -> None:
+    """Raises UnfitError for what is no input."""
+    if trait.view:
+        raise UnfitError("it is multiplied with a parameter")
+    if trait.lookup:
+        raise UnfitError("it is looked up in, by a product with ones and zeros")

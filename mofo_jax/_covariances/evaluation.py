@@ -1,0 +1,92 @@
+"""Runs a jaxpr and adds up the covariances of what parameters are multiplied with."""
+
+import dataclasses
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+
+from mofo_jax._covariances import jaxprs
+from mofo_jax._covariances.products import Sums
+
+
+class Source(NamedTuple):
+    """The type of a covariance that is accumulated, a sum and its count.
+
+    Attributes:
+      lead: The shape of the count, and the leading axes of the sum.
+      length: Of the sum's last two axes.
+      dtype: Of both.
+    """
+
+    lead: tuple[int, ...]
+    length: int
+    dtype: Any
+
+    def zeros(self) -> Sums:
+        """Returns the sum of nothing."""
+        shape = (*self.lead, self.length, self.length)
+        return jnp.zeros(shape, self.dtype), jnp.zeros(self.lead, self.dtype)
+
+
+@dataclasses.dataclass
+class Context:
+    """What a jaxpr is run with besides its arguments.
+
+    Attributes:
+      totals: The sums and counts so far, by source.
+      indices: Those that `views.View.moving` tells of.
+      weights: Of the positions; None if all count alike.
+    """
+
+    totals: dict[Hashable, Sums]
+    weights: jax.Array | None = None
+    indices: dict[Hashable, jax.Array] = dataclasses.field(default_factory=dict)
+
+    def add(self, source: Hashable, sums: Sums, place: tuple[Any, ...] = ()) -> None:
+        """Adds to a sum and its count, at an index of their leading axes."""
+        old = self.totals[source]
+        if place:
+            self.totals[source] = (
+                old[0].at[place].add(sums[0]),
+                old[1].at[place].add(sums[1]),
+            )
+        else:
+            self.totals[source] = old[0] + sums[0], old[1] + sums[1]
+
+
+# What is done at an equation instead of, or beside, evaluating it.
+Step = Callable[[Any, list[Any], Context], list[Any]]
+
+
+class Plan(NamedTuple):
+    """A jaxpr, and what is done at some of its equations, by their numbers."""
+
+    jaxpr: Any
+    consts: Sequence[Any]
+    steps: Mapping[int, Step]
+
+
+def run(plan: Plan, arguments: Sequence[Any], context: Context) -> list[Any]:
+    """Returns the results of a plan's jaxpr and adds to the totals in `context`."""
+    jaxpr = plan.jaxpr
+    values = dict(zip(jaxpr.constvars, plan.consts, strict=True))
+    values.update(zip(jaxpr.invars, arguments, strict=True))
+
+    def read(atom: Any) -> Any:
+        return atom.val if isinstance(atom, core.Literal) else values[atom]
+
+    for number, equation in enumerate(jaxpr.eqns):
+        operands = [read(atom) for atom in equation.invars]
+        step = plan.steps.get(number, evaluate)
+        results = step(equation, operands, context)
+        values.update(zip(equation.outvars, results, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def evaluate(equation: Any, operands: list[Any], context: Context) -> list[Any]:
+    """Is the step that only evaluates an equation."""
+    del context
+    return jaxprs.bind(equation, operands)

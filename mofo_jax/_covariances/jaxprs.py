@@ -1,0 +1,69 @@
+"""The parts of jaxprs, whose form differs between versions of JAX."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jax.extend import core
+
+# Calls of a jaxpr with the operands as its arguments.
+CALLS = frozenset(
+    {
+        "call",
+        "checkpoint",
+        "closed_call",
+        "core_call",
+        "custom_jvp_call",
+        "custom_vjp_call",
+        "custom_vjp_call_jaxpr",
+        "jit",
+        "named_call",
+        "pjit",
+        "remat",
+        "remat2",
+    }
+)
+
+
+def opened(closed: Any) -> tuple[Any, Sequence[Any]]:
+    """Returns a jaxpr and the values of its constants."""
+    consts = getattr(closed, "consts", ())
+    return getattr(closed, "jaxpr", closed), consts
+
+
+def called(params: Mapping[str, Any]) -> Any:
+    """Returns the one jaxpr among the parameters of a primitive in `CALLS`."""
+    (closed,) = (
+        value
+        for value in params.values()
+        if isinstance(value, (core.Jaxpr, core.ClosedJaxpr))
+    )
+    return closed
+
+
+def scan_counts(params: Mapping[str, Any]) -> tuple[int, int]:
+    """Returns how many constants and how many carried values a scan has."""
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    consts, carry, _ = params["ft_in"].unpack()
+    return len(consts), len(carry)
+
+
+def mapped_specs(params: Mapping[str, Any]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Returns how `shard_map` divides its operands and its results."""
+    return params["in_specs"], params["out_specs"]
+
+
+def manual_axes(params: Mapping[str, Any]) -> frozenset[str]:
+    """Returns the mesh axes over which `shard_map` maps."""
+    found = params.get("manual_axes", params.get("newly_manual_axes"))
+    return frozenset(found or params["mesh"].axis_names)
+
+
+def bind(equation: Any, operands: Sequence[Any]) -> list[Any]:
+    """Returns the results of an equation."""
+    primitive = equation.primitive
+    bound = primitive.get_bind_params(equation.params)
+    functions, params = bound if isinstance(bound, tuple) else ((), bound)
+    with equation.ctx.manager:
+        results = primitive.bind(*functions, *operands, **params)
+    return list(results) if primitive.multiple_results else [results]

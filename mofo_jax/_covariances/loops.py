@@ -1,0 +1,215 @@
+"""Scans and while loops, run again with sums in them."""
+
+import dataclasses
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from mofo_jax._covariances import jaxprs, pieces, positions
+from mofo_jax._covariances.evaluation import Context, Plan, Source, run
+from mofo_jax._covariances.exits import Analyse, Analysed, Exit, enter, find_exits
+from mofo_jax._covariances.scope import Scope, Trait
+
+
+@dataclasses.dataclass(frozen=True)
+class _Body:
+    """What is known of a loop's body.
+
+    Attributes:
+      plan: What is done in it.
+      scope: What is found in it; parameters have the numbers of its arguments.
+      results: What is known of its results.
+      constant: Which carried values are views that never change.
+    """
+
+    plan: Plan
+    scope: Scope
+    results: list[Trait]
+    constant: list[bool]
+
+
+def _analyse_body(
+    closed: Any,
+    consts: Sequence[Trait],
+    carry: Sequence[Trait],
+    xs: Sequence[Trait],
+    analyse: Analyse,
+) -> _Body:
+    """Analyses a loop's body until what it carries round is the same each time."""
+    avals = [var.aval for var in jaxprs.opened(closed)[0].invars]
+    begin, end = len(consts), len(consts) + len(carry)
+    constant = [trait.view is not None for trait in carry]
+    along = [trait.positions for trait in carry]
+    while True:
+        scope = Scope()
+        arguments = []
+        for i, trait in enumerate((*consts, *carry, *xs)):
+            number = scope.number(("given", i >= end, trait.number))
+            parameter = trait.view is not None
+            if begin <= i < end:
+                number, parameter = scope.number(), constant[i - begin]
+                trait = Trait(number, along[i - begin])
+            if i >= end:
+                trait = trait._replace(positions=trait.positions[1:])
+            shape = avals[i].shape
+            arguments.append(enter(trait, number, shape, i if parameter else None))
+        plan, results = analyse(closed, arguments, scope)
+        pairs = list(zip(results, arguments[begin:end], strict=False))
+        kept = [
+            same and after.view == before.view
+            for same, (after, before) in zip(constant, pairs, strict=True)
+        ]
+        joined = [
+            positions.join(axes, after.positions)
+            for axes, (after, _) in zip(along, pairs, strict=True)
+        ]
+        if (kept, joined) == (constant, along):
+            return _Body(plan, scope, results, constant)
+        constant, along = kept, joined
+
+
+def _carried(body: _Body, carry: Sequence[Trait], scope: Scope) -> list[Trait]:
+    """Returns what is known of the values that a loop carries, after it."""
+    rows = zip(body.constant, carry, body.results, strict=False)
+    return [
+        before if same else Trait(scope.number(), after.positions)
+        for same, before, after in rows
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Scan:
+    """Runs a scan that stacks some sums and carries the others."""
+
+    plan: Plan
+    exits: list[Exit]
+    carried: list[tuple[Hashable, Source]]
+    stacked: list[tuple[Hashable, Source]]
+    consts: int
+    carry: int
+
+    def __call__(
+        self, equation: Any, operands: list[Any], context: Context
+    ) -> list[Any]:
+        end = self.consts + self.carry
+        consts, init, xs = (
+            operands[: self.consts],
+            operands[self.consts : end],
+            operands[end:],
+        )
+
+        def body(carry: Any, x: Any) -> Any:
+            values, sums = carry
+            totals = dict(zip((name for name, _ in self.carried), sums, strict=True))
+            totals |= {name: source.zeros() for name, source in self.stacked}
+            inner = Context(totals, context.weights)
+            results = run(self.plan, [*consts, *values, *x], inner)
+            sums = [inner.totals[name] for name, _ in self.carried]
+            stacks = [inner.totals[name] for name, _ in self.stacked]
+            return (results[: self.carry], sums), (results[self.carry :], stacks)
+
+        params = equation.params
+        zeros = [source.zeros() for _, source in self.carried]
+        (values, sums), (ys, stacks) = lax.scan(
+            body,
+            (init, zeros),
+            xs,
+            params["length"],
+            params["reverse"],
+            params["unroll"],
+        )
+        carried = dict(zip((name for name, _ in self.carried), sums, strict=True))
+        stacked = dict(zip((name for name, _ in self.stacked), stacks, strict=True))
+        for way in self.exits:
+            if way.inner in carried:
+                placed = way.placed(carried[way.inner])
+            else:
+                placed = jax.vmap(way.placed)(stacked[way.inner])
+                if not way.stacked:
+                    placed = jnp.sum(placed[0], axis=0), jnp.sum(placed[1], axis=0)
+            way.leave(placed, context)
+        return [*values, *ys]
+
+
+def analyse_scan(
+    equation: Any, given: list[Trait], scope: Scope, analyse: Analyse
+) -> Analysed:
+    consts, carry = jaxprs.scan_counts(equation.params)
+    end = consts + carry
+    traits = given[:consts], given[consts:end], given[end:]
+    body = _analyse_body(equation.params["jaxpr"], *traits, analyse)
+    results = _carried(body, traits[1], scope)
+    for var, trait in zip(equation.outvars[carry:], body.results[carry:], strict=True):
+        along = (*pieces.unrelated(var.aval.shape[:1]), *trait.positions)
+        results.append(Trait(scope.number(), along))
+    exits = find_exits(body.scope, scope, given, scope.number(), end)
+    if not exits:
+        return None, results
+    sources = body.scope.sources
+    stacked = {way.inner for way in exits if way.stacked}
+    return _Scan(
+        body.plan,
+        exits,
+        [item for item in sources.items() if item[0] not in stacked],
+        [item for item in sources.items() if item[0] in stacked],
+        consts,
+        carry,
+    ), results
+
+
+@dataclasses.dataclass(frozen=True)
+class _While:
+    """Runs a loop of unknown length that carries all sums."""
+
+    condition: Plan
+    plan: Plan
+    exits: list[Exit]
+    sources: list[tuple[Hashable, Source]]
+
+    def __call__(
+        self, equation: Any, operands: list[Any], context: Context
+    ) -> list[Any]:
+        first = equation.params["cond_nconsts"]
+        second = first + equation.params["body_nconsts"]
+        asked, consts = operands[:first], operands[first:second]
+        names = [name for name, _ in self.sources]
+
+        def condition(carry: Any) -> Any:
+            return run(self.condition, [*asked, *carry[0]], Context({}))[0]
+
+        def body(carry: Any) -> Any:
+            values, sums = carry
+            totals = dict(zip(names, sums, strict=True))
+            inner = Context(totals, context.weights)
+            values = run(self.plan, [*consts, *values], inner)
+            return values, [inner.totals[name] for name in names]
+
+        zeros = [source.zeros() for _, source in self.sources]
+        values, sums = lax.while_loop(condition, body, (operands[second:], zeros))
+        totals = dict(zip(names, sums, strict=True))
+        for way in self.exits:
+            way.leave(way.placed(totals[way.inner]), context)
+        return list(values)
+
+
+def analyse_while(
+    equation: Any, given: list[Trait], scope: Scope, analyse: Analyse
+) -> Analysed:
+    params = equation.params
+    first = params["cond_nconsts"]
+    second = first + params["body_nconsts"]
+    body = _analyse_body(
+        params["body_jaxpr"], given[first:second], given[second:], (), analyse
+    )
+    results = _carried(body, given[second:], scope)
+    number = scope.number()
+    exits = find_exits(body.scope, scope, given[first:], number, len(given))
+    if not exits:
+        return None, results
+    condition = Plan(*jaxprs.opened(params["cond_jaxpr"]), {})
+    return _While(
+        condition, body.plan, exits, list(body.scope.sources.items())
+    ), results

@@ -1,0 +1,231 @@
+"""Which axes of an array belong to those of the weights of positions.
+
+As `pieces` describes where the axes of a view come from, with the weights for a source;
+but two axes may come from one of the weights, as those of an attention's queries and
+keys do.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from mofo_jax._covariances import pieces, relabelling
+from mofo_jax._covariances.pieces import Axes, Piece
+
+Rule = Callable[[list[Axes], Mapping[str, Any], list[Any], Any], Axes]
+
+
+def of_input(shape: Sequence[int], weights: Sequence[int]) -> Axes:
+    """Returns the axes of an array of a batch: the first may be those of the weights.
+
+    Args:
+      shape: Of the array.
+      weights: The shape of the weights.
+    """
+    own = len(weights)
+    if tuple(shape[:own]) != tuple(weights):
+        return pieces.unrelated(shape)
+    return pieces.whole(weights) + pieces.unrelated(shape[own:])
+
+
+def join(first: Axes, second: Axes) -> Axes:
+    """Returns the axes of two arrays of one shape; where both tell, the first's."""
+    return tuple(
+        one if _related(one) else other
+        for one, other in zip(first, second, strict=True)
+    )
+
+
+def related(axes: Axes) -> bool:
+    """Returns whether any axis belongs to one of the weights."""
+    return any(_related(axis) for axis in axes)
+
+
+def _related(axis: tuple[Piece, ...]) -> bool:
+    return any(piece.axis is not None for piece in axis)
+
+
+def propagate(
+    name: str, params: Mapping[str, Any], given: list[Axes], avals: list[Any], outs: Any
+) -> list[Axes]:
+    """Returns the axes of the results of a primitive.
+
+    Args:
+      name: Of the primitive.
+      params: Of the primitive.
+      given: The axes of the operands.
+      avals: The abstract values of the operands.
+      outs: Those of the results.
+    """
+    unrelated = [pieces.unrelated(out.shape) for out in outs]
+    if not any(map(related, given)):
+        return unrelated
+    if name in relabelling.UNCHANGED and len(given) == len(outs):
+        return given
+    if name in relabelling.RULES:
+        found = relabelling.relabel(name, given[0], params, outs)
+        return [u if f is None else f for f, u in zip(found, unrelated, strict=True)]
+    if name in _RULES:
+        return [_RULES[name](given, params, avals, out) for out in outs]
+    # Whatever keeps an operand's shape keeps, as far as is known, its positions.
+    results = []
+    for out, axes in zip(outs, unrelated, strict=True):
+        for own, aval in zip(given, avals, strict=True):
+            if aval.shape == out.shape:
+                axes = join(axes, own)
+        results.append(axes)
+    return results
+
+
+def _dot(given: list[Axes], params: Mapping[str, Any], avals: Any, out: Any) -> Axes:
+    (contracted, batch) = params["dimension_numbers"]
+    both = join(
+        tuple(given[0][axis] for axis in batch[0]),
+        tuple(given[1][axis] for axis in batch[1]),
+    )
+    free = [
+        pieces.without(axes, (*contracted[side], *batch[side]))
+        for side, axes in enumerate(given)
+    ]
+    return (*both, *free[0], *free[1])
+
+
+def _ragged_dot(given: list[Axes], params: Any, avals: Any, out: Any) -> Axes:
+    # The rows of the first operand are in another order than the positions.
+    return pieces.unrelated(out.shape)
+
+
+def of_convolution(
+    params: Mapping[str, Any], axes: Axes, shape: Sequence[int], out: Sequence[int]
+) -> Axes:
+    """Returns the axes of what a convolution makes of an operand."""
+    numbers = params["dimension_numbers"]
+    result = list(pieces.unrelated(out))
+    result[numbers.out_spec[0]] = axes[numbers.lhs_spec[0]]
+    spatial = zip(numbers.lhs_spec[2:], numbers.out_spec[2:], strict=True)
+    for before, after in spatial:
+        if shape[before] == out[after]:
+            result[after] = axes[before]
+    return tuple(result)
+
+
+def _convolution(given: list[Axes], params: Any, avals: Any, out: Any) -> Axes:
+    return of_convolution(params, given[0], avals[0].shape, out.shape)
+
+
+def _gather(given: list[Axes], params: Any, avals: Any, out: Any) -> Axes:
+    numbers = params["dimension_numbers"]
+    sizes = params["slice_sizes"]
+    dropped = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
+    inside = [axis for axis in range(len(sizes)) if axis not in dropped]
+    axes: list[Any] = list(pieces.unrelated(out.shape))
+    for before, after in zip(inside, numbers.offset_dims, strict=True):
+        if sizes[before] == avals[0].shape[before]:
+            axes[after] = given[0][before]
+    others = [i for i in range(len(axes)) if i not in numbers.offset_dims]
+    for before, after in zip(given[1][:-1], others, strict=True):
+        axes[after] = before
+    return tuple(axes)
+
+
+def _reduce(given: list[Axes], params: Any, avals: Any, out: Any) -> Axes:
+    return pieces.without(given[0], params["axes"])
+
+
+def _concatenate(given: list[Axes], params: Any, avals: Any, out: Any) -> Axes:
+    where = params["dimension"]
+    shape = [1 if i == where else size for i, size in enumerate(out.shape)]
+    axes = pieces.unrelated(shape)
+    for own in given:
+        axes = join(axes, tuple(() if i == where else a for i, a in enumerate(own)))
+    lost = pieces.unrelated(out.shape)
+    return tuple(lost[i] if i == where else axis for i, axis in enumerate(axes))
+
+
+def _same_lengths(given: list[Axes], params: Any, avals: Any, out: Any) -> Axes:
+    lost = pieces.unrelated(out.shape)
+    same = zip(given[0], avals[0].shape, out.shape, lost, strict=True)
+    return tuple(a if before == after else b for a, before, after, b in same)
+
+
+def _sort(given: list[Axes], params: Any, avals: Any, out: Any) -> Axes:
+    axes = pieces.unrelated(out.shape)
+    for own in given:
+        axes = join(axes, own)
+    where, lost = params["dimension"], pieces.unrelated(out.shape)
+    return tuple(lost[i] if i == where else axis for i, axis in enumerate(axes))
+
+
+_RULES: dict[str, Rule] = {
+    **dict.fromkeys(("argmax", "argmin", "reduce_and", "reduce_max"), _reduce),
+    **dict.fromkeys(("reduce_min", "reduce_or", "reduce_prod", "reduce_sum"), _reduce),
+    "concatenate": _concatenate,
+    "conv_general_dilated": _convolution,
+    "dot_general": _dot,
+    "dynamic_slice": _same_lengths,
+    "gather": _gather,
+    "pad": _same_lengths,
+    "ragged_dot_general": _ragged_dot,
+    "sort": _sort,
+}
+
+
+def expand(weights: jax.Array, axes: Axes) -> jax.Array:
+    """Returns the weights of the coordinates of an array.
+
+    Args:
+      weights: Of the positions.
+      axes: Of the array. Where they do not tell the position along an axis of the
+        weights, the largest weight along it is taken.
+
+    Returns:
+      An array with as many axes as `axes`, which broadcasts to the array's shape.
+    """
+    places: list[tuple[int, Piece]] = []
+    for axis in range(weights.ndim):
+        own = _digits(axes, axis)
+        if own:
+            size = pieces.length([digit for _, digit in own])
+            start = sum(digit.offset for _, digit in own)
+            weights = lax.slice_in_dim(weights, start, start + size, axis=axis)
+        else:
+            weights = jnp.max(weights, axis=axis, keepdims=True)
+        places += own
+    weights = weights.reshape([digit.size for _, digit in places])
+    # Digits of one axis of the array are in the order in which it has them.
+    ranks = [(place, axes[place].index(digit)) for place, digit in places]
+    weights = jnp.transpose(weights, sorted(range(len(ranks)), key=ranks.__getitem__))
+    sizes, repeated, shape = [], [], []
+    for place, digits in enumerate(axes):
+        known = [(place, i) in ranks for i in range(len(digits))]
+        sizes += [d.size if k else 1 for d, k in zip(digits, known, strict=True)]
+        repeated += [digit.size if any(known) else 1 for digit in digits]
+        shape.append(pieces.length(digits) if any(known) else 1)
+    return jnp.broadcast_to(weights.reshape(sizes), repeated).reshape(shape)
+
+
+def _digits(axes: Axes, axis: int) -> list[tuple[int, Piece]]:
+    """Returns digits that make an index of an axis of the weights, and their places.
+
+    Of two sets of digits that would, as an attention's queries and keys have, the
+    first.
+    """
+    found: list[tuple[int, Piece]] = []
+    for place, digits in enumerate(axes):
+        for digit in digits:
+            if digit.axis == axis and not any(
+                digit.stride < other.stride * other.size
+                and other.stride < digit.stride * digit.size
+                for _, other in found
+            ):
+                found.append((place, digit))
+    found.sort(key=lambda item: -item[1].stride)
+    stride = 1
+    for _, digit in reversed(found):
+        if digit.stride != stride:
+            return []
+        stride *= digit.size
+    return found

@@ -1,0 +1,284 @@
+"""The primitives that multiply parameters, and the covariances of their inputs."""
+
+import dataclasses
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from mofo_jax._covariances import pieces, positions
+from mofo_jax._covariances.pieces import Axes
+from mofo_jax._covariances.views import UnfitError, View
+
+# The sum of the outer products of some inputs, of shape `[*lead, n, n]`, and how many
+# inputs there are, of shape `lead`.
+Sums = tuple[jax.Array, jax.Array]
+
+
+class Operands(NamedTuple):
+    """What is known of the operands of a primitive.
+
+    Attributes:
+      shapes: Of each.
+      dtypes: Of each.
+      positions: Which of the axes of each belong to those of the weights.
+      result: The shape of what the primitive makes of them.
+    """
+
+    shapes: Sequence[tuple[int, ...]]
+    dtypes: Sequence[Any]
+    positions: Sequence[Axes]
+    result: tuple[int, ...]
+
+
+class Product(NamedTuple):
+    """How the covariance of what multiplies a kernel is taken.
+
+    Attributes:
+      operands: Those that it is computed from, the input first.
+      contracted: The kernel's contracted axes, as the covariance's indices are ordered.
+      batch: The kernel's axes that lead the covariance's.
+      lead: The sizes of the covariance's leading axes.
+      length: Of its last two axes.
+      method: How it is computed.
+    """
+
+    operands: tuple[int, ...]
+    contracted: tuple[int, ...]
+    batch: tuple[int, ...]
+    lead: tuple[int, ...]
+    length: int
+    method: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Dot:
+    """The covariance along axes of the input, apart for each index of others.
+
+    Attributes:
+      contracted: The axes along which it is taken.
+      batch: The axes whose indices have covariances of their own.
+      positions: Which of the input's axes belong to those of the weights.
+    """
+
+    contracted: tuple[int, ...]
+    batch: tuple[int, ...]
+    positions: Axes
+
+    def __call__(
+        self, operands: Sequence[jax.Array], weights: jax.Array | None
+    ) -> Sums:
+        """Returns the covariance of the first operand."""
+        (x,) = operands
+        names = list(range(x.ndim))
+        others = [n + x.ndim if n in self.contracted else n for n in names]
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        weighted = x
+        summed = [
+            size
+            for axis, size in enumerate(x.shape)
+            if axis not in (*self.contracted, *self.batch)
+        ]
+        lead = [x.shape[axis] for axis in self.batch]
+        count = jnp.full(lead, math.prod(summed), wide)
+        if weights is not None and positions.related(self.positions):
+            weight = positions.expand(weights.astype(wide), self.positions)
+            weighted = x.astype(wide) * weight
+            shape = [1 if i in self.contracted else n for i, n in enumerate(x.shape)]
+            count = jnp.sum(
+                jnp.moveaxis(
+                    jnp.broadcast_to(weight, shape), self.batch, range(len(self.batch))
+                ),
+                axis=range(len(self.batch), x.ndim),
+            )
+        x, weighted = _same_dtype(x, weighted)
+        result = [*self.batch, *self.contracted]
+        matrix = jnp.einsum(
+            weighted,
+            names,
+            x,
+            others,
+            [*result, *(axis + x.ndim for axis in self.contracted)],
+            precision=lax.Precision.HIGHEST,
+            preferred_element_type=wide,
+        )
+        length = math.prod(x.shape[axis] for axis in self.contracted)
+        return matrix.reshape(*lead, length, length), count
+
+
+@dataclasses.dataclass(frozen=True)
+class Patches:
+    """The covariance of the patches of the input that a convolution multiplies.
+
+    Attributes:
+      filter_shape: The spatial shape of the kernel.
+      options: Of the convolution.
+      dot: Is given the patches, behind the axes of the input channels and the filter.
+    """
+
+    filter_shape: tuple[int, ...]
+    options: tuple[tuple[str, Any], ...]
+    dot: Dot
+
+    def __call__(
+        self, operands: Sequence[jax.Array], weights: jax.Array | None
+    ) -> Sums:
+        """Returns the covariance of the patches of the first operand."""
+        options = dict(self.options)
+        patches = lax.conv_general_dilated_patches(
+            operands[0],
+            self.filter_shape,
+            precision=lax.Precision.HIGHEST,
+            **options,
+        )
+        patches = jnp.moveaxis(patches, options["dimension_numbers"].out_spec[1], 0)
+        shape = (-1, *self.filter_shape, *patches.shape[1:])
+        return self.dot([patches.reshape(shape)], weights)
+
+
+@dataclasses.dataclass(frozen=True)
+class Groups:
+    """The covariances of groups of rows, as long as the second operand says."""
+
+    def __call__(
+        self, operands: Sequence[jax.Array], weights: jax.Array | None
+    ) -> Sums:
+        """Returns one covariance for each group."""
+        x, sizes = operands
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        numbers = lax.RaggedDotDimensionNumbers(
+            dot_dimension_numbers=(((0,), (0,)), ((), ())),
+            lhs_ragged_dimensions=[0],
+            rhs_group_dimensions=[],
+        )
+        matrix = lax.ragged_dot_general(
+            x,
+            x,
+            sizes,
+            numbers,
+            precision=lax.Precision.HIGHEST,
+            preferred_element_type=wide,
+        )
+        return matrix, sizes.astype(wide)
+
+
+def find(
+    name: str, params: Mapping[str, Any], view: View, kernel: int, operands: Operands
+) -> Product:
+    """Returns the product in which an operand is the kernel.
+
+    Args:
+      name: Of a primitive in `PRIMITIVES`.
+      params: Of the primitive.
+      view: Of the kernel.
+      kernel: Which operand it is.
+      operands: What is known of them.
+
+    Raises:
+      UnfitError: If it is no product of which an input's covariance can be taken.
+    """
+    product = PRIMITIVES[name](params, view, kernel, operands)
+    if jnp.issubdtype(operands.dtypes[product.operands[0]], jnp.complexfloating):
+        raise UnfitError("its input is complex")
+    return product
+
+
+def _dot_general(
+    params: Mapping[str, Any], view: View, kernel: int, operands: Operands
+) -> Product:
+    contracted, batch = params["dimension_numbers"]
+    other = 1 - kernel
+    # A kernel that is repeated along a batch axis is one kernel.
+    pairs = [
+        (own, its)
+        for own, its in zip(batch[kernel], batch[other], strict=True)
+        if any(digit.axis is not None for digit in view.axes[own])
+    ]
+    shape = operands.shapes[other]
+    apart = tuple(its for _, its in pairs)
+    return Product(
+        (other,),
+        tuple(contracted[kernel]),
+        tuple(own for own, _ in pairs),
+        tuple(shape[axis] for axis in apart),
+        math.prod(shape[axis] for axis in contracted[other]),
+        Dot(tuple(contracted[other]), apart, operands.positions[other]),
+    )
+
+
+def _convolution(
+    params: Mapping[str, Any], view: View, kernel: int, operands: Operands
+) -> Product:
+    numbers = params["dimension_numbers"]
+    if kernel != 1:
+        raise UnfitError("it is what a convolution's kernel runs over")
+    if params["feature_group_count"] != 1 or params["batch_group_count"] != 1:
+        raise UnfitError("it is the kernel of a grouped convolution")
+    _, channels, *spatial = numbers.rhs_spec
+    filter_shape = tuple(operands.shapes[1][axis] for axis in spatial)
+    lengths = (operands.shapes[0][numbers.lhs_spec[1]], *filter_shape)
+    # The patches lie along the axis of the channels, which goes to the front.
+    patches = positions.of_convolution(
+        params, operands.positions[0], operands.shapes[0], operands.result
+    )
+    patches = pieces.without(patches, [numbers.out_spec[1]])
+    names = ("window_strides", "padding", "lhs_dilation", "rhs_dilation")
+    return Product(
+        (0,),
+        (channels, *spatial),
+        (),
+        (),
+        math.prod(lengths),
+        Patches(
+            filter_shape,
+            (*((n, tuple(params[n])) for n in names), ("dimension_numbers", numbers)),
+            Dot(tuple(range(len(lengths))), (), pieces.unrelated(lengths) + patches),
+        ),
+    )
+
+
+def _ragged_dot(
+    params: Mapping[str, Any], view: View, kernel: int, operands: Operands
+) -> Product:
+    numbers = params["ragged_dot_dimension_numbers"]
+    contracted, batch = numbers.dot_dimension_numbers
+    plain = (
+        kernel == 1
+        and tuple(map(tuple, contracted)) == ((1,), (1,))
+        and not any(batch)
+        and tuple(numbers.lhs_ragged_dimensions) == (0,)
+        and tuple(numbers.rhs_group_dimensions) == (0,)
+        and params["group_offset"] is None
+    )
+    if not plain:
+        raise UnfitError("its ragged product is of an unknown form")
+    groups, length, _ = operands.shapes[1]
+    return Product((0, 2), (1,), (0,), (groups,), length, Groups())
+
+
+PRIMITIVES = {
+    "conv_general_dilated": _convolution,
+    "dot_general": _dot_general,
+    "ragged_dot_general": _ragged_dot,
+}
+
+
+def source_key(product: Product, numbers: Sequence[Hashable]) -> Hashable:
+    """Returns what two products have in common if their inputs' covariances are equal.
+
+    Args:
+      product: One of them.
+      numbers: What is equal for operands that are.
+    """
+    return product.method, tuple(numbers[i] for i in product.operands)
+
+
+def _same_dtype(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns two factors in a dtype in which their product can be computed."""
+    dtype = jnp.promote_types(x.dtype, y.dtype)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        dtype = jnp.dtype(jnp.float32)
+    return x.astype(dtype), y.astype(dtype)

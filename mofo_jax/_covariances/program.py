@@ -1,0 +1,145 @@
+"""What is computed of a batch: sums over the inputs of each parameter."""
+
+import collections
+import math
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mofo_jax._covariances import positions, views
+from mofo_jax._covariances.analysis import analyse
+from mofo_jax._covariances.evaluation import Context, Plan, Source, run
+from mofo_jax._covariances.products import Sums
+from mofo_jax._covariances.scope import Scope, Trait, Use
+from mofo_jax._covariances.views import Layout
+
+
+class Part(NamedTuple):
+    """A covariance among those whose sum is that of a parameter's inputs.
+
+    Attributes:
+      source: Its name in the program.
+      layout: Where it lies.
+      missing: The batch axes of the sum that it has not.
+    """
+
+    source: Hashable
+    layout: Layout
+    missing: tuple[int, ...]
+
+
+class Found(NamedTuple):
+    """What is found of one parameter: its axes, and the parts of the covariance."""
+
+    axes: tuple[int, ...]
+    batch_axes: tuple[int, ...]
+    parts: tuple[Part, ...]
+
+
+class Program(NamedTuple):
+    """What is computed of a batch.
+
+    Attributes:
+      plan: What is done in the jaxpr of `apply`.
+      sources: The covariances that the jaxpr gives.
+      found: What is found of each parameter, None where there is nothing.
+      obstacles: Of each parameter, what it meets.
+    """
+
+    plan: Plan
+    sources: dict[Hashable, Source]
+    found: list[Found | None]
+    obstacles: list[str]
+
+    def sums(self, arguments: Sequence[Any], weights: jax.Array | None) -> list[Sums]:
+        """Returns the sums of a batch, one for each different input."""
+        totals = {name: source.zeros() for name, source in self.sources.items()}
+        context = Context(totals, weights)
+        run(self.plan, arguments, context)
+        inputs = dict.fromkeys(found.parts for found in self.found if found)
+        return [_sum(parts, context.totals) for parts in inputs]
+
+
+def _sum(parts: Sequence[Part], totals: dict[Hashable, Sums]) -> Sums:
+    matrices, counts = [], []
+    for source, layout, missing in parts:
+        matrix, count = totals[source]
+        matrices.append(jnp.expand_dims(views.place(layout, matrix), missing))
+        counts.append(jnp.expand_dims(views.place_count(layout, count), missing))
+    return sum(matrices[1:], matrices[0]), sum(counts[1:], counts[0])
+
+
+def make_program(
+    apply: Callable[[Any, Any], Any], params: Any, batch: Any, weights: Any
+) -> Program:
+    """Finds what is to be computed of batches of one type.
+
+    Args:
+      apply: As in `input_covariances`.
+      params: Its first argument.
+      batch: Its second one.
+      weights: Their type; None if all positions count alike.
+    """
+    leaves, structure = jax.tree.flatten((params, batch))
+
+    def flat(*leaves: Any) -> list[Any]:
+        results = jax.tree.leaves(apply(*structure.unflatten(leaves)))
+        return [leaf for leaf in results if isinstance(leaf, jax.Array)]
+
+    closed = jax.make_jaxpr(flat)(*leaves)
+    scope = Scope()
+    own = len(jax.tree.leaves(params))
+    shape = None if weights is None else weights.shape
+    arguments = [
+        _argument(scope, jax.typeof(leaf), i if i < own else None, shape)
+        for i, leaf in enumerate(leaves)
+    ]
+    given = [positions.related(trait.positions) for trait in arguments]
+    if shape is not None and not any(given):
+        shapes = [jnp.shape(leaf) for leaf in leaves[own:]]
+        raise ValueError(
+            "`weights` must have the leading axes of an array of the batch, got shape "
+            f"{shape} for arrays of shapes {shapes}"
+        )
+    plan, _ = analyse(closed, arguments, scope)
+    uses: list[list[Use]] = [[] for _ in range(own)]
+    for use in scope.uses:
+        uses[use.param].append(use)
+    found, obstacles = [], []
+    for number, those in enumerate(uses):
+        met = list(scope.obstacles.get(number, {}))
+        axes = {use.arrangement.axes for use in those}
+        if len(axes) > 1:
+            met.append(f"products contract different axes of it: {sorted(axes)}")
+        found.append(_combine(those) if len(axes) == 1 else None)
+        obstacles.append("; ".join(met) or "it is in no product")
+    return Program(plan, scope.sources, found, obstacles)
+
+
+def _argument(
+    scope: Scope, aval: Any, param: int | None, weights: Sequence[int] | None
+) -> Trait:
+    trait = scope.unknown(aval)
+    if param is None:
+        along = positions.of_input(aval.shape, weights) if weights else None
+        return trait._replace(positions=along or trait.positions)
+    if jnp.issubdtype(aval.dtype, jnp.floating):
+        return trait._replace(view=views.whole_view(param, aval.shape))
+    return trait
+
+
+def _combine(uses: Sequence[Use]) -> Found:
+    """Returns what several uses of one parameter make together."""
+    batch_axes = sorted({a for use in uses for a in use.arrangement.batch_axes})
+    parts = []
+    for use in uses:
+        own = use.arrangement.batch_axes
+        missing = tuple(i for i, axis in enumerate(batch_axes) if axis not in own)
+        parts.append(Part(use.source, use.arrangement.layout, missing))
+    # A kernel of which each part is multiplied with one input has one input.
+    times = collections.Counter(parts)
+    common = math.gcd(*times.values())
+    parts = [part for part, n in times.items() for _ in range(n // common)]
+    return Found(uses[0].arrangement.axes, tuple(batch_axes), tuple(parts))

@@ -1,0 +1,248 @@
+"""Arrays that relabel a parameter's coordinates, and what is contracted in products."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from mofo_jax._covariances import pieces, relabelling
+from mofo_jax._covariances.pieces import Axes, Piece
+
+
+class UnfitError(Exception):
+    """Says why the covariance of a product's input is not that of a parameter's."""
+
+
+class View(NamedTuple):
+    """An array that relabels coordinates of a parameter.
+
+    Attributes:
+      param: The parameter's number.
+      shape: The parameter's.
+      axes: Where those of the array come from; without offsets.
+      fixed: What is added to the indices along each of the parameter's axes.
+      moving: Axes of the parameter at one index that is known when the program runs,
+        each with what stands for that index.
+    """
+
+    param: int
+    shape: tuple[int, ...]
+    axes: Axes
+    fixed: tuple[int, ...]
+    moving: tuple[tuple[int, Any], ...] = ()
+
+
+def whole_view(param: int, shape: Sequence[int]) -> View:
+    """Returns the view that is the parameter itself."""
+    return View(param, tuple(shape), pieces.whole(shape), (0,) * len(shape))
+
+
+def relabel(
+    view: View, name: str, params: Mapping[str, Any], outs: Sequence[Any]
+) -> list[View | None]:
+    """Returns the views that a primitive of `relabelling.RULES` makes of a view."""
+    results = relabelling.relabel(name, view.axes, params, outs)
+    return [None if axes is None else _without_offsets(view, axes) for axes in results]
+
+
+def take_run(view: View, axis: int, start: int, size: int) -> View | None:
+    """Returns the view of a run of indices along an axis of the array."""
+    run = pieces.take_run(view.axes[axis], start, size)
+    if run is None:
+        return None
+    return _without_offsets(view, (*view.axes[:axis], run, *view.axes[axis + 1 :]))
+
+
+def take_index(view: View, axis: int, index: Any) -> View | None:
+    """Returns the view of one index along an axis of the array, of length 1 there.
+
+    Args:
+      view: Of the array.
+      axis: Of the array.
+      index: What stands for an index that is known when the program runs.
+    """
+    if len(view.axes[axis]) != 1:
+        return view if not view.axes[axis] else None
+    ((source, size, *_),) = view.axes[axis]
+    axes = (*view.axes[:axis], (), *view.axes[axis + 1 :])
+    if source is None:
+        return view._replace(axes=axes)
+    if size != view.shape[source]:
+        return None
+    return view._replace(axes=axes, moving=(*view.moving, (source, index)))
+
+
+def _without_offsets(view: View, axes: Axes) -> View:
+    fixed = list(view.fixed)
+    for piece in (piece for axis in axes for piece in axis):
+        if piece.axis is not None:
+            fixed[piece.axis] += piece.offset
+    bare = tuple(
+        tuple(piece._replace(offset=0) for piece in axis if piece.size != 1)
+        for axis in axes
+    )
+    return view._replace(axes=bare, fixed=tuple(fixed))
+
+
+class Layout(NamedTuple):
+    """How a covariance that a product gives lies in that of a parameter.
+
+    Attributes:
+      lead: The digits of the given covariance's leading axes. Their axes count the
+        parameter's batch axes from 0 and then those that are contracted.
+      inputs: The digits of its last two.
+      free: Further digits of batch axes, which do not change the covariance.
+      starts: The first index that it covers of each axis.
+      sizes: The length of each axis, those of `batch` batch axes first.
+      batch: How many batch axes there are.
+    """
+
+    lead: tuple[Piece, ...]
+    inputs: tuple[Piece, ...]
+    free: tuple[Piece, ...]
+    starts: tuple[int, ...]
+    sizes: tuple[int, ...]
+    batch: int
+
+
+class Arrangement(NamedTuple):
+    """Which axes of a parameter a covariance belongs to.
+
+    Attributes:
+      axes: Those that are contracted.
+      batch_axes: Those whose indices have covariances of their own.
+      layout: Where the given covariance lies in the parameter's.
+    """
+
+    axes: tuple[int, ...]
+    batch_axes: tuple[int, ...]
+    layout: Layout
+
+
+def arrange(view: View, contracted: Sequence[int], batch: Sequence[int]) -> Arrangement:
+    """Finds the place of a covariance that was taken of what a view is multiplied with.
+
+    Args:
+      view: Of the array that is multiplied.
+      contracted: Its contracted axes, in the order in which the covariance's last two
+        axes hold their indices.
+      batch: Its batch axes, in the order of the covariance's leading axes after those
+        of `view.moving`.
+
+    Raises:
+      UnfitError: If it is the covariance of no axes of the parameter.
+    """
+    inputs = [piece for axis in contracted for piece in view.axes[axis]]
+    own = [piece for axis in batch for piece in view.axes[axis]]
+    lead = [Piece(axis, view.shape[axis]) for axis, _ in view.moving] + own
+    used = {*contracted, *batch}
+    free = [p for i, axis in enumerate(view.axes) if i not in used for p in axis]
+    axes = _sources(inputs)
+    if not axes:
+        raise UnfitError("its product contracts an axis of length 1")
+    seen = {*axes, *_sources(lead), *_sources(free)}
+    chosen = {i for i, size in enumerate(view.shape) if size > 1 and i not in seen}
+    batch_axes = sorted({*_sources(lead), *chosen})
+    for axis in axes:
+        if axis in {*_sources(lead), *_sources(free)}:
+            raise UnfitError(f"its product contracts only a part of axis {axis}")
+    order = [*batch_axes, *axes]
+    free = [piece for piece in free if piece.axis in batch_axes]
+    for axis in order:
+        _check_run(axis, [p for p in (*inputs, *lead, *free) if p.axis == axis])
+    return Arrangement(
+        tuple(axes),
+        tuple(batch_axes),
+        Layout(
+            *(_renumbered(digits, order) for digits in (lead, inputs, free)),
+            tuple(view.fixed[axis] for axis in order),
+            tuple(view.shape[axis] for axis in order),
+            len(batch_axes),
+        ),
+    )
+
+
+def _sources(digits: Iterable[Piece]) -> list[int]:
+    return sorted({piece.axis for piece in digits if piece.axis is not None})
+
+
+def _check_run(axis: int, digits: list[Piece]) -> None:
+    """Raises UnfitError unless digits are those of a run of neighbouring indices."""
+    stride = 1
+    for piece in sorted(digits, key=lambda piece: piece.stride):
+        if piece.stride != stride:
+            raise UnfitError(f"indices of axis {axis} are left out or turned round")
+        stride *= piece.size
+
+
+def _renumbered(digits: Iterable[Piece], order: list[int]) -> tuple[Piece, ...]:
+    return tuple(
+        piece if piece.axis is None else piece._replace(axis=order.index(piece.axis))
+        for piece in digits
+    )
+
+
+def length(layout: Layout) -> int:
+    """Returns how many indices the contracted axes of a parameter have."""
+    return math.prod(layout.sizes[layout.batch :])
+
+
+def place(layout: Layout, matrix: jax.Array) -> jax.Array:
+    """Returns a parameter's covariance, zero where the given one does not reach.
+
+    Args:
+      layout: Of the covariance that is given.
+      matrix: This covariance, of shape ``[*lead, n, n]``.
+
+    Returns:
+      An array of shape ``[*batch axes, N, N]``.
+    """
+    lead, inputs = layout.lead, layout.inputs
+    matrix = matrix.reshape([digit.size for digit in (*lead, *inputs, *inputs)])
+    # Leading axes come first, then rows, then columns; the significant digits first.
+    sides = (0, lead), (1, inputs), (2, inputs)
+    ranks = [(side, d.axis, -d.stride) for side, digits in sides for d in digits]
+    independent = [i for i, (_, axis, _) in enumerate(ranks) if axis is None]
+    matrix = jnp.sum(matrix, axis=tuple(independent))
+    ranks = [rank for rank in ranks if rank[1] is not None]
+    for digit in layout.free:
+        matrix = jnp.broadcast_to(matrix[None], (digit.size, *matrix.shape))
+        ranks.insert(0, (0, digit.axis, -digit.stride))
+    matrix = jnp.transpose(matrix, sorted(range(len(ranks)), key=ranks.__getitem__))
+    covered = [1] * len(layout.sizes)
+    for digit in (*lead, *inputs, *layout.free):
+        if digit.axis is not None:
+            covered[digit.axis] *= digit.size
+    both = [*range(len(covered)), *range(layout.batch, len(covered))]
+    matrix = matrix.reshape([covered[axis] for axis in both])
+    edges = [
+        (layout.starts[i], layout.sizes[i] - layout.starts[i] - covered[i], 0)
+        for i in both
+    ]
+    if any(edge != (0, 0, 0) for edge in edges):
+        matrix = lax.pad(matrix, jnp.zeros((), matrix.dtype), edges)
+    length = math.prod(layout.sizes[layout.batch :])
+    return matrix.reshape(*layout.sizes[: layout.batch], length, length)
+
+
+def place_count(layout: Layout, count: jax.Array) -> jax.Array:
+    """Returns how many inputs a parameter's covariance is the sum of, in the mean.
+
+    Args:
+      layout: Of the covariance that is given.
+      count: Of the inputs that it is the sum of, of shape ``lead``.
+
+    Returns:
+      An array of the shape of the batch axes. Where the given covariance covers only a
+      share of the parameter's, so does its count.
+    """
+    batch = layout.batch
+    covered = math.prod(d.size for d in layout.inputs if d.axis is not None)
+    share = covered / math.prod(layout.sizes[batch:])
+    bare = layout._replace(
+        inputs=(), sizes=layout.sizes[:batch], starts=layout.starts[:batch]
+    )
+    return place(bare, count).reshape(layout.sizes[:batch]) * share

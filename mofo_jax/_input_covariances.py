@@ -1,0 +1,183 @@
+"""The covariances of what a model multiplies its parameters with."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, overload
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mofo_jax._covariances.covariance import InputCovariance
+from mofo_jax._covariances.products import Sums
+from mofo_jax._covariances.program import Found, Program, make_program
+from mofo_jax._options.path_rules import path_name, place
+
+Apply = Callable[[Any, Any], Any]
+
+
+@overload
+def input_covariances(
+    apply: Apply,
+    params: optax.Params,
+    batches: Iterable[Any],
+    *,
+    weights: Callable[[Any], jax.Array] | None = None,
+    return_report: Literal[False] = False,
+) -> Any: ...
+@overload
+def input_covariances(
+    apply: Apply,
+    params: optax.Params,
+    batches: Iterable[Any],
+    *,
+    weights: Callable[[Any], jax.Array] | None = None,
+    return_report: Literal[True],
+) -> tuple[Any, dict[str, str]]: ...
+def input_covariances(
+    apply: Apply,
+    params: optax.Params,
+    batches: Iterable[Any],
+    *,
+    weights: Callable[[Any], jax.Array] | None = None,
+    return_report: bool = False,
+) -> Any:
+    r"""Estimates the uncentered covariances of the inputs of a model's kernels.
+
+    For every parameter :math:`W` that a model multiplies an input :math:`x` with, such
+    as the kernel of a linear layer, it averages over all positions
+
+    .. math::
+
+      A = E[x x^T],
+
+    along the axes of the input that the product contracts. One forward pass over the
+    batches suffices; nothing is differentiated. Text that the model wrote itself tells
+    which directions of a layer's input its knowledge lies in, see
+    `scale_by_inverse_covariance`.
+
+    The products are found in the jaxpr of `apply`, whatever the framework: matrix
+    products, `einsum`, ragged products and convolutions, with the parameter reshaped,
+    transposed, sliced, broadcast, cast or scaled by a number before, within `jit`,
+    `scan`, `while_loop`, `cond`, `checkpoint`, and custom derivatives. Layers that are
+    stacked for a `scan`, experts and heads that are batch axes of a product get a
+    covariance each. The inputs of several uses of a parameter are averaged together. A
+    lookup in an embedding is no product, whether it is a gather or a product with
+    one-hot vectors, so a tied embedding's covariance is that of the head's input.
+
+    Args:
+      apply: The model, called as ``apply(params, batch)`` and traced. What it returns
+        does not matter. It must leave out dropout and the like by itself.
+      params: The model's parameters, a tree of arrays. Those of a real floating-point
+        dtype are looked for.
+      batches: The inputs, any iterable. Each batch is a tree of arrays. The program is
+        compiled once for each type of batch.
+      weights: What counts how much. Called with a batch, it returns an array of
+        non-negative numbers whose axes are the leading axes of the batch's arrays, such
+        as a mask of shape ``[rows, positions]`` that leaves out padding. Its axes are
+        followed through the program to the inputs; where an input has lost one of them,
+        an index of the others counts as the largest weight along it. None counts every
+        position once.
+      return_report: Whether to return what was found, too.
+
+    Returns:
+      A tree with the structure of `params`. In place of each parameter it holds an
+      `InputCovariance`, accumulated in float32 (in float64 for inputs of that
+      precision), or None if it has none. With `return_report` a pair of this tree and
+      a dictionary from the path of each parameter to a sentence that tells which axes
+      were contracted, or why there is no covariance.
+
+    Raises:
+      TypeError: If `apply` or `weights` is no callable, or a leaf of `params` no array.
+      ValueError: If there is no batch, if no parameter is multiplied with anything, or
+        if `weights` does not fit the batch.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, mofo_jax
+      >>> def apply(params, batch):
+      ...   return jax.nn.relu(batch @ params["first"]) @ params["second"]
+      >>> params = {"first": jnp.array([[1., -1.]]), "second": jnp.ones((2, 3))}
+      >>> batches = [jnp.array([[1.], [-2.]]), jnp.array([[3.], [-4.]])]
+      >>> covariances = mofo_jax.input_covariances(apply, params, batches)
+      >>> print(covariances["second"].matrix, covariances["second"].axes)
+      [[2.5 0. ]
+       [0.  5. ]] (0,)
+
+    Source: the factor of the inputs in Martens and Grosse, `K-FAC
+    <https://arxiv.org/abs/1503.05671>`_, 2015; for the convolution's see Grosse and
+    Martens, `KFC <https://arxiv.org/abs/1602.01407>`_, 2016.
+    """
+    for name, value in (("apply", apply), ("weights", weights)):
+        if not callable(value) and not (name == "weights" and value is None):
+            raise TypeError(f"`{name}` must be callable, got {type(value).__name__}")
+    paths = _paths(params)
+    found: list[Found | None] = []
+    obstacles: list[str] = []
+    sums: list[Sums] | None = None
+    compiled: dict[Any, Callable[..., list[Sums]]] = {}
+    for batch in batches:
+        key = jax.tree.structure(batch), *map(jax.typeof, jax.tree.leaves(batch))
+        if key not in compiled:
+            program = _make(apply, params, batch, weights)
+            found, obstacles = program.found, program.obstacles
+            compiled[key] = _compile(program, weights)
+        sums = compiled[key](sums, params, batch)
+    if sums is None:
+        raise ValueError("`batches` must hold at least one batch")
+    means = jax.jit(lambda sums: [_mean(*pair) for pair in sums])(sums)
+    inputs = list(dict.fromkeys(each.parts for each in found if each))
+    names: dict[Any, str] = {}
+    leaves, report = [], {}
+    for path, each, obstacle in zip(paths, found, obstacles, strict=True):
+        if each is None:
+            leaves.append(None)
+            report[path] = f"no covariance: {obstacle}"
+            continue
+        source = names.setdefault(each.parts, path)
+        matrix = means[inputs.index(each.parts)]
+        leaves.append(InputCovariance(matrix, each.axes, each.batch_axes, source))
+        report[path] = f"contracted along {each.axes}"
+        if each.batch_axes:
+            report[path] += f", for each index of {each.batch_axes}"
+        if source != path:
+            report[path] += f", with the input of {place(source)}"
+    if not inputs:
+        reasons = "; ".join(f"{place(path)}: {text}" for path, text in report.items())
+        raise ValueError(f"`apply` multiplies no parameter with an input: {reasons}")
+    tree = jax.tree.unflatten(jax.tree.structure(params), leaves)
+    return (tree, report) if return_report else tree
+
+
+def _paths(params: optax.Params) -> list[str]:
+    """Returns the paths of the parameters.
+
+    Raises:
+      TypeError: If there is a leaf that is no array.
+    """
+    paths = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        paths.append(path_name(path))
+        if not hasattr(leaf, "dtype"):
+            raise TypeError(
+                f"`params` must be a tree of arrays, got {type(leaf).__name__} for "
+                f"{place(paths[-1])}"
+            )
+    return paths
+
+
+def _make(apply: Apply, params: Any, batch: Any, weights: Any) -> Program:
+    shapes = None if weights is None else jax.eval_shape(weights, batch)
+    return make_program(apply, params, batch, shapes)
+
+
+def _compile(program: Program, weights: Any) -> Callable[..., list[Sums]]:
+    def add(sums: list[Sums] | None, params: Any, batch: Any) -> list[Sums]:
+        weight = None if weights is None else jnp.asarray(weights(batch))
+        new = program.sums(jax.tree.leaves((params, batch)), weight)
+        return new if sums is None else jax.tree.map(jnp.add, sums, new)
+
+    return jax.jit(add, donate_argnums=0)
+
+
+def _mean(matrix: jax.Array, count: jax.Array) -> jax.Array:
+    """Returns the mean, zero where nothing was counted."""
+    return matrix / jnp.where(count > 0, count, 1)[..., None, None]
