@@ -13,6 +13,9 @@ from mofo_jax._diagnostics import mask_overlap as mask_overlap
 from mofo_jax._diagnostics import selected_share as selected_share
 from mofo_jax._filter import momentum_filter as momentum_filter
 from mofo_jax._input_covariances import input_covariances as input_covariances
+from mofo_jax._inverse_covariance import (
+    scale_by_inverse_covariance as scale_by_inverse_covariance,
+)
 from mofo_jax._master_weights import MasterWeightsState as MasterWeightsState
 from mofo_jax._master_weights import master_weights as master_weights
 from mofo_jax._mofo import mofo as mofo
@@ -49,6 +52,7 @@ __all__ = (
     "mofo",
     "momentum_filter",
     "pull_to_start",
+    "scale_by_inverse_covariance",
     "scale_by_mofo",
     "scores",
     "selected_share",

@@ -14,6 +14,7 @@ import mofo_jax
 from mofo_jax import (
     AxisParts,
     ControlFractionState,
+    InputCovariance,
     MasterWeightsState,
     PathRules,
     PullToStartState,
@@ -39,6 +40,11 @@ def loss(params: Params) -> jax.Array:
 def log_likelihood(params: Params, sample: jax.Array) -> jax.Array:
     """Returns the logarithm of a Gaussian density at one sample."""
     return -0.5 * jnp.sum((params["kernel"] - sample) ** 2)
+
+
+def apply(params: Params, inputs: jax.Array) -> jax.Array:
+    """Returns what a linear model makes of inputs."""
+    return inputs @ params["kernel"]
 
 
 def steepness(tensor: scores.Tensor) -> jax.Array:
@@ -110,6 +116,24 @@ def use_scores(fisher: optax.Params) -> None:
     assert callable(function)
 
 
+def use_covariances() -> None:
+    """Makes steps small along the inputs of a model."""
+    inputs = jnp.arange(15.0).reshape(5, 3)
+    covariances, report = mofo_jax.input_covariances(
+        apply,
+        new_params(),
+        [inputs],
+        weights=lambda x: jnp.ones(len(x)),
+        return_report=True,
+    )
+    print("covariances:", *report.items())
+    covariance = covariances["kernel"]
+    assert isinstance(covariance, InputCovariance)
+    for given in ({"kernel": InputCovariance(jnp.eye(3), (0,))}, covariances):
+        inverse = mofo_jax.scale_by_inverse_covariance(given, 0.2, dtype="bfloat16")
+        train(optax.chain(mofo_jax.scale_by_mofo(), inverse, optax.scale(-RATE)))
+
+
 def use_what_is_around(fisher: optax.Params) -> None:
     """Wraps optimizers, and reads what the wrappers keep."""
     for proposed in proposed_steps(fisher):
@@ -175,6 +199,7 @@ def main() -> None:
     fisher = baselines.fisher_information(log_likelihood, new_params(), samples)
     use_options()
     use_scores(fisher)
+    use_covariances()
     use_what_is_around(fisher)
     use_what_measures()
 

@@ -153,16 +153,15 @@ def arrange(view: View, contracted: Sequence[int], batch: Sequence[int]) -> Arra
     free = [piece for piece in free if piece.axis in batch_axes]
     for axis in order:
         _check_run(axis, [p for p in (*inputs, *lead, *free) if p.axis == axis])
-    return Arrangement(
-        tuple(axes),
-        tuple(batch_axes),
-        Layout(
-            *(_renumbered(digits, order) for digits in (lead, inputs, free)),
-            tuple(view.fixed[axis] for axis in order),
-            tuple(view.shape[axis] for axis in order),
-            len(batch_axes),
-        ),
+    layout = Layout(
+        lead=_renumbered(lead, order),
+        inputs=_renumbered(inputs, order),
+        free=_renumbered(free, order),
+        starts=tuple(view.fixed[axis] for axis in order),
+        sizes=tuple(view.shape[axis] for axis in order),
+        batch=len(batch_axes),
     )
+    return Arrangement(tuple(axes), tuple(batch_axes), layout)
 
 
 def _sources(digits: Iterable[Piece]) -> list[int]:

@@ -66,7 +66,9 @@ CASES = {
     ),
     "scaled": Case((4, 6), lambda w, x: x @ (-2.0 * w / jnp.sqrt(4.0)), PLAIN),
     "integers": Case(
-        (4, 6), lambda w, x: jnp.round(x).astype(int) @ w, Expected(mean_outer(np.round(X)))
+        (4, 6),
+        lambda w, x: jnp.round(x).astype(int) @ w,
+        Expected(mean_outer(np.round(X))),
     ),
     "behind a barrier": Case(
         (4, 6), lambda w, x: x @ lax.optimization_barrier((x, w))[1], PLAIN
@@ -81,9 +83,7 @@ CASES = {
         Expected(mean_outer(X.reshape(3, 5, 2, 2).repeat(2, -1).sum(2))),
         X.reshape(3, 5, 2, 2).repeat(2, -1),
     ),
-    "heads out": Case(
-        (4, 2, 3), lambda w, x: jnp.einsum("btd,dhk->bhtk", x, w), PLAIN
-    ),
+    "heads out": Case((4, 2, 3), lambda w, x: jnp.einsum("btd,dhk->bhtk", x, w), PLAIN),
     "heads in": Case(
         (3, 4, 6),
         lambda w, x: jnp.einsum("thk,hkd->td", x, w),
@@ -126,9 +126,7 @@ CASES = {
         lambda w, x: (x @ w[0]) @ w[1],
         None,  # Calculated with the weights, in `test_two_indices`.
     ),
-    "experts": Case(
-        (2, 4, 6), by_expert, Expected(OF_EXPERTS, (1,), (0,)), EXPERTS
-    ),
+    "experts": Case((2, 4, 6), by_expert, Expected(OF_EXPERTS, (1,), (0,)), EXPERTS),
     "experts last": Case(
         (4, 6, 2),
         lambda w, x: by_expert(jnp.moveaxis(w, -1, 0), x),
@@ -156,7 +154,9 @@ CASES = {
     ),
     "convolution of width 1": Case((1, 4, 6), convolve, Expected(MEAN, (1,))),
     "convolution": Case(
-        (3, 4, 6), convolve, Expected(mean_outer(patches(X, 3).reshape(3, 3, 12)), (0, 1))
+        (3, 4, 6),
+        convolve,
+        Expected(mean_outer(patches(X, 3).reshape(3, 3, 12)), (0, 1)),
     ),
     "tiles of images": Case(
         (2, 3, 3, 5),
@@ -168,9 +168,7 @@ CASES = {
     "lookup by one-hot vectors": Case(
         (7, 4), lambda w, x: jax.nn.one_hot(x, 7) @ w, None, np.array([1, 2])
     ),
-    "tied embedding": Case(
-        (7, 4), lambda w, x: w[x] @ w.T, None, np.array([1, 2])
-    ),
+    "tied embedding": Case((7, 4), lambda w, x: w[x] @ w.T, None, np.array([1, 2])),
     "elementwise": Case((4,), lambda w, x: x * w, None),
     "gram matrix": Case((4, 6), lambda w, x: w.T @ w, None),
     "backwards": Case((4, 6), lambda w, x: x @ w[::-1], None),

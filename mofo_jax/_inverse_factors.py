@@ -1,0 +1,173 @@
+"""What a preconditioner removes of a step, as a matrix, in blocks or of low rank."""
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+class LowRank(NamedTuple):
+    """The sum of a diagonal matrix and ``basis @ basis.T``."""
+
+    diagonal: jax.Array  # [*batch, n]
+    basis: jax.Array  # [*batch, n, rank]
+
+
+Factor = jax.Array | LowRank
+
+
+def compute(
+    matrix: jax.Array,
+    damping: jax.typing.ArrayLike,
+    dtype: Any,
+    block_size: int | None,
+    rank: int | None,
+) -> Factor:
+    r"""Returns :math:`I - (I + A / (c \bar\lambda))^{-1}`, of each matrix of a stack.
+
+    Args:
+      matrix: :math:`A`, of shape ``[*batch, n, n]``; :math:`\bar\lambda` is its mean
+        eigenvalue.
+      damping: :math:`c`.
+      dtype: Of the result.
+      block_size: The largest length of the blocks on the diagonal that are kept of
+        :math:`A`; None for all of it.
+      rank: How many directions are kept beside the diagonal; None for all.
+
+    Returns:
+      An array of shape ``[*batch, n, n]``, or ``[*batch, blocks, m, m]``; or a
+      `LowRank` for such blocks if it takes less time to apply.
+    """
+    if matrix.ndim > 2:
+        # One after another, for the sake of memory.
+        options = damping, dtype, block_size, rank
+        return lax.map(lambda one: compute(one, *options), matrix)
+    n = matrix.shape[-1]
+    mean = jnp.trace(matrix) / n
+    # What was never seen is not damped, and nothing is removed of it.
+    scaled = matrix / jnp.where(mean > 0, damping * mean, jnp.inf)
+    if block_size is None or block_size >= n:
+        return _remove_from(scaled, dtype, rank)
+    function = functools.partial(_remove_from, dtype=dtype, rank=rank)
+    return jax.vmap(function)(_diagonal_blocks(scaled, block_size))
+
+
+def blocks(n: int, block_size: int) -> tuple[int, int]:
+    """Returns how many blocks an axis is cut into, and their length.
+
+    Of equal length if at most twice as many as are needed will do; else the last block
+    reaches beyond the axis.
+    """
+    least = math.ceil(n / block_size)
+    for count in range(least, 2 * least + 1):
+        if n % count == 0:
+            return count, n // count
+    return least, math.ceil(n / least)
+
+
+def _diagonal_blocks(matrix: jax.Array, block_size: int) -> jax.Array:
+    n = matrix.shape[-1]
+    count, length = blocks(n, block_size)
+    matrix = jnp.pad(matrix, (0, count * length - n))
+    runs = [slice(i * length, (i + 1) * length) for i in range(count)]
+    return jnp.stack([matrix[run, run] for run in runs])
+
+
+def _remove_from(scaled: jax.Array, dtype: Any, rank: int | None) -> Factor:
+    """Returns ``I - inv(I + scaled)``, or nearly."""
+    if rank is not None and 2 * rank < len(scaled):
+        return _low_rank(scaled, rank, dtype)
+    return _whole(scaled, dtype)
+
+
+def _whole(scaled: jax.Array, dtype: Any) -> jax.Array:
+    identity = jnp.eye(len(scaled), dtype=scaled.dtype)
+    lower = jnp.linalg.cholesky(identity + scaled)
+    root = lax.linalg.triangular_solve(lower, identity, left_side=True, lower=True)
+    inverse = jnp.matmul(root.T, root, precision=lax.Precision.HIGHEST)
+    return (identity - inverse).astype(dtype)
+
+
+def _low_rank(scaled: jax.Array, rank: int, dtype: Any) -> LowRank:
+    """Returns ``I - inv(I + D + U U.T)``, with the `rank` largest directions in U.
+
+    ``D + U U.T`` has the diagonal of `scaled`. With ``E = I + D`` it is
+    ``I - inv(E) + V V.T`` for ``V = inv(E) U inv(L).T`` and
+    ``L L.T = I + U.T inv(E) U``.
+    """
+    values, vectors = jnp.linalg.eigh(scaled)
+    u = vectors[:, -rank:] * jnp.sqrt(jnp.maximum(values[None, -rank:], 0))
+    rest = jnp.maximum(jnp.diagonal(scaled) - jnp.sum(u * u, axis=1), 0)
+    v = u / (1 + rest)[:, None]
+    inside = jnp.eye(rank, dtype=scaled.dtype) + jnp.matmul(
+        u.T, v, precision=lax.Precision.HIGHEST
+    )
+    basis = lax.linalg.triangular_solve(
+        jnp.linalg.cholesky(inside), v, left_side=False, lower=True, transpose_a=True
+    )
+    return LowRank(rest / (1 + rest), basis.astype(dtype))
+
+
+def apply(
+    factor: Factor, x: jax.Array, axes: tuple[int, ...], batch_axes: tuple[int, ...]
+) -> jax.Array:
+    """Returns what is removed of an array along some of its axes.
+
+    Args:
+      factor: As `compute` returns it.
+      x: In float32 or wider.
+      axes: The axes along which the factor's last two run, in row-major order.
+      batch_axes: The axes whose indices have a factor each, ascending.
+    """
+    inside = tuple(axis - sum(b < axis for b in batch_axes) for axis in axes)
+    function = functools.partial(_apply_one, inside)
+    for number in reversed(range(len(batch_axes))):
+        axis = batch_axes[number] - number
+        function = jax.vmap(function, in_axes=(0, axis), out_axes=axis)
+    return function(factor, x)
+
+
+def _apply_one(axes: tuple[int, ...], factor: Factor, x: jax.Array) -> jax.Array:
+    front = range(len(axes))
+    moved = jnp.moveaxis(x, axes, front)
+    columns = moved.reshape(-1, *moved.shape[len(axes) :])
+    n = columns.shape[0]
+    matrix = factor.basis if isinstance(factor, LowRank) else factor
+    if matrix.ndim == 3:
+        count, length = matrix.shape[:2]
+        beyond = count * length - n
+        edges = [(0, beyond)] + [(0, 0)] * (columns.ndim - 1)
+        columns = jnp.pad(columns, edges) if beyond else columns
+        columns = columns.reshape(count, length, *columns.shape[1:])
+        removed = jax.vmap(_remove)(factor, columns)
+        removed = removed.reshape(-1, *removed.shape[2:])[:n]
+    else:
+        removed = _remove(factor, columns)
+    return jnp.moveaxis(removed.reshape(moved.shape), front, axes)
+
+
+def _remove(factor: Factor, x: jax.Array) -> jax.Array:
+    """Returns what is removed along the first axis."""
+    if not isinstance(factor, LowRank):
+        return _product(factor, x)
+    shares = factor.diagonal.reshape(-1, *[1] * (x.ndim - 1))
+    along = _product(factor.basis.T, x)
+    return shares * x + _product(factor.basis, along)
+
+
+def _product(matrix: jax.Array, x: jax.Array) -> jax.Array:
+    """Returns a product along the first axis of `x`, in the dtype of `x`.
+
+    Both factors are rounded to a dtype narrower than float32 that the matrix has.
+    """
+    narrow = jnp.finfo(matrix.dtype).bits < 32
+    return lax.dot_general(
+        matrix if narrow else matrix.astype(x.dtype),
+        x.astype(matrix.dtype) if narrow else x,
+        (((1,), (0,)), ((), ())),
+        precision=None if narrow else lax.Precision.HIGHEST,
+        preferred_element_type=x.dtype,
+    )
