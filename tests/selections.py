@@ -21,8 +21,8 @@ import numpy as np
 import tqdm
 
 import mofo_jax
-from examples.finetune import config
-from examples.finetune.command import exit_status
+from examples.finetune.command import config
+from examples.finetune.command.status import exit_status
 from tests.awkward import numbers
 from tests.helpers import DTYPES, random_generator, selected, x64
 
