@@ -7,7 +7,7 @@ move, and learning the score by which they are chosen.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +51,7 @@ def run(score: str, fraction: float, seed: int = 0) -> Outcome:
 
 
 @functools.partial(jax.jit, static_argnames=("score", "fraction"))
-def _run(score: str, fraction: float, seed: int) -> tuple[jax.Array, jax.Array]:
+def _run(score: Any, fraction: float, seed: int) -> tuple[jax.Array, jax.Array]:
     """Is `run`, compiled."""
     keys = jax.random.split(jax.random.key(seed), 3)
     # Curvatures as different as those of a network's weights.

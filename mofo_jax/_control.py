@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mofo_jax import _checks, _pull_to_start
+from mofo_jax import _checks
+from mofo_jax._pull_to_start import displacement_from, remember
 
 MEASURES = ("distance", "divergence")
 
@@ -111,7 +112,7 @@ def control_fraction(
         return ControlFractionState(
             count=jnp.zeros([], jnp.int32),
             fraction=fraction,
-            start=_pull_to_start.remember(params) if measure == "distance" else None,
+            start=remember(params) if measure == "distance" else None,
             inner=run(fraction).init(params),
         )
 
@@ -125,8 +126,8 @@ def control_fraction(
     ) -> tuple[optax.Updates, Any]:
         measured = divergence
         if measure == "distance":
-            way = _pull_to_start.way_from_start("control_fraction", params, state.start)
-            measured = optax.tree.norm(way)
+            moved = displacement_from("control_fraction", params, state.start)
+            measured = optax.tree.norm(moved)
         fraction = state.fraction
         if measured is not None:
             allowed = budget(state.count) if callable(budget) else budget

@@ -1,11 +1,10 @@
-"""What a run did: what was selected, whether it lasts, how far the parameters came.
+"""What a run did: what was selected, whether it lasts, how far the parameters moved.
 
 Functions of trees that a training loop already has, so that no optimizer needs state
 for them. They only compare and add up: they may run at every step, inside `jax.jit`,
 under any sharding. Counts are exact, however large the tensors.
 """
 
-from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,10 +13,10 @@ import numpy as np
 import optax
 from jax import lax
 
-from mofo_jax import _tallies
-from mofo_jax._options import path_rules
-from mofo_jax._options.path_rules import path_name, place
-from mofo_jax._selection import limbs
+from mofo_jax._dtypes import widen
+from mofo_jax._options.path_rules import Kind, PerTensor, path_name, place
+from mofo_jax._selection.levels import count_levels
+from mofo_jax._selection.patterns import magnitude_patterns
 
 TOTAL = "total"
 
@@ -60,8 +59,8 @@ def selected_share(updates: optax.Updates) -> Any:
     """
 
     def share(update: Any) -> jax.Array:
-        moves, _ = _tallies.count(_tallies.nonzero, update)
-        return _tallies.ratio(moves, limbs.constant(np.size(update), len(moves)))
+        moves, _ = count_levels(_nonzero, update)
+        return _ratio(moves, float(np.size(update)))
 
     return jax.tree.map(share, updates)
 
@@ -99,13 +98,13 @@ def mask_overlap(updates: optax.Updates, previous_updates: optax.Updates) -> Any
     """
     overlaps = []
     for update, previous in _pairs(updates, "previous_updates", previous_updates):
-        moves, again = _tallies.count(_tallies.nonzero_and_before, update, previous)
-        overlaps.append(_tallies.ratio(again, moves))
+        moves, again = count_levels(_nonzero_and_before, update, previous)
+        overlaps.append(_ratio(again, moves))
     return jax.tree.structure(updates).unflatten(overlaps)
 
 
 def distance_from_start(
-    params: optax.Params, start: optax.Params, rules: Any = None
+    params: optax.Params, start: optax.Params, rules: PerTensor[str] | None = None
 ) -> dict[str, Distance]:
     r"""Measures how far parameters are from where they started.
 
@@ -115,8 +114,7 @@ def distance_from_start(
       \|\theta - \theta_0\|_2 / \|\theta_0\|_2
 
     Differences are taken and squares added in float32, or in float64 for such
-    parameters. No square overflows: where one would, the sum is taken again of smaller
-    numbers.
+    parameters.
 
     Args:
       params: The parameters, floating-point, integer or complex.
@@ -150,11 +148,12 @@ def distance_from_start(
     Source: Chen et al, `MoFO <https://arxiv.org/abs/2407.20999>`_, 2024, which
     explains less forgetting by a smaller distance.
     """
-    norms = [_leaf_norms(x, old) for x, old in _pairs(params, "start", start)]
+    squares = [_squares(x, old) for x, old in _pairs(params, "start", start)]
     found = {}
     for group, members in _groups(params, rules).items():
         distance, size = (
-            _joint_norm([norms[i][part] for i in members]) for part in (0, 1)
+            jnp.sqrt(sum((squares[i][part] for i in members), jnp.float32(0)))
+            for part in (0, 1)
         )
         nothing = (distance == 0) & (size == 0)
         found[group] = Distance(distance, jnp.where(nothing, 0, distance / size))
@@ -162,7 +161,7 @@ def distance_from_start(
 
 
 def ever_moved_share(
-    params: optax.Params, start: optax.Params, rules: Any = None
+    params: optax.Params, start: optax.Params, rules: PerTensor[str] | None = None
 ) -> dict[str, jax.Array]:
     """Measures the share of coordinates that are not where they started.
 
@@ -193,13 +192,12 @@ def ever_moved_share(
     Source: ours.
     """
     pairs = _pairs(params, "start", start)
-    counts = [_tallies.count(_tallies.differs, x, old)[0] for x, old in pairs]
+    counts = [count_levels(_differs, x, old)[0] for x, old in pairs]
     sizes = [np.size(x) for x, _ in pairs]
     found = {}
     for group, members in _groups(params, rules).items():
-        size = sum(sizes[i] for i in members)
-        moved = _tallies.total([counts[i] for i in members], size)
-        found[group] = _tallies.ratio(moved, limbs.constant(size, len(moved)))
+        moved = sum((counts[i] for i in members), jnp.float32(0))
+        found[group] = _ratio(moved, float(sum(sizes[i] for i in members)))
     return found
 
 
@@ -222,13 +220,13 @@ def _pairs(tree: Any, name: str, other: Any) -> list[tuple[Any, Any]]:
     return [(leaf, paired) for (_, leaf), paired in zip(leaves, others, strict=True)]
 
 
-def _groups(params: optax.Params, rules: Any) -> dict[str, list[int]]:
+def _groups(params: optax.Params, rules: PerTensor[str] | None) -> dict[str, list[int]]:
     """Returns the positions of the leaves of each group, and of all of them."""
     everything = range(len(jax.tree.leaves(params)))
     groups = {TOTAL: list(everything)}
     if rules is None:
         return groups
-    names = path_rules.resolve(rules, "rules", params, _is_name, "a group's name")
+    names = _GROUPS.resolve(rules, params)
     if TOTAL in names:
         raise ValueError(f"`rules` must not call a group {TOTAL!r}, the name of all")
     for position, name in enumerate(names):
@@ -236,42 +234,54 @@ def _groups(params: optax.Params, rules: Any) -> dict[str, list[int]]:
     return groups
 
 
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str)
+_GROUPS: Kind[str] = Kind(
+    "rules", lambda value: isinstance(value, str), "a group's name"
+)
 
 
 @jax.jit
-def _leaf_norms(x: jax.Array, start: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns the norms of the difference of two arrays and of the second."""
-    wide = jnp.promote_types(jnp.promote_types(x.dtype, start.dtype), jnp.float32)
-    return (
-        _norm(lambda x, start: x.astype(wide) - start.astype(wide), x, start),
-        _norm(lambda start: start.astype(wide), start),
+def _squares(x: jax.Array, start: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns the squared norms of the difference of two arrays and of the second."""
+    difference = widen(x) - widen(start)
+    return _sum_of_squares(difference), _sum_of_squares(widen(start))
+
+
+def _sum_of_squares(x: jax.Array) -> jax.Array:
+    return jnp.sum(jnp.square(jnp.abs(x)))
+
+
+def _nonzero(update: jax.Array) -> jax.Array:
+    """Returns 1 where an update moves its coordinate."""
+    return _moves(update).astype(np.uint8)
+
+
+def _nonzero_and_before(update: jax.Array, previous: jax.Array) -> jax.Array:
+    """Returns 1 where an update moves its coordinate, 2 if the one before did too."""
+    moves = _moves(update)
+    return moves.astype(np.uint8) + (moves & _moves(previous)).astype(np.uint8)
+
+
+def _moves(update: jax.Array) -> jax.Array:
+    if jnp.issubdtype(update.dtype, jnp.inexact):
+        return magnitude_patterns(update) > 0
+    return update != 0
+
+
+def _differs(x: jax.Array, start: jax.Array) -> jax.Array:
+    """Returns 1 where the bits of two arrays differ, but for the sign of a zero."""
+    start = start.astype(x.dtype)
+    if jnp.iscomplexobj(x):
+        return _differs(x.real, start.real) | _differs(x.imag, start.imag)
+    if not jnp.issubdtype(x.dtype, jnp.inexact):
+        return (x != start).astype(np.uint8)
+    magnitude, start_magnitude = magnitude_patterns(x), magnitude_patterns(start)
+    unsigned = magnitude.dtype
+    changed = lax.bitcast_convert_type(x, unsigned) != lax.bitcast_convert_type(
+        start, unsigned
     )
+    return (changed & ((magnitude | start_magnitude) > 0)).astype(np.uint8)
 
 
-def _joint_norm(norms: Sequence[jax.Array]) -> jax.Array:
-    """Returns the norm of tensors joined, of which each has its norm."""
-    wide = jnp.result_type(jnp.float32, *norms)
-    each = [jnp.zeros((), wide), *(norm.astype(wide) for norm in norms)]
-    return _norm(lambda x: x, jnp.stack(each))
-
-
-def _norm(value: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
-    """Returns the Euclidean norm of value(*arrays)."""
-
-    def norm(scale: float, *arrays: jax.Array) -> jax.Array:
-        magnitudes = jnp.abs(value(*arrays) * scale)
-        return jnp.sqrt(jnp.sum(jnp.square(magnitudes))) / scale
-
-    plain = norm(1.0, *arrays)
-    # Scaled by this, the square of the largest number fits 2**40 times.
-    small = 2.0 ** -(jnp.finfo(plain.dtype).maxexp // 2 + 24)
-    # Not scaled by the largest magnitude in any case: a maximum takes the CPU far
-    # longer than a sum, and this branch is hardly ever taken.
-    return lax.cond(
-        jnp.isfinite(plain),
-        lambda *_: plain,
-        lambda *arrays: norm(small, *arrays),
-        *arrays,
-    )
+def _ratio(part: jax.Array, whole: jax.typing.ArrayLike) -> jax.Array:
+    """Returns part / whole as float32, 0 of nothing."""
+    return jnp.where(whole == 0, 0, part / jnp.maximum(whole, 1)).astype(jnp.float32)

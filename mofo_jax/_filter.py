@@ -1,7 +1,7 @@
 """The filter around any transformation: the top fraction moves, the rest stays."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -9,23 +9,35 @@ import numpy as np
 import optax
 from jax import lax
 
-from mofo_jax import _checks, _moments, scores
-from mofo_jax._options import blocks
-from mofo_jax._options.path_rules import place
-from mofo_jax._options.per_tensor import Options, Settings, check_values, find_competing
-from mofo_jax._selection import select
+from mofo_jax import _checks, scores
+from mofo_jax._moments import Moments, step_count
+from mofo_jax._named_scores import ScoreLike, resolve_score
+from mofo_jax._options.blocks import BlockAxes
+from mofo_jax._options.path_rules import PerTensor, place
+from mofo_jax._options.per_tensor import (
+    AxisName,
+    Filtered,
+    Fraction,
+    Options,
+    find_filtered,
+)
+from mofo_jax._selection.limbs import fraction_of
+from mofo_jax._selection.patterns import Contest, rank_magnitudes
+from mofo_jax._selection.select import TIES, select
+
+Ties = Literal["all", "exact"]
 
 
 def momentum_filter(
     inner: optax.GradientTransformation,
     *,
-    update_fraction: Any = 0.15,
-    block_axes: Any = None,
-    dense: Any = None,
-    score: Any = "momentum",
-    ties: str = "all",
-    rest: jax.typing.ArrayLike = 0.0,
-    axis_name: Any = None,
+    update_fraction: PerTensor[Fraction] = 0.15,
+    block_axes: PerTensor[BlockAxes] | None = None,
+    dense: PerTensor[bool] | None = None,
+    score: ScoreLike = "momentum",
+    ties: Ties = "all",
+    unselected_scale: jax.typing.ArrayLike = 0.0,
+    axis_name: PerTensor[AxisName] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Keeps the updates with the largest momenta and zeroes the rest.
 
@@ -72,8 +84,8 @@ def momentum_filter(
         code does; `"exact"` updates exactly `k`, of equals those with the lowest
         row-major index in their block, and with blocks across tensors in the first of
         the tree. Neither updates where the momentum is zero.
-      rest: What the updates of coordinates that are not selected are multiplied by, in
-        [0, 1): MGUP's gamma. 0 leaves them where they are.
+      unselected_scale: The factor on the updates of coordinates that are not selected,
+        in [0, 1): MGUP's gamma. 0 leaves these coordinates where they are.
       axis_name: Inside `shard_map`, the mesh axis or axes over which tensors are
         sharded, so that shards are ranked together; given like the other options.
         Elsewhere None. Under `check_vma=False` an axis must be named only for tensors
@@ -101,9 +113,9 @@ def momentum_filter(
     with the choices that the paper leaves open taken from the authors' code.
     """
     _checks.check_transformation("`inner` must be", inner)
-    rank = scores.resolve(score)
-    _checks.check_choice("ties", ties, select.TIES)
-    _checks.check_number("rest", rest, 0, 1)
+    rank = resolve_score(score)
+    _checks.check_choice("ties", ties, TIES)
+    _checks.check_number("unselected_scale", unselected_scale, 0, 1)
     if axis_name is not None and ties == "exact":
         raise ValueError(
             'ties="exact" breaks ties by an index that shards do not know: `axis_name` '
@@ -115,7 +127,7 @@ def momentum_filter(
         False if dense is None else dense,
         () if axis_name is None else axis_name,
     )
-    check_values(options)
+    options.check()
     wrapped = optax.with_extra_args_support(inner)
 
     def update(
@@ -127,37 +139,39 @@ def momentum_filter(
         proposed, new_state = wrapped.update(updates, state, params, **extra_args)
         gradients, structure = jax.tree.flatten(updates)
         steps = structure.flatten_up_to(proposed)
-        kept = _moments.Kept(new_state, updates)
-        competing = find_competing(options, updates, state)
-        ranked = {}
-        for i, path, _, divided, axis_name in competing:
-            given = gradients[i], steps[i], i, path, axis_name
-            tensor = scores.Tensor(*given, kept, params)
-            ranked[i] = _scored(rank, tensor, divided)
-        ranked = _comparable(competing, ranked)
-        competitions = [
-            select.Competition(ranked[i], share, divided.axes, names, divided.name)
-            for i, _, share, divided, names in competing
-        ]
-        masks = select.select(competitions, ties)
-        nothing = lax.optimization_barrier(jnp.zeros((), np.float32))
-        for settings, mask in zip(competing, masks, strict=True):
-            i = settings.number
-            moves = mask & (select.magnitude_patterns(ranked[i]) > 0)
-            moves = moves.reshape(jnp.shape(steps[i]))
-            dtype = jnp.result_type(gradients[i])
-            left = _rest(steps[i], rest, nothing)
-            steps[i] = jnp.where(moves, steps[i], left).astype(dtype)
+        moments = Moments(new_state, updates)
+
+        def ranked(tensor: Filtered) -> jax.Array:
+            i, path, axis_name = tensor.number, tensor.path, tensor.axis_name
+            shown = scores.Tensor(
+                gradients[i], steps[i], i, path, axis_name, moments, params
+            )
+            return _scored(rank, shown).reshape(tensor.blocks.shape)
+
+        groups = find_filtered(options, updates)
+        contests = [_contest(group, map(ranked, group), state) for group in groups]
+        masks = select(contests, ties)
+        zero = lax.optimization_barrier(jnp.zeros((), np.float32))
+        for group, contest, selected in zip(groups, contests, masks, strict=True):
+            for tensor, shown, mask in zip(
+                group, contest.tensors, selected, strict=True
+            ):
+                i = tensor.number
+                # A coordinate without any momentum stays, even where zeros are tied.
+                moves = (mask & (shown.patterns(*shown.arrays) > 0)).reshape(
+                    jnp.shape(steps[i])
+                )
+                left = _left(steps[i], unselected_scale, zero)
+                dtype = jnp.result_type(gradients[i])
+                steps[i] = jnp.where(moves, steps[i], left).astype(dtype)
         new_state = jax.tree.map(_cast_like, new_state, state)
         return structure.unflatten(steps), new_state
 
     return optax.GradientTransformationExtraArgs(inner.init, update)
 
 
-def _scored(
-    rank: scores.Function, tensor: scores.Tensor, divided: blocks.Blocks
-) -> jax.Array:
-    """Returns the scores of a tensor, in the shape that has its block axes."""
+def _scored(rank: scores.Function, tensor: scores.Tensor) -> jax.Array:
+    """Returns the scores of a tensor, or raises ValueError for what is no score."""
     scored = jnp.asarray(rank(tensor))
     shape = jnp.shape(tensor.gradient)
     if scored.shape != shape or not jnp.issubdtype(scored.dtype, jnp.inexact):
@@ -165,31 +179,33 @@ def _scored(
             f"`score` must return floating-point or complex numbers of shape {shape} "
             f"for {place(tensor.path)}, got {scored.dtype}{list(scored.shape)}"
         )
-    return scored.reshape(divided.shape)
+    return jnp.abs(scored) if jnp.iscomplexobj(scored) else scored
 
 
-def _comparable(
-    competing: Sequence[Settings], ranked: dict[int, jax.Array]
-) -> dict[int, jax.Array]:
-    """Gives the scores of tensors that share a block one real dtype."""
-    real = {i: jnp.abs(x) if jnp.iscomplexobj(x) else x for i, x in ranked.items()}
-    members: dict[str, list[int]] = {}
-    for settings in competing:
-        if settings.blocks.name:
-            members.setdefault(settings.blocks.name, []).append(settings.number)
-    for numbers in members.values():
-        common = jnp.result_type(*(real[i] for i in numbers))
-        real |= {i: real[i].astype(common) for i in numbers}
-    return real
+def _contest(
+    group: Sequence[Filtered], scored: Iterable[jax.Array], state: optax.OptState
+) -> Contest:
+    """Returns the contest of tensors that share their blocks, given their scores."""
+    arrays = list(scored)
+    common = jnp.result_type(*arrays)
+    tensors = tuple(
+        rank_magnitudes(array.astype(common), tensor.blocks.axes, tensor.axis_name)
+        for tensor, array in zip(group, arrays, strict=True)
+    )
+    fraction = group[0].fraction
+    if callable(fraction):
+        fraction = fraction(step_count(state, "`update_fraction` is a schedule"))
+        _checks.check_fraction("update_fraction", fraction, group[0].path)
+    size = sum(tensor.block_size for tensor in tensors)
+    return Contest(tensors, fraction_of(fraction, size))
 
 
-def _rest(step: jax.Array, rest: Any, nothing: jax.Array) -> jax.Array:
+def _left(step: jax.Array, unselected_scale: Any, zero: jax.Array) -> jax.Array:
     """Returns what is left of the step of coordinates that are not selected."""
-    # A product would turn an infinity into a NaN. And a zero that the compiler knows it
-    # shares with the zeros that gradients are summed into: whole tensors, which a GPU
-    # then keeps to the end of the step.
-    is_zero = _checks.is_static_number(rest) and rest == 0
-    return nothing.astype(step.dtype) if is_zero else step * rest
+    # A product would turn an infinity into a NaN. A literal zero would be merged with
+    # the zeros into which gradients are summed, and keep these alive on a GPU.
+    is_zero = _checks.is_static_number(unselected_scale) and unselected_scale == 0
+    return zero.astype(step.dtype) if is_zero else step * unselected_scale
 
 
 def _cast_like(new: Any, old: Any) -> Any:

@@ -1,14 +1,17 @@
 """MoFO: Adam of which only the coordinates with the largest momenta move."""
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import optax
 
 from mofo_jax import _checks, scores
-from mofo_jax._filter import momentum_filter
-from mofo_jax._second_moment import keep_nu
+from mofo_jax._adam_state import unrounded, without_params
+from mofo_jax._filter import Ties, momentum_filter
+from mofo_jax._named_scores import ScoreLike
+from mofo_jax._options.blocks import BlockAxes
+from mofo_jax._options.path_rules import PerTensor
+from mofo_jax._options.per_tensor import AxisName, Fraction
 
 
 def mofo(
@@ -23,14 +26,14 @@ def mofo(
     *,
     nu_dtype: jax.typing.DTypeLike | None = None,
     nesterov: bool = False,
-    update_fraction: Any = 0.15,
-    block_axes: Any = None,
-    dense: Any = None,
-    score: Any = "momentum",
-    ties: str = "all",
-    rest: jax.typing.ArrayLike = 0.0,
-    decay: str = "selected",
-    axis_name: Any = None,
+    update_fraction: PerTensor[Fraction] = 0.15,
+    block_axes: PerTensor[BlockAxes] | None = None,
+    dense: PerTensor[bool] | None = None,
+    score: ScoreLike = "momentum",
+    ties: Ties = "all",
+    unselected_scale: jax.typing.ArrayLike = 0.0,
+    decay: Literal["selected", "all"] = "selected",
+    axis_name: PerTensor[AxisName] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""The Momentum-Filtered Optimizer.
 
@@ -80,7 +83,8 @@ def mofo(
       dense: The tensors that take plain Adam updates; see `momentum_filter`.
       score: What ranks coordinates; see `momentum_filter`.
       ties: `"all"` or `"exact"`; see `momentum_filter`.
-      rest: How much of their step the others take; see `momentum_filter`.
+      unselected_scale: The factor on the steps of coordinates that are not selected;
+        see `momentum_filter`.
       decay: `"selected"` decays the coordinates that move, so that the rest stays;
         `"all"` decays every coordinate, as the authors' code does.
       axis_name: The mesh axes of `shard_map`; see `momentum_filter`.
@@ -113,29 +117,33 @@ def mofo(
     and the authors' code.
     """
     _checks.check_choice("decay", decay, ("selected", "all"))
-    adam = {"b1": b1, "b2": b2, "eps": eps, "eps_root": eps_root, "nesterov": nesterov}
-    selection = {
+    adam: dict[str, Any] = {
+        "b1": b1,
+        "b2": b2,
+        "eps": eps,
+        "eps_root": eps_root,
+        "nesterov": nesterov,
+    }
+    selection: dict[str, Any] = {
         "update_fraction": update_fraction,
         "block_axes": block_axes,
         "dense": dense,
         "score": score,
         "ties": ties,
-        "rest": rest,
+        "unselected_scale": unselected_scale,
         "axis_name": axis_name,
     }
     decays = not (_checks.is_static_number(weight_decay) and weight_decay == 0)
     if decay == "all":
-        decayed = optax.with_extra_args_support(
-            optax.add_decayed_weights(weight_decay, mask)
-        )
+        decayed = optax.add_decayed_weights(weight_decay, mask)
         return optax.chain(
             scale_by_mofo(mu_dtype=mu_dtype, nu_dtype=nu_dtype, **adam, **selection),
-            decayed if decays else _without_params(decayed),
+            decayed if decays else without_params(decayed),
             optax.scale_by_learning_rate(learning_rate),
         )
-    _check_adam(**adam)
+    _check_adam(b1, b2, eps, eps_root)
 
-    def adamw(mu_dtype: Any) -> optax.GradientTransformationExtraArgs:
+    def adamw(mu_dtype: Any) -> optax.GradientTransformation:
         optimizer = optax.adamw(
             learning_rate,
             weight_decay=weight_decay,
@@ -143,10 +151,10 @@ def mofo(
             mu_dtype=mu_dtype,
             **adam,
         )
-        return optimizer if decays else _without_params(optimizer)
+        return optimizer if decays else without_params(optimizer)
 
     selection["score"] = _own_ratio(score, b2, eps, eps_root)
-    return momentum_filter(_unrounded(adamw, mu_dtype, nu_dtype), **selection)
+    return momentum_filter(unrounded(adamw, mu_dtype, nu_dtype), **selection)
 
 
 def scale_by_mofo(
@@ -158,13 +166,13 @@ def scale_by_mofo(
     *,
     nu_dtype: jax.typing.DTypeLike | None = None,
     nesterov: bool = False,
-    update_fraction: Any = 0.15,
-    block_axes: Any = None,
-    dense: Any = None,
-    score: Any = "momentum",
-    ties: str = "all",
-    rest: jax.typing.ArrayLike = 0.0,
-    axis_name: Any = None,
+    update_fraction: PerTensor[Fraction] = 0.15,
+    block_axes: PerTensor[BlockAxes] | None = None,
+    dense: PerTensor[bool] | None = None,
+    score: ScoreLike = "momentum",
+    ties: Ties = "all",
+    unselected_scale: jax.typing.ArrayLike = 0.0,
+    axis_name: PerTensor[AxisName] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Rescales updates as Adam does and keeps those with the largest momenta.
 
@@ -184,7 +192,8 @@ def scale_by_mofo(
       dense: The tensors that take plain Adam updates; see `momentum_filter`.
       score: What ranks coordinates; see `momentum_filter`.
       ties: `"all"` or `"exact"`; see `momentum_filter`.
-      rest: How much of their step the others take; see `momentum_filter`.
+      unselected_scale: The factor on the steps of coordinates that are not selected;
+        see `momentum_filter`.
       axis_name: The mesh axes of `shard_map`; see `momentum_filter`.
 
     Returns:
@@ -209,69 +218,31 @@ def scale_by_mofo(
 
     Source: Chen et al, `MoFO <https://arxiv.org/abs/2407.20999>`_, 2024, algorithm 1.
     """
-    adam = {"b1": b1, "b2": b2, "eps": eps, "eps_root": eps_root, "nesterov": nesterov}
-    _check_adam(**adam)
+    _check_adam(b1, b2, eps, eps_root)
 
-    def scale_by_adam(mu_dtype: Any) -> optax.GradientTransformation:
-        return optax.scale_by_adam(mu_dtype=mu_dtype, **adam)
+    def adam(mu_dtype: Any) -> optax.GradientTransformation:
+        return optax.scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov)
 
     return momentum_filter(
-        _unrounded(scale_by_adam, mu_dtype, nu_dtype),
+        unrounded(adam, mu_dtype, nu_dtype),
         update_fraction=update_fraction,
         block_axes=block_axes,
         dense=dense,
         score=_own_ratio(score, b2, eps, eps_root),
         ties=ties,
-        rest=rest,
+        unselected_scale=unselected_scale,
         axis_name=axis_name,
     )
 
 
-def _own_ratio(score: Any, b2: Any, eps: Any, eps_root: Any) -> Any:
-    """Makes "adam_ratio" of the decay rate and the eps of the optimizer itself."""
-    is_ratio = isinstance(score, str) and score == "adam_ratio"
-    return scores.adam_ratio(b2, eps, eps_root) if is_ratio else score
+def _own_ratio(score: ScoreLike, b2: Any, eps: Any, eps_root: Any) -> ScoreLike:
+    """Makes "adam_ratio" of the optimizer's own decay rate and eps."""
+    return scores.adam_ratio(b2, eps, eps_root) if score == "adam_ratio" else score
 
 
-def _unrounded(
-    adam: Callable[[Any], optax.GradientTransformation], mu_dtype: Any, nu_dtype: Any
-) -> optax.GradientTransformationExtraArgs:
-    """Returns Adam with a state of some dtypes and the momentum it computes with.
-
-    Optax rounds the momentum to `mu_dtype` after the update has used it. The filter
-    ranks what it gets and rounds it for the state afterwards.
-    """
-    rounded, unrounded = (
-        keep_nu(optax.with_extra_args_support(adam(dtype)), nu_dtype)
-        for dtype in (mu_dtype, None)
-    )
-    return optax.GradientTransformationExtraArgs(rounded.init, unrounded.update)
-
-
-def _without_params(
-    optimizer: optax.GradientTransformationExtraArgs,
-) -> optax.GradientTransformationExtraArgs:
-    """Returns an optimizer that need not be given the parameters it does not decay.
-
-    Optax's weight decay asks for them even where it is zero.
-    """
-
-    def update(
-        updates: optax.Updates,
-        state: optax.OptState,
-        params: optax.Params | None = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, optax.OptState]:
-        params = updates if params is None else params
-        return optimizer.update(updates, state, params, **extra_args)
-
-    return optax.GradientTransformationExtraArgs(optimizer.init, update)
-
-
-def _check_adam(b1: Any, b2: Any, eps: Any, eps_root: Any, nesterov: Any) -> None:
+def _check_adam(b1: Any, b2: Any, eps: Any, eps_root: Any) -> None:
     """Raises ValueError where Optax would compute nonsense."""
-    del nesterov
-    _checks.check_number("b1", b1, 0, 1)
-    _checks.check_number("b2", b2, 0, 1)
-    _checks.check_number("eps", eps, 0)
-    _checks.check_number("eps_root", eps_root, 0)
+    for name, value in (("b1", b1), ("b2", b2)):
+        _checks.check_number(name, value, 0, 1)
+    for name, value in (("eps", eps), ("eps_root", eps_root)):
+        _checks.check_number(name, value, 0)

@@ -1,4 +1,4 @@
-"""Where an optimizer's state keeps its moments and its count."""
+"""Moments and counts, found wherever an optimizer's state keeps them."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ _SECOND_MOMENT = ("nu",)
 _FISHER = ("fisher",)
 
 
-class Kept:
+class Moments:
     """What an optimizer's state keeps for each leaf of the updates.
 
     Args:

@@ -75,8 +75,8 @@ def pull_to_start(
     def init(params: optax.Params) -> Any:
         return PullToStartState(remember(params))
 
-    def pull(update: jax.Array, way: jax.Array) -> jax.Array:
-        direction = jnp.sign(way) if norm == "l1" else way
+    def pull(update: jax.Array, displacement: jax.Array) -> jax.Array:
+        direction = jnp.sign(displacement) if norm == "l1" else displacement
         return (update + strength * direction).astype(jnp.result_type(update))
 
     def update(
@@ -86,8 +86,8 @@ def pull_to_start(
         **extra_args: Any,
     ) -> tuple[optax.Updates, Any]:
         del extra_args
-        way = way_from_start("pull_to_start", params, state.start)
-        return jax.tree.map(pull, updates, way), state
+        displacement = displacement_from("pull_to_start", params, state.start)
+        return jax.tree.map(pull, updates, displacement), state
 
     transformation = optax.GradientTransformationExtraArgs(init, update)
     return transformation if mask is None else optax.masked(transformation, mask)
@@ -106,10 +106,10 @@ def _copy(leaf: Any) -> Any:
     return leaf if abstract else jnp.array(leaf, copy=True)
 
 
-def way_from_start(
+def displacement_from(
     name: str, params: optax.Params | None, start: optax.Params
 ) -> optax.Updates:
-    """Returns how far each parameter has come, in float32 or wider.
+    """Returns each parameter less what it was at the start, in float32 or wider.
 
     Raises:
       ValueError: If there are no parameters.

@@ -1,4 +1,4 @@
-"""What a score is given: one tensor, with what the optimizer keeps for it."""
+"""What a score is shown: one tensor, with what the optimizer keeps for it."""
 
 import dataclasses
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax
 import optax
 
-from mofo_jax import _moments
+from mofo_jax._moments import Moments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Tensor:
     index: int
     path: str
     axis_name: tuple[str, ...]
-    _state: _moments.Kept
+    _moments: Moments
     _params: optax.Params | None
 
     @property
@@ -36,7 +36,7 @@ class Tensor:
         Raises:
           ValueError: If it keeps none, or two, for this tensor.
         """
-        return self._state.momentum(self.index)
+        return self._moments.momentum(self.index)
 
     @property
     def second_moment(self) -> jax.Array:
@@ -45,7 +45,7 @@ class Tensor:
         Raises:
           ValueError: If it keeps none, or two, for this tensor.
         """
-        return self._state.second_moment(self.index)
+        return self._moments.second_moment(self.index)
 
     @property
     def fisher(self) -> jax.Array:
@@ -54,7 +54,7 @@ class Tensor:
         Raises:
           ValueError: If it keeps none, or two, for this tensor.
         """
-        return self._state.fisher(self.index)
+        return self._moments.fisher(self.index)
 
     @property
     def count(self) -> jax.Array:
@@ -63,7 +63,7 @@ class Tensor:
         Raises:
           ValueError: If the inner transformation does not count.
         """
-        return self._state.count()
+        return self._moments.count()
 
     @property
     def param(self) -> jax.Array:

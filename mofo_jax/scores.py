@@ -1,23 +1,36 @@
 r"""What ranks the coordinates of a tensor: `momentum_filter`'s option `score`.
 
-A score is a function from a `Tensor` to an array of its shape; larger magnitudes win,
-and coordinates whose score is zero do not move. Besides the names in `NAMED`, any such
-function may be given. A `Score` is one too, in a form that `optax.inject_hyperparams`
-does not mistake for a schedule.
+A score is a function from a `Tensor` to an array of its shape: coordinates with larger
+magnitudes move, and those with a score of zero never do. `momentum_filter` takes the
+name of a score, such as `"momentum"`, any such function, or a `Score`, which wraps one
+in a form that `optax.inject_hyperparams` does not mistake for a schedule. The functions
+here make scores that have arguments.
 """
 
 import dataclasses
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mofo_jax import _checks, _dtypes
-from mofo_jax._options import blocks
+from mofo_jax._options.blocks import BlockAxes, inner_axes, normalize_axes
+from mofo_jax._options.path_rules import PathRules
 from mofo_jax._score_inputs import Function as Function
 from mofo_jax._score_inputs import Score as Score
 from mofo_jax._score_inputs import Tensor as Tensor
+
+__all__ = (
+    "Function",
+    "Score",
+    "Tensor",
+    "adam_ratio",
+    "gain_for_cost",
+    "gain_for_fisher",
+    "random",
+    "random_tensors",
+)
 
 
 def adam_ratio(
@@ -107,7 +120,12 @@ def random(seed: int = 0) -> Score:
     return Score(drawn)
 
 
-def random_tensors(seed: int = 0, *, every: int = 0, axes: Any = ()) -> Score:
+def random_tensors(
+    seed: int = 0,
+    *,
+    every: int = 0,
+    axes: tuple[int, ...] | PathRules[BlockAxes] = (),
+) -> Score:
     """Ranks whole tensors, or slices of them, at random; redrawn from time to time.
 
     With blocks across tensors this selects tensors as a whole. It is what
@@ -145,15 +163,17 @@ def random_tensors(seed: int = 0, *, every: int = 0, axes: Any = ()) -> Score:
         raise ValueError(f"`every` must not be negative, got {every}")
 
     def drawn(tensor: Tensor) -> jax.Array:
-        value = axes.value_at(tensor.path) if hasattr(axes, "value_at") else axes
+        value: Any = axes
+        if isinstance(axes, PathRules):
+            value = axes.value_at(tensor.path)
         shape = jnp.shape(tensor.gradient)
-        kept = blocks.normalize_axes(value, len(shape), tensor.path)
+        kept = normalize_axes(value, len(shape), tensor.path)
         # The count starts at 1.
         stage = (tensor.count - 1) // every if every else jnp.zeros((), np.int32)
         key = _key(seed, stage, dataclasses.replace(tensor, axis_name=()))
         lengths = tuple(shape[axis] for axis in kept)
         numbers = jax.random.uniform(key, lengths, minval=1e-6)
-        others = tuple(axis for axis in range(len(shape)) if axis not in kept)
+        others = inner_axes(len(shape), kept)
         # Added to zeros of the gradient's, so that it is sharded as that is.
         zeros = jnp.zeros_like(tensor.gradient, jnp.float32)
         return zeros + jnp.expand_dims(numbers, others)
@@ -232,33 +252,6 @@ def gain_for_fisher(damping: jax.typing.ArrayLike) -> Score:
     return Score(gain)
 
 
-def _momentum(tensor: Tensor) -> jax.Array:
-    return tensor.momentum
-
-
-def _gradient(tensor: Tensor) -> jax.Array:
-    return tensor.gradient
-
-
-def _update(tensor: Tensor) -> jax.Array:
-    return tensor.update
-
-
-def _relative_momentum(tensor: Tensor) -> jax.Array:
-    # The eps is far below weights, and lets those that are zero move first.
-    return jnp.abs(_dtypes.widen(tensor.momentum)) / (
-        jnp.abs(_dtypes.widen(tensor.param)) + 1e-8
-    )
-
-
-def _agreement(tensor: Tensor) -> jax.Array:
-    product = jnp.real(
-        _dtypes.widen(tensor.momentum) * jnp.conj(_dtypes.widen(tensor.gradient))
-    )
-    # A NaN stays one: it has to be seen.
-    return jnp.where(product < 0, 0, product)
-
-
 def _key(seed: int, number: jax.Array, tensor: Tensor) -> jax.Array:
     """Returns a key for one tensor and one number, in each shard its own."""
     key = jax.random.fold_in(jax.random.key(seed), number)
@@ -271,30 +264,3 @@ def _key(seed: int, number: jax.Array, tensor: Tensor) -> jax.Array:
 def _check_integer(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"`{name}` must be an integer, got {value!r}")
-
-
-NAMED: dict[str, Function | Score] = {
-    "momentum": _momentum,
-    "gradient": _gradient,
-    "adam_ratio": adam_ratio(),
-    "random": random(),
-    "update": _update,
-    "relative_momentum": _relative_momentum,
-    "agreement": _agreement,
-}
-
-
-def resolve(score: Any) -> Function:
-    """Returns the function that a score stands for.
-
-    Raises:
-      ValueError: If it is neither a name in `NAMED` nor a score.
-    """
-    if isinstance(score, str) and score in NAMED:
-        score = NAMED[score]
-    if isinstance(score, Score):
-        return score.function
-    if callable(score):
-        return cast(Function, score)
-    names = ", ".join(repr(name) for name in NAMED)
-    raise ValueError(f"`score` must be {names}, a Score or a callable, got {score!r}")

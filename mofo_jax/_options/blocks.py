@@ -1,4 +1,4 @@
-"""Which axes of a tensor index separate blocks: the option `block_axes`."""
+"""Which coordinates compete with one another: the option `block_axes`."""
 
 from typing import Any, NamedTuple
 
@@ -6,8 +6,7 @@ import jax
 import numpy as np
 import optax
 
-from mofo_jax._options import path_rules
-from mofo_jax._options.path_rules import path_name, place
+from mofo_jax._options.path_rules import Kind, PerTensor, path_name, place
 
 
 class AxisParts(NamedTuple):
@@ -34,8 +33,12 @@ class AxisParts(NamedTuple):
     parts: int
 
 
+# One value of `block_axes`.
+BlockAxes = str | tuple[int | AxisParts | str, ...]
+
+
 class Blocks(NamedTuple):
-    """Which coordinates of one tensor compete with one another.
+    """Into which blocks the coordinates of one tensor are divided.
 
     Attributes:
       axes: The axes that index separate blocks, ascending.
@@ -47,17 +50,56 @@ class Blocks(NamedTuple):
     shape: tuple[int, ...]
     name: str = ""
 
+    @property
+    def inner_axes(self) -> tuple[int, ...]:
+        """The axes along which a block extends."""
+        return inner_axes(len(self.shape), self.axes)
 
-def is_axes(value: Any) -> bool:
-    """Returns whether `value` is a tuple of axis numbers."""
-    return type(value) is tuple and all(map(_is_integer, value))
 
+def resolve_blocks(
+    block_axes: PerTensor[BlockAxes] | None, updates: optax.Updates
+) -> list[Blocks]:
+    """Returns the blocks of each leaf of `updates`, in the tree's order.
 
-def is_blocks(value: Any) -> bool:
-    """Returns whether `value` is one value of the option `block_axes`.
-
-    A tuple of axis numbers and of `AxisParts`, with at most one name; or a name alone.
+    Raises:
+      ValueError: If a value is wrong or does not fit its tensor.
     """
+    values = BLOCK_AXES.resolve(() if block_axes is None else block_axes, updates)
+    leaves = jax.tree_util.tree_leaves_with_path(updates)
+    return [
+        _find_blocks(value, np.shape(leaf), path_name(path))
+        for value, (path, leaf) in zip(values, leaves, strict=True)
+    ]
+
+
+def resolve_own_blocks(
+    block_axes: PerTensor[BlockAxes] | None, updates: optax.Updates, user: str
+) -> list[Blocks]:
+    """Returns the same for what treats each tensor by itself.
+
+    Args:
+      block_axes: The option.
+      updates: The tree.
+      user: Whose option it is, for the error.
+
+    Raises:
+      ValueError: If a value is wrong, does not fit its tensor, or names blocks that
+        tensors share.
+    """
+    found = resolve_blocks(block_axes, updates)
+    leaves = jax.tree_util.tree_leaves_with_path(updates)
+    for blocks, (path, _) in zip(found, leaves, strict=True):
+        if blocks.name:
+            raise ValueError(
+                f"`block_axes` for {place(path_name(path))} must not share the block "
+                f"{blocks.name!r} with other tensors: `{user}` treats each tensor by "
+                "itself"
+            )
+    return found
+
+
+def _is_value(value: Any) -> bool:
+    """Returns whether `value` is one value of the option `block_axes`."""
     if isinstance(value, str):
         return bool(value)
     return (
@@ -70,32 +112,37 @@ def is_blocks(value: Any) -> bool:
     )
 
 
+def _is_axes(value: Any) -> bool:
+    return type(value) is tuple and all(map(_is_integer, value))
+
+
 def _is_integer(value: Any) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def _is_cut(value: Any) -> bool:
-    return isinstance(value, AxisParts) and is_axes(tuple(value)) and value.parts > 0
+    return isinstance(value, AxisParts) and _is_axes(tuple(value)) and value.parts > 0
 
 
-def find_blocks(value: Any, shape: tuple[int, ...], path: str) -> Blocks:
-    """Returns what one value of `block_axes` means for a tensor.
+BLOCK_AXES: Kind[BlockAxes] = Kind(
+    "block_axes",
+    _is_value,
+    "a tuple of axis numbers and AxisParts, with a name or without",
+)
 
-    Raises:
-      ValueError: If an axis is out of range, named twice, or not divisible.
-    """
+
+def _find_blocks(value: BlockAxes, shape: tuple[int, ...], path: str) -> Blocks:
+    """Returns what one value of `block_axes` means for a tensor."""
     entries = (value,) if isinstance(value, str) else value
     name = "".join(entry for entry in entries if isinstance(entry, str))
-    parts = {}
+    # How many parts each axis that is named is cut into; 0 for all of its indices.
+    parts: dict[int, int] = {}
     for entry in entries:
         if not isinstance(entry, str):
             axis, number = entry if isinstance(entry, AxisParts) else (entry, 0)
             (axis,) = normalize_axes((axis,), len(shape), path)
             if axis in parts:
-                raise ValueError(
-                    f"`block_axes` for {place(path)} must name an axis once, "
-                    f"got {value}"
-                )
+                _refuse_repeated(path, value)
             parts[axis] = number
     axes: list[int] = []
     cut: list[int] = []
@@ -106,8 +153,8 @@ def find_blocks(value: Any, shape: tuple[int, ...], path: str) -> Blocks:
         if number:
             if length % number:
                 raise ValueError(
-                    f"`block_axes` for {place(path)} must cut axis {axis}, of "
-                    f"length {length}, into equal parts, got {number} parts"
+                    f"`block_axes` for {place(path)} must cut axis {axis}, of length "
+                    f"{length}, into equal parts, got {number} parts"
                 )
             cut.extend((number, length // number))
         else:
@@ -115,57 +162,32 @@ def find_blocks(value: Any, shape: tuple[int, ...], path: str) -> Blocks:
     return Blocks(tuple(axes), tuple(cut), name)
 
 
-def check_axes(block_axes: Any) -> None:
-    """Raises ValueError for block axes that are wrong whatever the tree."""
-    for value in path_rules.given_values(_axes_option(block_axes), is_axes):
-        if not is_axes(value):
-            raise ValueError(
-                f"`block_axes` must be a tuple of axis numbers, got {value!r}"
-            )
-
-
-def resolve_axes(block_axes: Any, updates: optax.Updates) -> Any:
-    """Returns a tree with the block axes of each leaf of another, ascending."""
-    values = path_rules.resolve(
-        _axes_option(block_axes),
-        "block_axes",
-        updates,
-        is_axes,
-        "a tuple of axis numbers",
-    )
-    leaves = jax.tree_util.tree_leaves_with_path(updates)
-    return jax.tree.structure(updates).unflatten(
-        normalize_axes(value, np.ndim(leaf), path_name(path))
-        for value, (path, leaf) in zip(values, leaves, strict=True)
-    )
-
-
 def inner_axes(ndim: int, block_axes: tuple[int, ...]) -> tuple[int, ...]:
     """Returns the axes along which a block extends."""
     return tuple(axis for axis in range(ndim) if axis not in block_axes)
 
 
-def _axes_option(block_axes: Any) -> Any:
-    return () if block_axes is None else block_axes
-
-
-def normalize_axes(axes: tuple[int, ...], ndim: int, name: str) -> tuple[int, ...]:
+def normalize_axes(axes: tuple[int, ...], ndim: int, path: str) -> tuple[int, ...]:
     """Returns axes as ascending numbers from 0.
 
     Raises:
       TypeError: If the axes are not a tuple of integers.
       ValueError: If an axis is out of range or named twice.
     """
-    if not is_axes(axes):
+    if not _is_axes(axes):
         raise TypeError(f"`block_axes` must be a tuple of axis numbers, got {axes!r}")
     if any(not -ndim <= axis < ndim for axis in axes):
         raise ValueError(
-            f"`block_axes` for {place(name)} must be axes of a tensor with "
-            f"{ndim} dimensions, got {axes}"
+            f"`block_axes` for {place(path)} must be axes of a tensor with {ndim} "
+            f"dimensions, got {axes}"
         )
     positive = sorted(axis % ndim for axis in axes)
     if len(set(positive)) != len(positive):
-        raise ValueError(
-            f"`block_axes` for {place(name)} must name an axis once, got {axes}"
-        )
+        _refuse_repeated(path, axes)
     return tuple(positive)
+
+
+def _refuse_repeated(path: str, value: BlockAxes) -> None:
+    raise ValueError(
+        f"`block_axes` for {place(path)} must name an axis once, got {value}"
+    )

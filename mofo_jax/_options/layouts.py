@@ -5,12 +5,11 @@ axes index heads or experts; and under which paths, and on which axis, layers ar
 stacked. What the tables do not name is one block, or one a layer.
 """
 
-import re
 from typing import Any, NamedTuple
 
 from mofo_jax import _checks
-from mofo_jax._options.blocks import AxisParts
-from mofo_jax._options.path_rules import PathRules
+from mofo_jax._options.blocks import AxisParts, BlockAxes
+from mofo_jax._options.path_rules import PathRules, check_expression
 
 UNITS = ("layer", "head", "expert")
 
@@ -115,7 +114,7 @@ def block_rules(
     kv_heads: int | None = None,
     stacked: str | None = None,
     layer_axis: int | None = None,
-) -> PathRules:
+) -> PathRules[BlockAxes]:
     """Makes each layer, attention head or expert a block of its own.
 
     For `block_axes`, with the names and shapes of:
@@ -180,7 +179,7 @@ def block_rules(
         )
     counts = _counts_of_heads(layout, named, heads, kv_heads)
     if stacked is not None:
-        _check_expression(stacked)
+        check_expression("stacked", stacked)
     if layer_axis is not None and (
         isinstance(layer_axis, bool)
         or not isinstance(layer_axis, int)
@@ -203,16 +202,6 @@ def block_rules(
         rules[f"(?:^|/){end}$"] = divided
     rules |= stacks
     return PathRules(rules, default=())
-
-
-def _check_expression(stacked: str) -> None:
-    """Raises ValueError if the expression is malformed."""
-    try:
-        re.compile(stacked)
-    except re.error as error:
-        raise ValueError(
-            f"`stacked` must be a regular expression, got {stacked!r}: {error}"
-        ) from error
 
 
 def _counts_of_heads(

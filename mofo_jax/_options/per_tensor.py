@@ -1,4 +1,4 @@
-"""The options that may differ from tensor to tensor, and what they say for each."""
+"""How each tensor is filtered: the filter's options, resolved for a tree of updates."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,90 +8,106 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mofo_jax import _checks, _moments
-from mofo_jax._options import blocks, path_rules
-from mofo_jax._options.path_rules import path_name
+from mofo_jax import _checks
+from mofo_jax._options.blocks import BLOCK_AXES, BlockAxes, Blocks, resolve_blocks
+from mofo_jax._options.path_rules import Kind, PerTensor, path_name
+
+# What a fraction may be: a number, known or traced, or a schedule of the step count.
+Fraction = jax.typing.ArrayLike | Callable[[jax.typing.ArrayLike], jax.typing.ArrayLike]
+AxisName = str | tuple[str, ...]
 
 
 class Options(NamedTuple):
     """The options that may differ from tensor to tensor, as the user gave them."""
 
-    update_fraction: Any
-    block_axes: Any
-    dense: Any
-    axis_name: Any
+    update_fraction: PerTensor[Fraction]
+    block_axes: PerTensor[BlockAxes]
+    dense: PerTensor[bool]
+    axis_name: PerTensor[AxisName]
+
+    def check(self) -> None:
+        """Raises ValueError for a value that is wrong whatever the tree."""
+        for fraction in _FRACTION.check(self.update_fraction):
+            _checks.check_fraction("update_fraction", fraction)
+        BLOCK_AXES.check(self.block_axes)
+        _DENSE.check(self.dense)
+        _AXIS_NAME.check(self.axis_name)
 
 
-def check_values(options: Options) -> None:
-    """Raises ValueError for a wrong value that is wrong whatever the tree."""
-    for name, option in options._asdict().items():
-        is_value, allowed = _VALUES[name]
-        for value in path_rules.given_values(option, is_value):
-            if not is_value(value):
-                raise ValueError(f"`{name}` must be {allowed}, got {value!r}")
-            if name == "update_fraction":
-                _checks.check_fraction(name, value)
-
-
-class Settings(NamedTuple):
-    """How one tensor is filtered.
+class Filtered(NamedTuple):
+    """One tensor that is filtered, and how.
 
     Attributes:
-      number: Its place in the tree of updates.
+      number: Its place among the leaves of the updates.
       path: Its path.
-      fraction: How much of each block moves.
-      blocks: Which coordinates compete.
+      fraction: The share of each block that moves, a number or a schedule.
+      blocks: Into which blocks its coordinates are divided.
       axis_name: The mesh axes of `shard_map` over which it is sharded.
     """
 
     number: int
     path: str
-    fraction: Any
-    blocks: blocks.Blocks
+    fraction: Fraction
+    blocks: Blocks
     axis_name: tuple[str, ...]
 
 
-def find_competing(
-    options: Options, updates: optax.Updates, state: optax.OptState
-) -> list[Settings]:
-    """Returns how each of the leaves that are filtered is."""
-    fractions, axes, dense, names = (
-        path_rules.resolve(option, name, updates, *_VALUES[name])
-        for name, option in options._asdict().items()
-    )
-    found = []
-    shared: dict[str, Any] = {}
+def find_filtered(options: Options, updates: optax.Updates) -> list[list[Filtered]]:
+    """Returns the tensors that are filtered, those that share their blocks together.
+
+    Left out are dense tensors, those with a static fraction of 1, and empty ones.
+
+    Raises:
+      ValueError: If an option does not fit the tree, or tensors cannot share blocks.
+    """
+    fractions = _FRACTION.resolve(options.update_fraction, updates)
+    divided = resolve_blocks(options.block_axes, updates)
+    dense = _DENSE.resolve(options.dense, updates)
+    names = _AXIS_NAME.resolve(options.axis_name, updates)
+    found: dict[str | int, list[Filtered]] = {}
     for i, (path, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(updates)):
-        fraction = fractions[i]
-        name = path_name(path)
-        _checks.check_fraction("update_fraction", fraction, name)
+        fraction, blocks, axis_name = fractions[i], divided[i], names[i]
+        _checks.check_fraction("update_fraction", fraction, path_name(path))
         everything = _checks.is_static_number(fraction) and fraction == 1
         if dense[i] or everything or jnp.size(leaf) == 0:
             continue
-        divided = blocks.find_blocks(axes[i], jnp.shape(leaf), name)
-        axis_name = (names[i],) if isinstance(names[i], str) else names[i]
-        if divided.name:
-            lengths = tuple(divided.shape[axis] for axis in divided.axes)
-            common = fraction, lengths, axis_name
-            _check_shared(divided.name, shared.setdefault(divided.name, common), common)
-        if callable(fraction):
-            why = "`update_fraction` is a schedule"
-            fraction = fraction(_moments.step_count(state, why))
-            _checks.check_fraction("update_fraction", fraction, name)
-        found.append(Settings(i, name, fraction, divided, axis_name))
-    return found
+        axis_name = (axis_name,) if isinstance(axis_name, str) else axis_name
+        tensor = Filtered(i, path_name(path), fraction, blocks, axis_name)
+        sharing = found.setdefault(blocks.name or i, [])
+        if sharing:
+            _check_shared(sharing[0], tensor)
+        sharing.append(tensor)
+    return list(found.values())
 
 
-def _check_shared(name: str, first: tuple, other: tuple) -> None:
+def _check_shared(first: Filtered, other: Filtered) -> None:
     """Raises ValueError unless two tensors can share their blocks."""
-    wanted = "`update_fraction`", "lengths of `block_axes`", "`axis_name`"
-    for what, mine, its in zip(wanted, first, other, strict=True):
-        if mine is not its and not (
-            isinstance(mine, (int, float, tuple)) and mine == its
-        ):
+    same_fraction = first.fraction is other.fraction or (
+        _checks.is_static_number(first.fraction)
+        and _checks.is_static_number(other.fraction)
+        and first.fraction == other.fraction
+    )
+    lengths, other_lengths = (
+        tuple(blocks.shape[axis] for axis in blocks.axes)
+        for blocks in (first.blocks, other.blocks)
+    )
+    for what, same, values in (
+        ("`update_fraction`", same_fraction, (first.fraction, other.fraction)),
+        (
+            "lengths of `block_axes`",
+            lengths == other_lengths,
+            (lengths, other_lengths),
+        ),
+        (
+            "`axis_name`",
+            first.axis_name == other.axis_name,
+            (first.axis_name, other.axis_name),
+        ),
+    ):
+        if not same:
             raise ValueError(
-                f"the tensors of the block {name!r} must have the same {what}, got "
-                f"{mine!r} and {its!r}"
+                f"the tensors of the block {first.blocks.name!r} must have the same "
+                f"{what}, got {values[0]!r} and {values[1]!r}"
             )
 
 
@@ -109,13 +125,10 @@ def _is_axis_name(value: Any) -> bool:
     )
 
 
-# What one value of each option is, and how an error says so.
-_VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "update_fraction": (_is_fraction, "a number in (0, 1] or a schedule"),
-    "block_axes": (
-        blocks.is_blocks,
-        "a tuple of axis numbers and AxisParts, with a name or without",
-    ),
-    "dense": (_is_bool, "True or False"),
-    "axis_name": (_is_axis_name, "a name or a tuple of names"),
-}
+_FRACTION: Kind[Fraction] = Kind(
+    "update_fraction", _is_fraction, "a number in (0, 1] or a schedule"
+)
+_DENSE: Kind[bool] = Kind("dense", _is_bool, "True or False")
+_AXIS_NAME: Kind[AxisName] = Kind(
+    "axis_name", _is_axis_name, "a name or a tuple of names"
+)

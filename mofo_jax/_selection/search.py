@@ -1,11 +1,10 @@
 """The joint search: how the thresholds of all blocks are found by counting.
 
-A pass counts how many coordinates reach each of a few thresholds, for all tensors at
-once, so the number of collectives does not grow with the number of tensors. A count is
-a reduction: it works under any sharding and moves a few integers, where a sort would
-gather the tensor.
+A pass counts, for all tensors at once, how many coordinates reach each of a few
+thresholds, so that the number of collectives does not grow with the number of tensors.
 """
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -23,41 +22,22 @@ from mofo_jax._selection.brackets import (
     first_thresholds,
     narrowed,
     next_thresholds,
-    pattern_dtype,
 )
 from mofo_jax._selection.counting import (
     THRESHOLDS,
     Form,
-    Ranking,
     count_reaching,
     in_best_form,
     moments,
 )
-from mofo_jax._selection.lanes import in_lanes
-from mofo_jax._selection.limbs import Count
+from mofo_jax._selection.limbs import LIMB, Count
+from mofo_jax._selection.patterns import Contest, Ranked
+from mofo_jax._selection.tpu_layout import in_memory_order
 
 _Tree = TypeVar("_Tree")
 
-# The moments of a contest's tensors, as `_passes.moments` returns them.
+# The moments of a contest's tensors, as `counting.moments` returns them.
 _Sums = list[tuple[list[jax.Array], np.ndarray]]
-
-
-class Contest(NamedTuple):
-    """Tensors whose coordinates compete with one another, block by block.
-
-    Attributes:
-      members: The tensors, whose patterns and blocks are alike.
-      chosen: How many coordinates each block wants: words of shape () or one for each
-        block. Zero is allowed.
-    """
-
-    members: tuple[Ranking, ...]
-    chosen: Count
-
-    @property
-    def block_size(self) -> int:
-        """The number of coordinates in a block, over all tensors and shards."""
-        return sum(member.block_size for member in self.members)
 
 
 class Found(NamedTuple):
@@ -77,27 +57,22 @@ class _Group(NamedTuple):
     """Contests whose brackets stack, so that one operation serves them all.
 
     Attributes:
-      indices: Which contests.
+      numbers: Which contests.
       contests: They themselves.
-      chosen: What they want, words `[contests, *blocks]`.
+      wanted: How many coordinates they select, limbs `[contests, *blocks]`.
       bracket: Their widest brackets, stacked.
       first: What to count first, `[thresholds, contests, *blocks]`.
     """
 
-    indices: list[int]
+    numbers: list[int]
     contests: list[Contest]
-    chosen: Count
+    wanted: Count
     bracket: Bracket
     first: jax.Array
 
-    @property
-    def ranking(self) -> Ranking:
-        """A tensor that stands for all in what they have in common."""
-        return self.contests[0].members[0]
-
 
 def search(contests: Sequence[Contest]) -> Found:
-    """Narrows every block's bracket until it tells the chosen coordinates."""
+    """Narrows every block's bracket until it determines the selection."""
     if not contests:
         return Found([], jnp.zeros((), jnp.int32))
     return in_best_form(functools.partial(_search, contests))
@@ -109,12 +84,14 @@ def _search(contests: Sequence[Contest], form: Form) -> Found:
 
     def unfinished(carry: tuple[jax.Array, list[Bracket]]) -> jax.Array:
         done = [
-            finished(bracket, group.chosen).all()
+            finished(bracket, group.wanted).all()
             for group, bracket in zip(groups, carry[1], strict=True)
         ]
         return ~jnp.stack(done).all()
 
-    def narrow(carry: tuple[jax.Array, list[Bracket]]) -> tuple:
+    def narrow(
+        carry: tuple[jax.Array, list[Bracket]],
+    ) -> tuple[jax.Array, list[Bracket]]:
         number, brackets = carry
         return number + 1, [
             _after_a_pass(group, bracket, number, form)
@@ -125,7 +102,7 @@ def _search(contests: Sequence[Contest], form: Form) -> Found:
     passes, brackets = lax.while_loop(unfinished, narrow, start)
     found: dict[int, Bracket] = {}
     for group, bracket in zip(groups, brackets, strict=True):
-        for g, i in enumerate(group.indices):
+        for g, i in enumerate(group.numbers):
             found[i] = jax.tree.map(lambda leaf, g=g: leaf[g], bracket)
     return Found([found[i] for i in range(len(contests))], passes)
 
@@ -134,28 +111,24 @@ def _after_a_pass(
     group: _Group, bracket: Bracket, number: jax.Array, form: Form
 ) -> Bracket:
     """Counts once more and narrows the brackets of a group."""
-    thresholds = next_thresholds(bracket, group.chosen, group.ranking)
+    thresholds = next_thresholds(bracket, group.wanted)
     thresholds = jnp.where(number == 0, group.first, thresholds)
     least, most = bracket.low[None] + 1, bracket.high[None] - 1
     thresholds = jnp.clip(thresholds, least, most)
-    done = finished(bracket, group.chosen)
-    words = len(group.chosen)
+    done = finished(bracket, group.wanted)
+    size = len(group.wanted)
     counts = _join(
         [
-            _count(contest, thresholds[:, g], number, done[g], words, form)
+            _count(contest, thresholds[:, g], number, done[g], size, form)
             for g, contest in enumerate(group.contests)
         ],
         THRESHOLDS,
     )
-    ranking = group.ranking
-    if ranking.axis_name:
-        counts = limbs.sum_exactly(
-            counts,
-            lambda word: lax.psum(word, ranking.axis_name),
-            ranking.shards,
-            words,
-        )
-    return narrowed(bracket, group.chosen, thresholds, counts)
+    tensor = group.contests[0].tensors[0]
+    if tensor.axis_name:
+        add = functools.partial(lax.psum, axis_name=tensor.axis_name)
+        counts = limbs.add_up(counts, add, tensor.shards, size)
+    return narrowed(bracket, group.wanted, thresholds, counts)
 
 
 def _count(
@@ -163,41 +136,41 @@ def _count(
     thresholds: jax.Array,
     number: jax.Array,
     done: jax.Array,
-    words: int,
+    size: int,
     form: Form,
 ) -> list[Count]:
     """Counts in this shard how many of each block reach each threshold."""
 
     def count() -> list[Count]:
         counts = [
-            count_reaching(_read_anew(member, number), thresholds, words, form)
-            for member in contest.members
+            count_reaching(_read_anew(tensor, number), thresholds, size, form)
+            for tensor in contest.tensors
         ]
         if len(counts) == 1:
             return counts[0]
         return [
-            limbs.sum_exactly(
-                tuple(jnp.stack(word) for word in zip(*pieces, strict=True)),
-                lambda word: jnp.sum(word, axis=0, dtype=word.dtype),
+            limbs.add_up(
+                tuple(jnp.stack(limb) for limb in zip(*pieces, strict=True)),
+                lambda limb: jnp.sum(limb, axis=0, dtype=limb.dtype),
                 len(pieces),
-                words,
+                size,
             )
             for pieces in zip(*counts, strict=True)
         ]
 
     # Elsewhere than on one CPU the branch would hold a collective. Inside `shard_map`
     # its sides would vary over different axes.
-    if form != "operands" or contest.members[0].axis_name:
+    if form != "operands" or contest.tensors[0].axis_name:
         return count()
     # What is found needs no further pass.
-    nothing = [tuple(jnp.zeros_like(thresholds, limbs.WORD) for _ in range(words))]
+    nothing = [tuple(jnp.zeros_like(thresholds, LIMB) for _ in range(size))]
     return lax.cond(done.all(), lambda: nothing, count)
 
 
 def _join(pieces: Sequence[Sequence[_Tree]], number: int) -> _Tree:
     """Concatenates each contest's pieces to arrays `[number, contests, ...]`.
 
-    All at once: on TPU every intermediate array, however small, has 16 kB for itself.
+    All at once: on TPU every intermediate array, however small, takes 16 kB.
     """
 
     def concatenated(*leaves: jax.Array) -> jax.Array:
@@ -207,15 +180,15 @@ def _join(pieces: Sequence[Sequence[_Tree]], number: int) -> _Tree:
     return jax.tree.map(concatenated, *(p for of_one in pieces for p in of_one))
 
 
-def _read_anew(ranking: Ranking, number: jax.Array) -> Ranking:
+def _read_anew(tensor: Ranked, number: jax.Array) -> Ranked:
     """Makes a pass's patterns depend on its number.
 
-    Otherwise XLA computes them once before the loop, a second copy of every tensor.
+    Otherwise XLA computes them once before the loop: a second copy of every tensor.
     """
-    # One barrier for each tensor: what passes one together is taken to differ between
-    # the same devices.
-    _, arrays = lax.optimization_barrier((number, ranking.arrays))
-    return ranking._replace(arrays=arrays)
+    # One barrier for each tensor: what passes through one together is taken to differ
+    # between the same devices.
+    _, arrays = lax.optimization_barrier((number, tensor.arrays))
+    return dataclasses.replace(tensor, arrays=arrays)
 
 
 def _groups(contests: Sequence[Contest], form: Form) -> list[_Group]:
@@ -225,20 +198,20 @@ def _groups(contests: Sequence[Contest], form: Form) -> list[_Group]:
     """
     alike: dict[Any, list[tuple[int, _Sums]]] = {}
     for i, contest in enumerate(contests):
-        ranking = contest.members[0]
-        sums = [moments(member, form) for member in contest.members]
-        kind = ranking.bits, ranking.octave, ranking.axis_name, len(contest.chosen)
+        tensor = contest.tensors[0]
+        sums = [moments(tensor, form) for tensor in contest.tensors]
+        kind = tensor.bits, tensor.octave, tensor.axis_name, len(contest.wanted)
         alike.setdefault((*kind, str(jax.typeof(sums[0][0][0]))), []).append((i, sums))
     if form == "lanes":
         contests = [
-            c._replace(members=tuple(map(in_lanes, c.members))) for c in contests
+            dataclasses.replace(c, tensors=tuple(map(in_memory_order, c.tensors)))
+            for c in contests
         ]
     return [
         _group(
             [i for i, _ in found],
             [contests[i] for i, _ in found],
             _join_moments([sums for _, sums in found]),
-            form,
         )
         for found in alike.values()
     ]
@@ -246,51 +219,45 @@ def _groups(contests: Sequence[Contest], form: Form) -> list[_Group]:
 
 def _join_moments(found: Sequence[_Sums]) -> jax.Array:
     """Returns the moments of each contest, `[3, contests, *blocks]`."""
-    members = [one for sums in found for one in sums]
-    whole = _join([pieces for pieces, _ in members], 3)
-    scales = np.stack([scale for _, scale in members], axis=1)
+    tensors = [one for sums in found for one in sums]
+    whole = _join([pieces for pieces, _ in tensors], 3)
+    scales = np.stack([scale for _, scale in tensors], axis=1)
     whole *= scales.reshape(*scales.shape, *(1,) * (whole.ndim - 2))
-    if len(members) == len(found):
+    if len(tensors) == len(found):
         return whole
     ends = np.cumsum([len(sums) for sums in found])[:-1]
     parts = [part.sum(1, keepdims=True) for part in jnp.split(whole, ends, axis=1)]
     return jnp.concatenate(parts, axis=1)
 
 
-def _group(
-    indices: list[int], contests: list[Contest], sums: jax.Array, form: Form
-) -> _Group:
+def _group(numbers: list[int], contests: list[Contest], sums: jax.Array) -> _Group:
     """Prepares the search of alike contests, given their moments in this shard."""
-    ranking = contests[0].members[0]
-    if ranking.axis_name:
-        sums = lax.psum(sums, ranking.axis_name)
+    tensor = contests[0].tensors[0]
+    if tensor.axis_name:
+        sums = lax.psum(sums, tensor.axis_name)
     # Everything that a loop carries must be spread over devices as the counts will be,
     # so it is built on a zero that comes from such a reduction. None of it is computed.
-    zero = lax.bitcast_convert_type(sums[0], limbs.WORD) & 0
-    chosen = _stack_words([contest.chosen for contest in contests], zero)
-    words = len(chosen)
-    sizes = [limbs.constant(contest.block_size, words) for contest in contests]
-    low = zero.astype(pattern_dtype(ranking))
+    zero = lax.bitcast_convert_type(sums[0], LIMB) & 0
+    wanted = _stack([contest.wanted for contest in contests], zero)
+    size = len(wanted)
+    sizes = [limbs.constant(contest.block_size, size) for contest in contests]
+    low = zero.astype(tensor.pattern_dtype)
     bracket = Bracket(
         low=low,
-        high=low + np.array(1 << ranking.bits, low.dtype),
-        count_low=_stack_words(sizes, zero),
-        count_high=tuple(zero for _ in range(words)),
-        stalled=zero > 0,
+        high=low + np.array(1 << tensor.bits, low.dtype),
+        count_low=_stack(sizes, zero),
+        count_high=tuple(zero for _ in range(size)),
     )
-    if ranking.octave:
-        first = first_thresholds(sums, chosen, ranking)
-    else:
-        first = evenly(bracket)
-    return _Group(indices, contests, chosen, bracket, first)
+    known = tensor.octave > 0
+    first = first_thresholds(sums, wanted, tensor) if known else evenly(bracket)
+    return _Group(numbers, contests, wanted, bracket, first)
 
 
-def _stack_words(counts: Sequence[Count], zero: jax.Array) -> Count:
+def _stack(counts: Sequence[Count], zero: jax.Array) -> Count:
     """Stacks counts of shape () or of the blocks', to the shape of `zero`."""
     stacked = []
-    for words in zip(*counts, strict=True):
-        known = all(isinstance(word, np.ndarray) for word in words)
-        whole = np.stack(words) if known else jnp.stack(words)
+    for limb in zip(*counts, strict=True):
+        whole = jnp.stack(limb)
         missing = tuple(range(whole.ndim, zero.ndim))
         stacked.append(zero + jnp.expand_dims(whole, missing))
     return tuple(stacked)

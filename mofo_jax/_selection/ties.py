@@ -1,4 +1,4 @@
-"""Which coordinates a found bracket chooses, and what is done about ties."""
+"""What is done about ties: coordinates that equal the threshold of their block."""
 
 from collections.abc import Sequence
 
@@ -9,101 +9,93 @@ from jax import lax
 
 from mofo_jax._selection import limbs
 from mofo_jax._selection.brackets import Bracket
-from mofo_jax._selection.counting import Ranking
-from mofo_jax._selection.search import Contest, search
+from mofo_jax._selection.limbs import LIMB
+from mofo_jax._selection.patterns import Contest, Ranked
+from mofo_jax._selection.search import search
+
+Masks = list[tuple[jax.Array, ...]]
 
 
-def masks_with_ties(
-    contests: Sequence[Contest], brackets: Sequence[Bracket]
-) -> list[jax.Array]:
-    """Selects all that reach the thresholds, tensor by tensor."""
+def masks_with_ties(contests: Sequence[Contest], brackets: Sequence[Bracket]) -> Masks:
+    """Selects all that reach the thresholds, contest by contest."""
     return [
-        reaches(member, bracket.low)
+        tuple(tensor.reaching(bracket.low) for tensor in contest.tensors)
         for contest, bracket in zip(contests, brackets, strict=True)
-        for member in contest.members
     ]
 
 
 def masks_without_ties(
     contests: Sequence[Contest], brackets: Sequence[Bracket]
-) -> list[jax.Array]:
-    """Selects exactly the wanted number, ties by tensor, then by row-major index.
+) -> Masks:
+    """Selects exactly the wanted number: of equals, those that come first.
 
-    What is tied is ranked again by the number of its tensor, then by its index along
-    each axis in turn: the same search, with the same few collectives, however the
-    tensors are sharded.
+    The first is the one with the lowest row-major index in its block, in the first of
+    the contest's tensors. Coordinates that are tied are ranked again, by their place:
+    the same search, with the same few collectives, however the tensors are sharded.
+
+    Raises:
+      ValueError: If a block has too many coordinates to number them by 32 bits.
     """
-    found = list(zip(contests, brackets, strict=True))
-    masks = [[reaches(m, _cut(c, b)) for m in c.members] for c, b in found]
-    keys = [_keys(contest) for contest in contests]
-    for step in range(max(map(len, keys), default=0)):
-        deeper = [i for i, key in enumerate(keys) if step < len(key)]
-        ranked = [_rank_tied(*found[i], keys[i][step]) for i in deeper]
-        brackets = search(ranked).brackets
-        for i, contest, bracket in zip(deeper, ranked, brackets, strict=True):
-            found[i] = contest, bracket
-            for m, member in enumerate(contest.members):
-                masks[i][m] |= reaches(member, _cut(contest, bracket))
-    return [mask for contest_masks in masks for mask in contest_masks]
-
-
-def _cut(contest: Contest, bracket: Bracket) -> jax.Array:
-    """Returns the pattern from which on all are chosen without a choice among ties."""
-    exact = limbs.equal(bracket.count_low, contest.chosen)
-    return jnp.where(exact, bracket.low, bracket.high)
-
-
-def _keys(contest: Contest) -> list[int]:
-    """Returns what ties are ranked by in turn: -1 for the tensor, or an inner axis."""
-    depth = max(len(member.inner_axes) for member in contest.members)
-    return [-1] * (len(contest.members) > 1) + list(range(depth))
-
-
-def _rank_tied(contest: Contest, bracket: Bracket, key: int) -> Contest:
-    """Returns the contest among the tied coordinates, the lowest index first."""
-    exact = limbs.equal(bracket.count_low, contest.chosen)
-    missing = limbs.subtract(contest.chosen, bracket.count_high)
-    none = tuple(jnp.zeros_like(word) for word in missing)
-    lengths = [
-        len(contest.members)
-        if key < 0
-        else member.shape[member.inner_axes[key]]
-        if key < len(member.inner_axes)
-        else 1
-        for member in contest.members
-    ]
-    longest = max(lengths)
-
-    def ranked(position: int, member: Ranking) -> Ranking:
-        def patterns(low: jax.Array, *arrays: jax.Array) -> jax.Array:
-            before = member.patterns(*arrays)
-            tied = before == _spread(low, member, before.dtype)
-            if key < 0:
-                index = jnp.full((), position, np.uint32)
-            elif key < len(member.inner_axes):
-                axis = member.inner_axes[key]
-                index = lax.broadcasted_iota(np.uint32, member.shape, axis)
-            else:
-                index = jnp.zeros((), np.uint32)
-            return jnp.where(tied, np.uint32(longest) - index, np.uint32(0))
-
-        return member._replace(
-            arrays=(bracket.low, *member.arrays),
-            patterns=patterns,
-            bits=longest.bit_length(),
-            octave=0,
+    pairs = list(zip(contests, brackets, strict=True))
+    tied = [_among_tied(contest, bracket) for contest, bracket in pairs]
+    masks = []
+    for (contest, bracket), second, found in zip(
+        pairs, tied, search(tied).brackets, strict=True
+    ):
+        exact = limbs.equal(bracket.count_low, contest.wanted)
+        clear = jnp.where(exact, bracket.low, bracket.high)
+        # The places are all different: exactly the wanted number reach `low`.
+        masks.append(
+            tuple(
+                tensor.reaching(clear) | ranked.reaching(_none_where(exact, found.low))
+                for tensor, ranked in zip(contest.tensors, second.tensors, strict=True)
+            )
         )
-
-    members = tuple(ranked(i, member) for i, member in enumerate(contest.members))
-    return Contest(members, limbs.where(exact, none, missing))
+    return masks
 
 
-def reaches(ranking: Ranking, per_block: jax.Array) -> jax.Array:
-    """Returns where the tensor reaches its block's pattern."""
-    patterns = ranking.patterns(*ranking.arrays)
-    return patterns >= _spread(per_block, ranking, patterns.dtype)
+def _none_where(exact: jax.Array, place: jax.Array) -> jax.Array:
+    """Returns a place that no coordinate reaches where there is no choice to make."""
+    return jnp.where(exact, np.array(np.iinfo(place.dtype).max, place.dtype), place)
 
 
-def _spread(per_block: jax.Array, ranking: Ranking, dtype: np.dtype) -> jax.Array:
-    """Gives each block's pattern a shape and dtype that compare with the tensor's."""
-    return lax.expand_dims(per_block, ranking.inner_axes).astype(dtype)
+def _among_tied(contest: Contest, bracket: Bracket) -> Contest:
+    """Returns the contest among the tied coordinates, the first ranking highest."""
+    size = contest.block_size
+    if size >= 2**31:
+        raise ValueError(
+            '`ties` must be "all" for blocks of 2**31 coordinates or more, got a block '
+            f"of {size}: `block_axes` can divide it"
+        )
+    exact = limbs.equal(bracket.count_low, contest.wanted)
+    missing = limbs.subtract(contest.wanted, bracket.count_high)
+    none = tuple(jnp.zeros_like(limb) for limb in missing)
+    first, tensors = 0, []
+    for tensor in contest.tensors:
+        tensors.append(_by_place(tensor, bracket.low, first, size))
+        first += tensor.block_size
+    return Contest(tuple(tensors), limbs.where(exact, none, missing))
+
+
+def _by_place(tensor: Ranked, threshold: jax.Array, first: int, size: int) -> Ranked:
+    """Ranks the tied coordinates of a tensor by their place, and no others."""
+
+    def patterns(low: jax.Array, *arrays: jax.Array) -> jax.Array:
+        before = tensor.patterns(*arrays)
+        tied = before == tensor.spread(low, before.dtype)
+        place = jnp.full((), first, LIMB)
+        stride = 1
+        for axis in reversed(tensor.inner_axes):
+            index = lax.broadcasted_iota(LIMB, tensor.shape, axis)
+            place += np.uint32(stride) * index
+            stride *= tensor.shape[axis]
+        return jnp.where(tied, np.uint32(size) - place, np.uint32(0))
+
+    return Ranked(
+        arrays=(threshold, *tensor.arrays),
+        patterns=patterns,
+        shape=tensor.shape,
+        block_axes=tensor.block_axes,
+        bits=size.bit_length(),
+        axis_name=tensor.axis_name,
+    )

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import optax
 
 from mofo_jax import _checks
-from mofo_jax._pull_to_start import remember, way_from_start
+from mofo_jax._pull_to_start import displacement_from, remember
 from mofo_jax.baselines import _fisher
 
 
 class ElasticWeightConsolidationState(NamedTuple):
-    """Where training began, and how dear each coordinate was there."""
+    """The starting parameters and their Fisher information."""
 
     start: optax.Params
     fisher: optax.Params
@@ -67,8 +67,10 @@ def elastic_weight_consolidation(
             remember(params), _fisher.place_fisher(fisher, params)
         )
 
-    def hold(gradient: jax.Array, way: jax.Array, fisher: jax.Array) -> jax.Array:
-        held = gradient + strength * fisher * way
+    def hold(
+        gradient: jax.Array, displacement: jax.Array, fisher: jax.Array
+    ) -> jax.Array:
+        held = gradient + strength * fisher * displacement
         return held.astype(jnp.result_type(gradient))
 
     def update(
@@ -79,7 +81,8 @@ def elastic_weight_consolidation(
     ) -> tuple[optax.Updates, Any]:
         del extra_args
         _fisher.check_fisher(state.fisher, updates)
-        way = way_from_start("elastic_weight_consolidation", params, state.start)
-        return jax.tree.map(hold, updates, way, state.fisher), state
+        name = "elastic_weight_consolidation"
+        displacement = displacement_from(name, params, state.start)
+        return jax.tree.map(hold, updates, displacement, state.fisher), state
 
     return optax.GradientTransformationExtraArgs(init, update)

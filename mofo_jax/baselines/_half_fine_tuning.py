@@ -1,25 +1,40 @@
 """Half fine-tuning: whole tensors, drawn at random, stay where they are."""
 
-from typing import Any
-
 import optax
 
 from mofo_jax import scores
 from mofo_jax._filter import momentum_filter
+from mofo_jax._options.blocks import BlockAxes
 from mofo_jax._options.path_rules import PathRules
+
+
+def _module(names: str) -> str:
+    """Returns an expression for paths in which one of some names is a whole segment.
+
+    A number that Flax Linen appends, as in `Dense_0`, belongs to the name.
+    """
+    return rf"(?i)(^|/)({names})(_\d+)?(/|$)"
+
 
 CATEGORIES = PathRules(
     {
-        r"(?i)embed|head|lm_head": "always",
-        r"(?i)norm|scale$": "norms",
-        r"(?i)attention|attn|query|key|value|[qkvo]_proj": "attention",
-        r"(?i)mlp|ffn|feed_forward|gate|up|down|wi|wo": "feed-forward",
+        _module(r"[^/]*embed[^/]*|(lm_)?head|logits_dense"): "always",
+        _module(r"[^/]*norm|ln(_[a-z])?|scale"): "norms",
+        _module(
+            r"[^/]*(attention|attn|mha)[^/]*|query|key|value|[qkvo]_(proj|bias)|"
+            r"(q|k|kv|qkv)_einsum"
+        ): "attention",
+        _module(
+            r"[^/]*(mlp|ffn|feed_?forward|moe)[^/]*|(gate|up|down)(_proj)?|wi|wo"
+        ): "feed-forward",
     },
     default="others",
 )
 """The categories of HFT's authors, for the names of Flax, Tunix, MaxText and our Llama.
 
 The embedding and the head are always trained: `half_fine_tuning` leaves "always" out.
+What these rules do not know, such as a `Dense_0` of Flax Linen outside of a module
+whose name says what it is, belongs to "others".
 """
 
 
@@ -28,8 +43,8 @@ def half_fine_tuning(
     *,
     seed: int = 0,
     every: int = 0,
-    categories: PathRules = CATEGORIES,
-    stacked_axes: Any = (),
+    categories: PathRules[str] = CATEGORIES,
+    stacked_axes: tuple[int, ...] | PathRules[BlockAxes] = (),
 ) -> optax.GradientTransformationExtraArgs:
     """Trains a random half of the tensors of every category.
 

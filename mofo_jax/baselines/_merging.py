@@ -1,4 +1,4 @@
-"""What can be done after training: between the old weights and the new."""
+"""What is done after training: merging the weights before and after it."""
 
 from typing import Any
 
@@ -10,9 +10,17 @@ from jax import lax
 
 from mofo_jax import _checks
 from mofo_jax._dtypes import widen
-from mofo_jax._options import blocks, path_rules
-from mofo_jax._options.path_rules import path_name, place
-from mofo_jax._selection import select
+from mofo_jax._filter import Ties
+from mofo_jax._options.blocks import (
+    BLOCK_AXES,
+    BlockAxes,
+    Blocks,
+    resolve_own_blocks,
+)
+from mofo_jax._options.path_rules import Kind, PerTensor, path_name, place
+from mofo_jax._selection.limbs import fraction_of
+from mofo_jax._selection.patterns import Contest, rank_magnitudes
+from mofo_jax._selection.select import TIES, select
 
 
 def interpolate_weights(
@@ -64,10 +72,10 @@ def interpolate_weights(
 def prune_difference(
     start: optax.Params,
     end: optax.Params,
-    fraction: Any,
+    fraction: PerTensor[jax.typing.ArrayLike],
     *,
-    block_axes: Any = None,
-    ties: str = "all",
+    block_axes: PerTensor[BlockAxes] | None = None,
+    ties: Ties = "all",
 ) -> optax.Params:
     r"""Undoes training where it changed much for what was there, and keeps the rest.
 
@@ -90,7 +98,8 @@ def prune_difference(
       fraction: The share of each block to keep, in (0, 1]; may be traced, or be given
         for each tensor, as in `momentum_filter`. The paper keeps 0.1.
       block_axes: The axes of each tensor that index separate blocks, each with a mean
-        and a selection of its own; given as in `momentum_filter`.
+        and a selection of its own; given as in `momentum_filter`, without names:
+        tensors do not share blocks.
       ties: `"all"` keeps all that equal the last score kept, `"exact"` the wanted
         number, of equals those with the lowest row-major index.
 
@@ -114,39 +123,45 @@ def prune_difference(
     Source: Huang et al, `Forgetting-aware pruning
     <https://arxiv.org/abs/2509.08255>`_, 2025.
     """
-    _checks.check_choice("ties", ties, select.TIES)
-    blocks.check_axes(block_axes)
+    _checks.check_choice("ties", ties, TIES)
+    BLOCK_AXES.check(() if block_axes is None else block_axes)
     _check_pair(start, end)
-    fractions = path_rules.resolve(
-        fraction, "fraction", end, _checks.is_scalar, "a number in (0, 1]"
-    )
-    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(end)]
+    paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(end)]
     leaves, structure = jax.tree.flatten(end)
     before = structure.flatten_up_to(start)
-    axes = structure.flatten_up_to(blocks.resolve_axes(block_axes, end))
-    competitions = {}
-    for i, share in enumerate(fractions):
-        _checks.check_fraction("fraction", share, path_name(paths[i]))
+    blocks = resolve_own_blocks(block_axes, end, "prune_difference")
+    contests = {}
+    for i, share in enumerate(_FRACTION.resolve(fraction, end)):
+        _checks.check_fraction("fraction", share, paths[i])
         everything = _checks.is_static_number(share) and share == 1
         if everything or jnp.size(leaves[i]) == 0:
             continue
-        scores = _as_magnitude(_score(before[i], leaves[i], axes[i]))
-        competitions[i] = select.Competition(scores, share, axes[i])
-    masks = select.select(list(competitions.values()), ties)
-    for i, mask in zip(competitions, masks, strict=True):
+        scores = _as_magnitude(_score(before[i], leaves[i], blocks[i]))
+        tensor = rank_magnitudes(scores, blocks[i].axes)
+        contests[i] = Contest((tensor,), fraction_of(share, tensor.block_size))
+    masks = select(list(contests.values()), ties)
+    for i, (mask,) in zip(contests, masks, strict=True):
+        kept = mask.reshape(jnp.shape(leaves[i]))
         dtype = jnp.result_type(leaves[i])
-        leaves[i] = jnp.where(mask, leaves[i], before[i]).astype(dtype)
+        leaves[i] = jnp.where(kept, leaves[i], before[i]).astype(dtype)
     return structure.unflatten(leaves)
 
 
-def _score(
-    before: jax.Array, after: jax.Array, block_axes: tuple[int, ...]
-) -> jax.Array:
-    """Returns the change of each coordinate less its change relative to what was."""
-    change = jnp.abs(widen(after) - widen(before))
-    size = jnp.abs(widen(before))
-    axes = blocks.inner_axes(size.ndim, block_axes)
-    mean = jnp.mean(size, axis=axes, keepdims=True)
+_FRACTION: Kind[jax.typing.ArrayLike] = Kind(
+    "fraction", _checks.is_scalar, "a number in (0, 1]"
+)
+
+
+def _score(before: jax.Array, after: jax.Array, blocks: Blocks) -> jax.Array:
+    """Returns each coordinate's change less its change relative to its size.
+
+    The scores have the shape that has the block axes.
+    """
+    change, size = (
+        jnp.abs(x).reshape(blocks.shape)
+        for x in (widen(after) - widen(before), widen(before))
+    )
+    mean = jnp.mean(size, axis=blocks.inner_axes, keepdims=True)
     relative = change / jnp.where((change == 0) | (mean == 0), 1, size)
     return change - mean * relative
 

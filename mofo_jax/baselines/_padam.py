@@ -8,7 +8,13 @@ import optax
 
 from mofo_jax import _checks
 from mofo_jax._dtypes import widen
-from mofo_jax._options import blocks
+from mofo_jax._options.blocks import (
+    BLOCK_AXES,
+    BlockAxes,
+    Blocks,
+    resolve_own_blocks,
+)
+from mofo_jax._options.path_rules import PerTensor
 
 
 def scale_by_padam(
@@ -20,7 +26,7 @@ def scale_by_padam(
     *,
     nesterov: bool = False,
     exponent: jax.typing.ArrayLike = 0.75,
-    block_axes: Any = None,
+    block_axes: PerTensor[BlockAxes] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Rescales updates by a chosen power of Adam's second moment.
 
@@ -53,9 +59,9 @@ def scale_by_padam(
       nesterov: Whether to use Nesterov's momentum.
       exponent: The power of the second moment, in [0, 1]; may be traced. A static 1/2
         is `optax.scale_by_adam` to the last bit.
-      block_axes: The axes of each tensor that index separate blocks, each scaled on its
-        own, such as `(0,)` for the layers of a `[layers, ...]` tensor; given as in
-        `momentum_filter`.
+      block_axes: The axes of each tensor that index separate blocks, each scaled by
+        itself, such as `(0,)` for the layers of a `[layers, ...]` tensor; given as in
+        `momentum_filter`, without names: tensors do not share blocks.
 
     Returns:
       An `optax.GradientTransformationExtraArgs` with an `optax.ScaleByAdamState`.
@@ -81,19 +87,17 @@ def scale_by_padam(
     Source: Chen et al, `Padam <https://arxiv.org/abs/1806.06763>`_, 2018, whose
     exponents are at most 1/2; larger ones and the scaling are ours.
     """
-    options = {"b1": b1, "b2": b2, "eps": eps, "eps_root": eps_root}
+    options: dict[str, Any] = {"b1": b1, "b2": b2, "eps": eps, "eps_root": eps_root}
     _check(exponent=exponent, **options)
-    blocks.check_axes(block_axes)
-    if _checks.is_static_number(exponent) and exponent == 0.5:
-        adam = optax.scale_by_adam(mu_dtype=mu_dtype, nesterov=nesterov, **options)
-        return optax.with_extra_args_support(adam)
-    padam = unrounded_padam(
-        **options,
-        mu_dtype=mu_dtype,
-        nesterov=nesterov,
-        exponent=exponent,
-        block_axes=block_axes,
+    BLOCK_AXES.check(() if block_axes is None else block_axes)
+    adam, unrounded = (
+        optax.with_extra_args_support(
+            optax.scale_by_adam(**options, mu_dtype=dtype, nesterov=nesterov)
+        )
+        for dtype in (mu_dtype, None)
     )
+    if _checks.is_static_number(exponent) and exponent == 0.5:
+        return adam
 
     def update(
         updates: optax.Updates,
@@ -101,53 +105,30 @@ def scale_by_padam(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, Any]:
-        directions, new_state = padam.update(updates, state, params, **extra_args)
-        return directions, optax.tree.cast_like(new_state, state)
-
-    return optax.GradientTransformationExtraArgs(padam.init, update)
-
-
-def unrounded_padam(
-    b1: Any,
-    b2: Any,
-    eps: Any,
-    eps_root: Any,
-    mu_dtype: Any,
-    nesterov: bool,
-    exponent: Any,
-    block_axes: Any,
-) -> optax.GradientTransformationExtraArgs:
-    """Is `scale_by_padam` that returns the momentum before it is rounded to `mu_dtype`.
-
-    For a filter around it, which ranks the momentum and rounds the state by itself.
-    """
-    options = {"b1": b1, "b2": b2, "eps": eps, "eps_root": eps_root}
-    init = optax.scale_by_adam(mu_dtype=mu_dtype, nesterov=nesterov, **options).init
-    adam = optax.scale_by_adam(nesterov=nesterov, **options)
-    adams_own = _checks.is_static_number(exponent) and exponent == 0.5
-
-    def update(
-        updates: optax.Updates,
-        state: Any,
-        params: optax.Params | None = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, Any]:
-        del extra_args
         new_state: Any
-        proposed, new_state = adam.update(updates, state, params)
-        if adams_own:
-            return proposed, new_state
+        proposed, new_state = unrounded.update(updates, state, params, **extra_args)
         correction = 1 - jnp.asarray(b2) ** new_state.count
 
-        def redirect(g: jax.Array, step: jax.Array, nu: jax.Array, axes: Any) -> Any:
+        def redirect(step: jax.Array, nu: jax.Array, blocks: Blocks) -> jax.Array:
             nu_hat = widen(nu) / correction
-            turned = _redirect(step, nu_hat, exponent, eps, eps_root, axes)
-            return turned.astype(jnp.result_type(g))
+            return _redirect(step, nu_hat, exponent, eps, eps_root, blocks)
 
-        axes = blocks.resolve_axes(block_axes, updates)
-        return jax.tree.map(redirect, updates, proposed, new_state.nu, axes), new_state
+        structure = jax.tree.structure(updates)
+        blocks = resolve_own_blocks(block_axes, updates, "scale_by_padam")
+        turned = structure.unflatten(
+            map(
+                redirect,
+                structure.flatten_up_to(proposed),
+                structure.flatten_up_to(new_state.nu),
+                blocks,
+            )
+        )
+        return (
+            optax.tree.cast_like(turned, updates),
+            optax.tree.cast_like(new_state, state),
+        )
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(adam.init, update)
 
 
 def _redirect(
@@ -156,7 +137,7 @@ def _redirect(
     exponent: Any,
     eps: Any,
     eps_root: Any,
-    block_axes: tuple[int, ...],
+    blocks: Blocks,
 ) -> jax.Array:
     """Returns Adam's step with another power of the second moment, and the same size.
 
@@ -168,9 +149,10 @@ def _redirect(
     nu_hat = nu_hat + eps_root
     quotient = (jnp.sqrt(nu_hat) + eps) / (nu_hat**exponent + eps)
     direction = widen(step) * quotient
-    axes = blocks.inner_axes(step.ndim, block_axes)
-    size, wanted = root_mean_square(direction, axes), root_mean_square(step, axes)
-    return direction * (wanted / jnp.where(size == 0, 1, size))
+    divided, wanted = direction.reshape(blocks.shape), step.reshape(blocks.shape)
+    size = root_mean_square(divided, blocks.inner_axes)
+    wanted_size = root_mean_square(wanted, blocks.inner_axes)
+    return (divided * (wanted_size / jnp.where(size == 0, 1, size))).reshape(step.shape)
 
 
 def root_mean_square(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:

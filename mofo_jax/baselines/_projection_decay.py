@@ -1,4 +1,4 @@
-"""Selective projection decay: what would rather turn round goes no farther."""
+"""Selective projection decay: projects back what the gradient would draw back."""
 
 import functools
 from typing import Any, NamedTuple
@@ -7,9 +7,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mofo_jax import _checks, _pull_to_start
+from mofo_jax import _checks
 from mofo_jax._dtypes import widen
-from mofo_jax._options import blocks
+from mofo_jax._options.blocks import (
+    BLOCK_AXES,
+    BlockAxes,
+    Blocks,
+    resolve_own_blocks,
+)
+from mofo_jax._options.path_rules import PerTensor
+from mofo_jax._pull_to_start import displacement_from, remember
 
 
 class SelectiveProjectionDecayState(NamedTuple):
@@ -23,7 +30,7 @@ def selective_projection_decay(
     inner: optax.GradientTransformation,
     strength: jax.typing.ArrayLike = 1.0,
     *,
-    block_axes: Any = None,
+    block_axes: PerTensor[BlockAxes] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Draws back the tensors whose gradient points back to where training began.
 
@@ -40,8 +47,8 @@ def selective_projection_decay(
           \text{ if } -g \cdot (\theta - \theta_0) < 0, \text{ else } \tilde\theta
       \end{align*}
 
-    so that with :math:`\lambda = 1` a tensor that would rather turn round gets no
-    farther from the start. The whole tensor is drawn back, also the coordinates that a
+    so that with :math:`\lambda = 1` a tensor whose gradient points back to the start
+    gets no farther from it. The whole tensor is drawn back, also the coordinates that a
     filter in `inner` left where they were, if they have ever moved.
 
     Args:
@@ -49,8 +56,9 @@ def selective_projection_decay(
         added to the parameters.
       strength: The factor on the projection, >= 0; may be traced. 0 is `inner` alone, 1
         projects onto the distance before the step.
-      block_axes: The axes of each tensor that index separate blocks, each judged on its
-        own; given as in `momentum_filter`.
+      block_axes: The axes of each tensor that index separate blocks, each projected by
+        itself; given as in `momentum_filter`, without names: tensors do not share
+        blocks.
 
     Returns:
       An `optax.GradientTransformationExtraArgs`. It needs `params`; updates have the
@@ -79,13 +87,11 @@ def selective_projection_decay(
     """
     _checks.check_transformation("`inner` must be", inner)
     _checks.check_number("strength", strength, 0)
-    blocks.check_axes(block_axes)
+    BLOCK_AXES.check(() if block_axes is None else block_axes)
     wrapped = optax.with_extra_args_support(inner)
 
     def init(params: optax.Params) -> Any:
-        return SelectiveProjectionDecayState(
-            _pull_to_start.remember(params), wrapped.init(params)
-        )
+        return SelectiveProjectionDecayState(remember(params), wrapped.init(params))
 
     def update(
         updates: optax.Updates,
@@ -93,14 +99,20 @@ def selective_projection_decay(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, Any]:
-        way = _pull_to_start.way_from_start(
-            "selective_projection_decay", params, state.start
-        )
+        name = "selective_projection_decay"
+        displacement = displacement_from(name, params, state.start)
         steps, new_inner = wrapped.update(updates, state.inner, params, **extra_args)
-        axes = blocks.resolve_axes(block_axes, updates)
-        project = functools.partial(_project, strength=strength)
-        steps = jax.tree.map(project, updates, steps, way, axes)
-        return steps, SelectiveProjectionDecayState(state.start, new_inner)
+        structure = jax.tree.structure(updates)
+        projected = structure.unflatten(
+            map(
+                functools.partial(_project, strength=strength),
+                jax.tree.leaves(updates),
+                structure.flatten_up_to(steps),
+                structure.flatten_up_to(displacement),
+                resolve_own_blocks(block_axes, updates, name),
+            )
+        )
+        return projected, SelectiveProjectionDecayState(state.start, new_inner)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -108,24 +120,26 @@ def selective_projection_decay(
 def _project(
     gradient: jax.Array,
     step: jax.Array,
-    way: jax.Array,
-    block_axes: tuple[int, ...],
+    displacement: jax.Array,
+    blocks: Blocks,
     *,
     strength: jax.typing.ArrayLike,
 ) -> jax.Array:
     """Returns one tensor's step, drawn back where its gradient points to the start."""
-    axes = blocks.inner_axes(jnp.ndim(way), block_axes)
 
     def product(x: jax.Array, y: jax.Array) -> jax.Array:
-        return jnp.sum(jnp.real(jnp.conj(x) * y), axis=axes, keepdims=True)
+        return jnp.sum(jnp.real(jnp.conj(x) * y), axis=blocks.inner_axes, keepdims=True)
 
-    u = widen(step)
-    ahead = way + u
-    before, after = jnp.sqrt(product(way, way)), jnp.sqrt(product(ahead, ahead))
-    # The difference of two nearly equal norms, by way of that of their squares, which
-    # does not cancel: a step is small against the distance.
-    gained = product(u, way + ahead) / jnp.where(after == 0, 1, before + after)
+    g, u, moved = (
+        widen(x).reshape(blocks.shape) for x in (gradient, step, displacement)
+    )
+    ahead = moved + u
+    before, after = jnp.sqrt(product(moved, moved)), jnp.sqrt(product(ahead, ahead))
+    # The difference of two nearly equal norms, computed from that of their squares,
+    # which does not cancel: a step is small against the distance.
+    gained = product(u, moved + ahead) / jnp.where(after == 0, 1, before + after)
     ratio = jnp.clip(gained / jnp.where(after == 0, 1, after), 0, 1)
     drawn_back = u - strength * ratio * ahead
-    turns_back = product(widen(gradient), way) > 0
-    return jnp.where(turns_back, drawn_back, u).astype(jnp.result_type(step))
+    turns_back = product(g, moved) > 0
+    projected = jnp.where(turns_back, drawn_back, u).reshape(jnp.shape(step))
+    return projected.astype(jnp.result_type(step))

@@ -1,1 +1,0 @@
-"""What a user of the command meets: options, errors, exit statuses."""

@@ -1,1 +1,0 @@
-"""What a model learned and what it forgot, measured."""

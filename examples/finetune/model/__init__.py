@@ -1,1 +1,0 @@
-"""The model: architecture, weights, tokenizer, and where they lie on devices."""

@@ -1,1 +1,0 @@
-"""The whole run, from what the user gave to the report."""

@@ -1,1 +1,0 @@
-"""The files of a run: its directory, checkpoints and metrics."""

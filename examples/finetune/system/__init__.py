@@ -1,1 +1,0 @@
-"""What the machine gives: files that are replaced at once, and processes."""

@@ -1,1 +1,0 @@
-"""The optimizers, the training step and the loop around it."""

@@ -1,0 +1,99 @@
+"""Optax's Adam, with a state of the dtypes that the user chooses."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from mofo_jax._dtypes import floating_dtype
+
+
+def unrounded(
+    adam: Callable[[Any], optax.GradientTransformation], mu_dtype: Any, nu_dtype: Any
+) -> optax.GradientTransformationExtraArgs:
+    """Returns Adam with a state of some dtypes and the moments it computes with.
+
+    Optax rounds the momentum to `mu_dtype` after the update has used it. The filter
+    ranks what it gets, and rounds it for the state afterwards.
+
+    Args:
+      adam: Makes Adam, or a chain with it, for a `mu_dtype`.
+      mu_dtype: The dtype in which the state keeps the momentum.
+      nu_dtype: The dtype in which it keeps the second moment, None for the parameters'.
+    """
+    rounded, unrounded = (
+        optax.with_extra_args_support(adam(d)) for d in (mu_dtype, None)
+    )
+    if nu_dtype is None:
+        return optax.GradientTransformationExtraArgs(rounded.init, unrounded.update)
+    dtype = floating_dtype("nu_dtype", nu_dtype)
+
+    def init(params: optax.Params) -> optax.OptState:
+        nu = optax.tree.zeros_like(params, dtype=dtype)
+        return _map_adam(lambda state: state._replace(nu=nu), rounded.init(params))
+
+    def update(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
+        wide = jax.tree.map(lambda g: _at_least(g, dtype), updates)
+
+        def widen(adams: optax.ScaleByAdamState) -> optax.ScaleByAdamState:
+            # The moment of complex gradients is real. Optax multiplies it by a Python
+            # number, and would round the product to a narrow dtype.
+            nu = jax.tree.map(
+                lambda g, v: jnp.asarray(v, jnp.finfo(g.dtype).dtype), wide, adams.nu
+            )
+            return adams._replace(nu=nu)
+
+        steps, new_state = unrounded.update(
+            wide, _map_adam(widen, state), params, **extra_args
+        )
+        return optax.tree.cast_like(steps, updates), new_state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _at_least(x: Any, dtype: np.dtype) -> jax.Array:
+    """Returns an array in the wider of its own and another dtype."""
+    return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), dtype))
+
+
+def _map_adam(
+    function: Callable[[optax.ScaleByAdamState], optax.ScaleByAdamState],
+    state: optax.OptState,
+) -> optax.OptState:
+    """Applies a function to Adam's own state in that of a chain."""
+
+    def is_adams(node: Any) -> bool:
+        return isinstance(node, optax.ScaleByAdamState)
+
+    return jax.tree.map(
+        lambda node: function(node) if is_adams(node) else node, state, is_leaf=is_adams
+    )
+
+
+def without_params(
+    optimizer: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+    """Returns an optimizer that need not be given the parameters it does not decay.
+
+    Optax's weight decay asks for them even where it is zero.
+    """
+    wrapped = optax.with_extra_args_support(optimizer)
+
+    def update(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
+        params = updates if params is None else params
+        return wrapped.update(updates, state, params, **extra_args)
+
+    return optax.GradientTransformationExtraArgs(wrapped.init, update)

@@ -1,0 +1,138 @@
+"""What is ranked: magnitudes as unsigned integers of the same order."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from mofo_jax._options.blocks import inner_axes
+from mofo_jax._selection.limbs import LIMB, Count
+
+_STATIC = {"static": True}
+
+
+def magnitude_patterns(x: jax.Array) -> jax.Array:
+    """Returns |x| as unsigned integers of the same order, shape and width.
+
+    Zeros of either sign give 0 and a NaN ranks above infinity. Since integers are
+    compared, flushing subnormal numbers to zero cannot change the order.
+    """
+    if jnp.iscomplexobj(x):
+        x = jnp.abs(x)
+    width = 8 * x.dtype.itemsize
+    unsigned = np.dtype(f"uint{width}")
+    sign = np.array(1 << (width - 1), unsigned)
+    return lax.bitcast_convert_type(x, unsigned) & ~sign
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Ranked:
+    """One tensor whose coordinates are ranked.
+
+    Attributes:
+      arrays: The arrays from which the patterns are computed.
+      patterns: Computes them: unsigned integers of the tensor's shape, of which larger
+        ones rank higher. It is called anew in every pass, so that no copy is kept.
+      shape: The tensor's shape.
+      block_axes: The axes that index separate blocks, ascending.
+      bits: Patterns are less than 2**bits.
+      octave: How many patterns lie between a number and its double; 0 where patterns
+        are not those of floating-point numbers.
+      axis_name: The mesh axes of `shard_map` over which the tensor is sharded.
+    """
+
+    arrays: tuple[jax.Array, ...]
+    patterns: Callable[..., jax.Array] = dataclasses.field(metadata=_STATIC)
+    shape: tuple[int, ...] = dataclasses.field(metadata=_STATIC)
+    block_axes: tuple[int, ...] = dataclasses.field(metadata=_STATIC)
+    bits: int = dataclasses.field(metadata=_STATIC)
+    octave: int = dataclasses.field(default=0, metadata=_STATIC)
+    axis_name: tuple[str, ...] = dataclasses.field(default=(), metadata=_STATIC)
+
+    @property
+    def inner_axes(self) -> tuple[int, ...]:
+        """The axes along which a block extends."""
+        return inner_axes(len(self.shape), self.block_axes)
+
+    @property
+    def shards(self) -> int:
+        """Over how many shards of `shard_map` a block is spread."""
+        return lax.axis_size(self.axis_name) if self.axis_name else 1
+
+    @property
+    def block_size(self) -> int:
+        """The number of coordinates in a block, over all its shards."""
+        return self.shards * math.prod(self.shape[i] for i in self.inner_axes)
+
+    @property
+    def pattern_dtype(self) -> np.dtype:
+        """The dtype that holds every pattern and the integer after the last."""
+        return LIMB if self.bits < 32 else np.dtype(np.uint64)
+
+    def reaching(self, per_block: jax.Array) -> jax.Array:
+        """Returns where the tensor reaches the pattern that its block is given."""
+        patterns = self.patterns(*self.arrays)
+        return patterns >= self.spread(per_block, patterns.dtype)
+
+    def spread(self, per_block: jax.Array, dtype: np.dtype) -> jax.Array:
+        """Gives one pattern a block the dimensions and dtype of the tensor's."""
+        return lax.expand_dims(per_block, self.inner_axes).astype(dtype)
+
+
+def rank_magnitudes(
+    x: jax.Array, block_axes: tuple[int, ...], axis_name: tuple[str, ...] = ()
+) -> Ranked:
+    """Returns a tensor that is ranked by the magnitudes of its numbers.
+
+    Of `axis_name` only the mesh axes remain over which the tensor's shards differ: a
+    replicated tensor's counts must not be added up over its copies. Without `check_vma`
+    JAX does not know what is replicated, and all the axes remain.
+    """
+    info = jnp.finfo(x.dtype)
+    if any(_varies_over(lax.axis_index(name)) for name in axis_name):
+        axis_name = tuple(name for name in axis_name if name in _varies_over(x))
+    return Ranked(
+        arrays=(x,),
+        patterns=magnitude_patterns,
+        shape=x.shape,
+        block_axes=block_axes,
+        bits=info.bits - 1,
+        octave=2**info.nmant,
+        axis_name=axis_name,
+    )
+
+
+def _varies_over(x: jax.Array) -> frozenset[str]:
+    """Returns the axes over which JAX knows that shards differ."""
+    kind = jax.typeof(x)
+    # JAX 0.10 keeps here what it kept in `vma` before.
+    kind = getattr(kind, "manual_axis_type", kind)
+    return getattr(kind, "varying", None) or getattr(kind, "vma", frozenset())
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Contest:
+    """Tensors whose coordinates compete with one another, block by block.
+
+    Usually it is one tensor. Several share their blocks; they have the same lengths of
+    block axes, the same kind of patterns and the same `axis_name`.
+
+    Attributes:
+      tensors: The tensors.
+      wanted: How many coordinates each block selects: limbs of shape (), or of the
+        blocks' shape. Zero is allowed.
+    """
+
+    tensors: tuple[Ranked, ...]
+    wanted: Count
+
+    @property
+    def block_size(self) -> int:
+        """The number of coordinates in a block, over all tensors and shards."""
+        return sum(tensor.block_size for tensor in self.tensors)
