@@ -1,7 +1,7 @@
 """What holds for every test: strict shapes, and examples that are the same each run.
 
-Programs are compiled in a hurry, unless `XLA_FLAGS` says otherwise, if only by being
-empty.
+Programs are compiled without LLVM's optimization, which takes longer than the tests
+save by it. Set `XLA_FLAGS`, if only to nothing, to compile them as a user's are.
 """
 
 import os

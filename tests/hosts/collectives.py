@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from examples.finetune.command import config
-from examples.finetune.system import hosts
+from examples.finetune import config, hosts
 from tests.hosts import program
 
 PROGRAMS = 400

@@ -1,0 +1,195 @@
+"""Each shape of a product, against covariances taken by hand."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import mofo_jax
+from tests.library.covariances.hand import Expected, check, mean_outer, normal
+
+X = normal(3, 5, 4)
+MEAN = mean_outer(X)
+WIDE = normal(5, 12, seed=1)
+
+
+class Case(NamedTuple):
+    """A product of a parameter and a batch, and the parameter's covariance."""
+
+    shape: tuple[int, ...]
+    apply: Callable[[jax.Array, jax.Array], Any]
+    expected: Expected | None
+    batch: Any = X
+
+
+def by_expert(w: jax.Array, x: jax.Array) -> jax.Array:
+    return jnp.einsum("ecd,edf->ecf", x, w)
+
+
+def grouped(w: jax.Array, x: jax.Array) -> jax.Array:
+    """Each key-value head's part of the kernel for each head of its group."""
+    parts = jnp.repeat(w.reshape(2, 3, 4), 3, axis=0)
+    return jnp.einsum("htd,hdk->thk", x, parts.transpose(0, 2, 1))
+
+
+def patches(x: np.ndarray, size: int) -> np.ndarray:
+    """The neighbouring rows that a kernel of a length meets."""
+    return np.stack([x[:, i : x.shape[1] - size + 1 + i] for i in range(size)], axis=2)
+
+
+def convolve(w: jax.Array, x: jax.Array, **options: Any) -> jax.Array:
+    spatial = x.ndim - 2
+    numbers = {1: ("NHC", "HIO", "NHC"), 2: ("NHWC", "HWIO", "NHWC")}[spatial]
+    options = {"window_strides": (1,) * spatial, "padding": "VALID"} | options
+    return lax.conv_general_dilated(x, w, dimension_numbers=numbers, **options)
+
+
+IMAGES = normal(2, 4, 6, 3, seed=2)
+TILES = IMAGES.reshape(2, 2, 2, 2, 3, 3).transpose(0, 1, 3, 2, 4, 5)
+EXPERTS = normal(2, 5, 4, seed=3)
+OF_EXPERTS = np.stack([mean_outer(x) for x in EXPERTS])
+HEADS = normal(6, 5, 4, seed=4)
+ROWS = normal(7, 4, seed=5)
+PLAIN = Expected(MEAN)
+CASES = {
+    "matrix product": Case((4, 6), lambda w, x: x @ w, PLAIN),
+    "einsum": Case((4, 6), lambda w, x: jnp.einsum("btd,df->ftb", x, w), PLAIN),
+    "kernel in front": Case((4, 6), lambda w, x: w.T @ x.reshape(15, 4).T, PLAIN),
+    "out by in": Case((6, 4), lambda w, x: x @ w.T, Expected(MEAN, (1,))),
+    "vector": Case((4,), lambda w, x: x @ w, PLAIN),
+    "bfloat16": Case(
+        (4, 6), lambda w, x: x.astype("bfloat16") @ w.astype("bfloat16"), PLAIN
+    ),
+    "scaled": Case((4, 6), lambda w, x: x @ (-2.0 * w / jnp.sqrt(4.0)), PLAIN),
+    "integers": Case(
+        (4, 6),
+        lambda w, x: jnp.round(x).astype(int) @ w,
+        Expected(mean_outer(np.round(X))),
+    ),
+    "behind a barrier": Case(
+        (4, 6), lambda w, x: x @ lax.optimization_barrier((x, w))[1], PLAIN
+    ),
+    "axis of length 1": Case((1, 4, 6), lambda w, x: x @ w[0], Expected(MEAN, (1,))),
+    "repeated for each row": Case(
+        (4, 6), lambda w, x: x @ jnp.broadcast_to(w, (3, 4, 6)), PLAIN
+    ),
+    "repeated along the contracted axis": Case(
+        (4, 6),
+        lambda w, x: jnp.einsum("bthd,hdf->btf", x, jnp.broadcast_to(w, (2, 4, 6))),
+        Expected(mean_outer(X.reshape(3, 5, 2, 2).repeat(2, -1).sum(2))),
+        X.reshape(3, 5, 2, 2).repeat(2, -1),
+    ),
+    "heads out": Case((4, 2, 3), lambda w, x: jnp.einsum("btd,dhk->bhtk", x, w), PLAIN),
+    "heads in": Case(
+        (3, 4, 6),
+        lambda w, x: jnp.einsum("thk,hkd->td", x, w),
+        Expected(mean_outer(WIDE), (0, 1)),
+        WIDE.reshape(5, 3, 4),
+    ),
+    "heads in, turned": Case(
+        (6, 3, 4),
+        lambda w, x: jnp.einsum("tkh,khd->td", x, w.transpose(2, 1, 0)),
+        Expected(mean_outer(WIDE), (1, 2)),
+        WIDE.reshape(5, 3, 4).swapaxes(1, 2),
+    ),
+    "heads in, flat": Case(
+        (3, 4, 6),
+        lambda w, x: x @ w.reshape(12, 6),
+        Expected(mean_outer(WIDE), (0, 1)),
+        WIDE,
+    ),
+    "a kernel cut into heads": Case(
+        (12, 6),
+        lambda w, x: jnp.einsum("kth,hkd->td", x, w.reshape(3, 4, 6)),
+        Expected(mean_outer(WIDE)),
+        WIDE.reshape(5, 3, 4).transpose(2, 0, 1),
+    ),
+    "three parts of one kernel": Case(
+        (4, 9), lambda w, x: [x @ part for part in jnp.split(w, 3, axis=1)], PLAIN
+    ),
+    "halves of the contracted axis": Case(
+        (4, 6),
+        lambda w, x: x[..., :2] @ w[:2] + x[..., 2:] @ w[2:],
+        Expected(MEAN * np.kron(np.eye(2), np.ones((2, 2)))),
+    ),
+    "one index of an axis": Case(
+        (3, 4, 6),
+        lambda w, x: x @ w[1],
+        Expected(MEAN * np.array([0, 1, 0])[:, None, None], (1,), (0,)),
+    ),
+    "stacked in a Python loop": Case(
+        (2, 4, 4),
+        lambda w, x: (x @ w[0]) @ w[1],
+        None,  # Calculated with the weights, in `test_two_indices`.
+    ),
+    "experts": Case((2, 4, 6), by_expert, Expected(OF_EXPERTS, (1,), (0,)), EXPERTS),
+    "experts last": Case(
+        (4, 6, 2),
+        lambda w, x: by_expert(jnp.moveaxis(w, -1, 0), x),
+        Expected(OF_EXPERTS, (0,), (2,)),
+        EXPERTS,
+    ),
+    "all experts for every input": Case(
+        (2, 4, 6), lambda w, x: jnp.einsum("btd,edf->btef", x, w), Expected(MEAN, (1,))
+    ),
+    "groups of heads": Case(
+        (6, 4),
+        grouped,
+        None,  # Its axis holds the heads and what a head gives; `test_grouped`.
+        HEADS,
+    ),
+    "ragged product": Case(
+        (3, 4, 6),
+        lambda w, x: lax.ragged_dot(x, w, jnp.array([2, 0, 5])),
+        Expected(
+            np.stack([mean_outer(ROWS[:2]), np.zeros((4, 4)), mean_outer(ROWS[2:])]),
+            (1,),
+            (0,),
+        ),
+        ROWS,
+    ),
+    "convolution of width 1": Case((1, 4, 6), convolve, Expected(MEAN, (1,))),
+    "convolution": Case(
+        (3, 4, 6),
+        convolve,
+        Expected(mean_outer(patches(X, 3).reshape(3, 3, 12)), (0, 1)),
+    ),
+    "tiles of images": Case(
+        (2, 3, 3, 5),
+        lambda w, x: convolve(w, x, window_strides=(2, 3)),
+        Expected(mean_outer(TILES.reshape(2, 2, 2, 18)), (0, 1, 2)),
+        IMAGES,
+    ),
+    "lookup": Case((7, 4), lambda w, x: w[x], None, np.array([1, 2])),
+    "lookup by one-hot vectors": Case(
+        (7, 4), lambda w, x: jax.nn.one_hot(x, 7) @ w, None, np.array([1, 2])
+    ),
+    "tied embedding": Case((7, 4), lambda w, x: w[x] @ w.T, None, np.array([1, 2])),
+    "elementwise": Case((4,), lambda w, x: x * w, None),
+    "gram matrix": Case((4, 6), lambda w, x: w.T @ w, None),
+    "backwards": Case((4, 6), lambda w, x: x @ w[::-1], None),
+    "grouped convolution": Case(
+        (3, 1, 4), lambda w, x: convolve(w, x, feature_group_count=4), None
+    ),
+}
+NONE = [name for name, case in CASES.items() if case.expected is None]
+
+
+@pytest.mark.parametrize("jit", [True, False], ids=["jit", "plain"])
+@pytest.mark.parametrize("name", [name for name in CASES if name not in NONE])
+def test_against_covariances_by_hand(name: str, jit: bool) -> None:
+    case = CASES[name]
+
+    def apply(params: Any, x: jax.Array) -> Any:
+        call = jax.jit(case.apply) if jit else case.apply
+        # What is not followed must not disturb.
+        return call(params["w"], x), params["unused"]
+
+    params = {"w": jnp.float32(normal(*case.shape, seed=9)), "unused": jnp.ones(3)}
+    covariances = mofo_jax.input_covariances(apply, params, [jnp.asarray(case.batch)])
+    rtol = 1e-2 if name == "bfloat16" else 1e-5
+    check(covariances, {"w": case.expected, "unused": None}, rtol)
