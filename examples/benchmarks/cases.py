@@ -20,11 +20,11 @@ from examples.benchmarks.trees import (
     llama,
     whole,
 )
-from examples.finetune import sharding
-from examples.finetune.llama import Llama
-from examples.finetune.llama_config import LlamaConfig
-from examples.finetune.optimizers import layer_blocks
-from examples.finetune.train import gradients
+from examples.finetune.model import sharding
+from examples.finetune.model.llama import Llama
+from examples.finetune.model.llama_config import LlamaConfig
+from examples.finetune.training.optimizers import layer_blocks
+from examples.finetune.training.train import gradients
 
 # One row a device in a training step.
 TOKENS = 128
@@ -150,7 +150,7 @@ def training(
     """A training step of `examples.finetune`'s Llama.
 
     Layers are recomputed in the backward pass and gradients are clipped; parameters
-    are split as `examples.finetune.sharding` says.
+    are split as `examples.finetune.model.sharding` says.
 
     Args:
       config: the model's sizes.

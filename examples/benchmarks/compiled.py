@@ -24,7 +24,7 @@ from examples.benchmarks.cases import Case, cases, placed
 from examples.benchmarks.programs import build
 from examples.benchmarks.results import first_line
 from examples.benchmarks.trees import LLAMA_7B
-from examples.finetune import sharding
+from examples.finetune.model import sharding
 
 H100 = pathlib.Path(__file__).with_name("h100.txtpb")
 RATE = 1e-4

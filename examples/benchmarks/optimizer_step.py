@@ -28,8 +28,8 @@ from examples.benchmarks import tables
 from examples.benchmarks.results import Results, first_line
 from examples.benchmarks.topologies import TOPOLOGIES
 from examples.benchmarks.trees import LLAMA_7B, TREES
-from examples.finetune.config import Config
-from examples.finetune.errors import InputError
+from examples.finetune.command.config import Config
+from examples.finetune.command.errors import InputError
 
 Part = Literal["steps", "pytorch", "passes", "compiled"]
 PROGRAM = "python -m examples.benchmarks.optimizer_step"

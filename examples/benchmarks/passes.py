@@ -16,10 +16,13 @@ import tqdm
 
 import mofo_jax
 from examples.benchmarks import timing
-from examples.finetune import data, parameters, pretrained, sharding, word_problems
-from examples.finetune.config import LEARNING_RATE, Config
-from examples.finetune.optimizers import make
-from examples.finetune.train import init_state, make_step
+from examples.finetune.command.config import LEARNING_RATE, Config
+from examples.finetune.data import word_problems
+from examples.finetune.data.batches import Batch, training_batches
+from examples.finetune.data.encoding import encode_rows
+from examples.finetune.model import parameters, pretrained, sharding
+from examples.finetune.training.optimizers import make
+from examples.finetune.training.train import init_state, make_step
 
 Entry = dict[str, Any]
 
@@ -104,15 +107,15 @@ class _Arm:
         return parameters.flat(optax.tree.get(self._state.optimizer, "mu"))
 
 
-def _batches(config: Config, source: pretrained.Source) -> Iterator[data.Batch]:
+def _batches(config: Config, source: pretrained.Source) -> Iterator[Batch]:
     problems = word_problems.problems(
         config.training_problems, seed=config.seed, split="train"
     )
-    examples = data.encode_rows(
+    examples = encode_rows(
         problems, source.tokenizer, config.sequence_length, "the problems"
     )
     return iter(
-        data.training_batches(
+        training_batches(
             examples,
             batch_size=config.batch_size,
             sequence_length=config.sequence_length,

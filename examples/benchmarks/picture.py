@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import matplotlib.figure
 import matplotlib.patches
 
-from examples.finetune.files import replacing
+from examples.finetune.system.files import replacing
 
 Parts = Mapping[str, Mapping[str, Mapping[str, Any]]]
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from examples.finetune.files import read_json, write_json
+from examples.finetune.system.files import read_json, write_json
 
 Entry = dict[str, Any]
 

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from examples.finetune.llama_config import LlamaConfig, parameter_shapes
+from examples.finetune.model.llama_config import LlamaConfig, parameter_shapes
 
 Shape = tuple[int, ...]
 

@@ -9,8 +9,8 @@ import importlib.util
 import sys
 
 from examples.evaluation import options
-from examples.finetune.command import exit_status
-from examples.finetune.errors import InputError
+from examples.finetune.command.errors import InputError
+from examples.finetune.command.status import exit_status
 
 
 def main(arguments: list[str]) -> int:

@@ -7,10 +7,10 @@ from typing import Any, TypeVar
 import jax
 from flax import nnx
 
-from examples.finetune import parameters, sharding
-from examples.finetune.data import Batch, round_up
-from examples.finetune.llama import Llama
-from examples.finetune.tokenizer import Tokenizer
+from examples.finetune.data.batches import Batch, round_up
+from examples.finetune.model import parameters, sharding
+from examples.finetune.model.llama import Llama
+from examples.finetune.model.tokenizer import Tokenizer
 
 # The shortest row of a batch.
 SHORTEST = 16

@@ -15,8 +15,8 @@ from examples.evaluation.batching import (
     by_length,
     power_of_two,
 )
-from examples.finetune import generate
-from examples.finetune.tokenizer import Tokenizer
+from examples.finetune.evaluation import generate
+from examples.finetune.model.tokenizer import Tokenizer
 
 # Tokens of a piece. The number is compiled in, so it must not follow every task's wish.
 PIECE = 64

@@ -27,9 +27,9 @@ from lm_eval.models.utils import (  # pyright: ignore[reportMissingImports]
 from examples.evaluation.batching import Placed
 from examples.evaluation.continuing import continuations
 from examples.evaluation.scoring import Pair, log_likelihoods
-from examples.finetune.errors import InputError
-from examples.finetune.llama import Llama
-from examples.finetune.tokenizer import Tokenizer
+from examples.finetune.command.errors import InputError
+from examples.finetune.model.llama import Llama
+from examples.finetune.model.tokenizer import Tokenizer
 
 MAX_GEN_TOKS = 256  # where a task does not say: the harness's own default
 

@@ -14,9 +14,10 @@ from lm_eval.utils import (  # pyright: ignore[reportMissingImports]
 
 from examples.evaluation.harness import NnxLlama, check_window
 from examples.evaluation.options import Options
-from examples.finetune import checks, pretrained, sharding
-from examples.finetune.errors import InputError
-from examples.finetune.files import write_json, write_json_lines
+from examples.finetune.command.errors import InputError
+from examples.finetune.model import pretrained, sharding
+from examples.finetune.running import checks
+from examples.finetune.system.files import write_json, write_json_lines
 
 OUR_TASKS = pathlib.Path(__file__).with_name("tasks")
 RESULTS = "results.json"

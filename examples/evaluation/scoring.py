@@ -1,7 +1,7 @@
 """How likely continuations are, given what precedes them.
 
 Continuations of one context share a row, as the choices of a question do
-(`examples.finetune.choices`), where that saves tokens.
+(`examples.finetune.evaluation.choices`), where that saves tokens.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from examples.evaluation.batching import (
     by_length,
     power_of_two,
 )
-from examples.finetune import choices
+from examples.finetune.evaluation import choices
 
 
 class Pair(NamedTuple):

@@ -11,8 +11,9 @@ mended first; with 143 or 130 when SIGTERM or Ctrl-C stopped it, after it has sa
 import os
 import sys
 
-from examples.finetune import checks, config
-from examples.finetune.command import BAD_INPUT, exit_status
+from examples.finetune.command import config
+from examples.finetune.command.status import BAD_INPUT, exit_status
+from examples.finetune.running import checks
 
 
 def main(arguments: list[str]) -> int:
@@ -29,10 +30,10 @@ def main(arguments: list[str]) -> int:
         settings = config.parse(arguments)
         checks.check_options(settings)
         # JAX and the rest only now, so that --help and mistakes answer at once.
-        from examples.finetune import hosts
+        from examples.finetune.system import hosts
 
         with hosts.joined(settings):
-            from examples.finetune.run import run
+            from examples.finetune.running.run import run
 
             run(settings)
 

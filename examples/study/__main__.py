@@ -9,7 +9,7 @@ python -m examples.study --help                  every option
 
 import sys
 
-from examples.finetune.command import exit_status
+from examples.finetune.command.status import exit_status
 from examples.study import options
 
 

@@ -6,10 +6,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from examples.finetune import generate
-from examples.finetune.data import LENGTH_STEP, Example, round_up
-from examples.finetune.files import read_json_lines, write_json_lines
-from examples.finetune.hosts import fetch
+from examples.finetune.data.batches import LENGTH_STEP, round_up
+from examples.finetune.data.encoding import Example
+from examples.finetune.evaluation import generate
+from examples.finetune.system.files import read_json_lines, write_json_lines
+from examples.finetune.system.hosts import fetch
 from examples.study.texts import instructions
 from examples.study.training import Params, Trainer
 

@@ -6,7 +6,7 @@ import pathlib
 import textwrap
 from collections.abc import Iterator
 
-from examples.finetune.retention import CODE_MODULES
+from examples.finetune.data.retention import CODE_MODULES
 
 # What is text rather than code, belongs to tests or platforms, or was generated.
 _LEFT_OUT = {

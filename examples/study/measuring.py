@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.special
 
-from examples.finetune import choices, evaluate, token_losses
-from examples.finetune.data import LENGTH_STEP, Example, round_up
-from examples.finetune.hosts import fetch
-from examples.finetune.sharding import row_shards
-from examples.finetune.token_losses import Hidden, TokenSet
+from examples.finetune.data.batches import LENGTH_STEP, round_up
+from examples.finetune.data.encoding import Example
+from examples.finetune.evaluation import choices, evaluate, token_losses
+from examples.finetune.evaluation.token_losses import Hidden, TokenSet
+from examples.finetune.model.sharding import row_shards
+from examples.finetune.system.hosts import fetch
 from examples.study.texts import CHAT
 from examples.study.training import Params, Trainer
 

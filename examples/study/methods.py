@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from examples.finetune.config import Config
+from examples.finetune.command.config import Config
 
 WARMUP = 1 / 12  # Share of the steps in which the rate rises.
 # What of a method's options decides its rows.
@@ -20,9 +20,10 @@ class Method:
 
     Attributes:
       title: as tables and pictures name it.
-      optimizer: its name in `examples.finetune.optimizers`.
+      optimizer: its name in `examples.finetune.training.optimizers`.
       first: the rate with which the search for the level begins.
-      options: options of `examples.finetune.config.Config` that are not the default's.
+      options: options of `examples.finetune.command.config.Config` that are not the
+        default's.
       warmup: share of the steps in which the rate rises.
       batches: how many times more rows a step has than other methods' steps.
       frozen: names at the first level of the parameters that keep their values.
@@ -37,7 +38,7 @@ class Method:
     frozen: tuple[str, ...] = ()
 
     def config(self, seed: int) -> Config:
-        """The settings from which `examples.finetune.optimizers` makes it."""
+        """The settings from which `examples.finetune.training.optimizers` makes it."""
         # Only what draws at random is given the seed: the others need not be compiled
         # anew for each.
         draws = self.optimizer in ("half", "mofo_random") or "lora" in self.options

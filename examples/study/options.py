@@ -6,8 +6,8 @@ import pathlib
 from collections.abc import Sequence
 from typing import Literal
 
-from examples.finetune.config import fill
-from examples.finetune.errors import InputError
+from examples.finetune.command.config import fill
+from examples.finetune.command.errors import InputError
 from examples.study.methods import METHODS
 
 PROGRAM = "python -m examples.study"

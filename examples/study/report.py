@@ -2,8 +2,8 @@
 
 import pathlib
 
-from examples.finetune.errors import InputError
-from examples.finetune.files import write_text
+from examples.finetune.command.errors import InputError
+from examples.finetune.system.files import write_text
 from examples.study import rows, tables
 from examples.study.comparing import Compared
 from examples.study.first import study as first_study

@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from examples.finetune.files import read_json_lines, write_json_lines
+from examples.finetune.system.files import read_json_lines, write_json_lines
 from examples.study.plan import START, Run
 
 Row = dict[str, Any]

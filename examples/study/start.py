@@ -13,10 +13,10 @@ import jax
 import numpy as np
 import platformdirs
 
-from examples.finetune import parameters
-from examples.finetune.config import Config
-from examples.finetune.files import replacing
-from examples.finetune.sharding import parameter_path
+from examples.finetune.command.config import Config
+from examples.finetune.model import parameters
+from examples.finetune.model.sharding import parameter_path
+from examples.finetune.system.files import replacing
 from examples.study.texts import Texts
 from examples.study.training import Course, Params, Trainer
 

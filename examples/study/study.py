@@ -10,9 +10,11 @@ from typing import Any
 import jax
 
 import mofo_jax
-from examples.finetune import movement, pretrained, token_losses
-from examples.finetune.errors import InputError
-from examples.finetune.optimizers import NEEDS_FISHER
+from examples.finetune.command.errors import InputError
+from examples.finetune.evaluation import token_losses
+from examples.finetune.model import pretrained
+from examples.finetune.training import movement
+from examples.finetune.training.optimizers import NEEDS_FISHER
 from examples.study import chat, comparing, rows, start, texts
 from examples.study.budget import BUDGETS, Budget
 from examples.study.measuring import Measured, Reference, Scales

@@ -12,11 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from examples.finetune import choices, retention
-from examples.finetune.data import Example, encode_rows, read_rows, round_up
-from examples.finetune.errors import InputError
-from examples.finetune.evaluate import spread
-from examples.finetune.tokenizer import Tokenizer
+from examples.finetune.command.errors import InputError
+from examples.finetune.data import retention
+from examples.finetune.data.batches import round_up
+from examples.finetune.data.encoding import Example, encode_rows
+from examples.finetune.data.rows import read_rows
+from examples.finetune.evaluation import choices
+from examples.finetune.evaluation.evaluate import spread
+from examples.finetune.model.tokenizer import Tokenizer
 from examples.study import docstrings
 from examples.study.budget import Budget
 

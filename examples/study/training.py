@@ -13,23 +13,13 @@ import jax
 import numpy as np
 import optax
 
-from examples.finetune import (
-    fisher,
-    lora,
-    optimizers,
-    parameters,
-    pretrained,
-    sharding,
-)
-from examples.finetune.config import Config
-from examples.finetune.data import (
-    Batch,
-    Example,
-    token_count,
-    training_batches,
-)
-from examples.finetune.errors import InputError
-from examples.finetune.train import gradients
+from examples.finetune.command.config import Config
+from examples.finetune.command.errors import InputError
+from examples.finetune.data.batches import Batch, token_count, training_batches
+from examples.finetune.data.encoding import Example
+from examples.finetune.model import lora, parameters, pretrained, sharding
+from examples.finetune.training import fisher, optimizers
+from examples.finetune.training.train import gradients
 from examples.study.budget import Budget
 
 Params = Any
@@ -130,7 +120,7 @@ class Trainer:
         """Trains once.
 
         Args:
-          optimizer: its name in `examples.finetune.optimizers`.
+          optimizer: its name in `examples.finetune.training.optimizers`.
           config: what it is made of; its schedule, rate and steps are not used.
           peak: the learning rate at its highest.
           start: the parameters, on the host.

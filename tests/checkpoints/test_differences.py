@@ -12,12 +12,12 @@ import orbax.checkpoint as ocp
 import pytest
 
 import mofo_jax
-from examples.finetune.checkpoints import ArmFiles, Position
-from examples.finetune.errors import InputError
+from examples.finetune.command.errors import InputError
+from examples.finetune.storage.checkpoints import ArmFiles, Position
 from examples.trainers import orbax_checkpoints as recipe
 from tests.checkpoints import runs
 from tests.checkpoints.apis import APIS
-from tests.finetune.test_checkpoints import batches
+from tests.finetune.storage.test_checkpoints import batches
 
 
 def abstract(tree: Any) -> Any:

@@ -10,9 +10,9 @@ import pytest
 from flax import nnx
 
 from examples.evaluation.batching import Placed
-from examples.finetune import pretrained
-from examples.finetune.llama import Llama
-from examples.finetune.tokenizer import Tokenizer
+from examples.finetune.model import pretrained
+from examples.finetune.model.llama import Llama
+from examples.finetune.model.tokenizer import Tokenizer
 from tests.finetune import small
 
 LONGEST = 64

@@ -7,8 +7,8 @@ import pytest
 
 from examples.evaluation.batching import Placed
 from examples.evaluation.continuing import PIECE, continuations, stop_tokens, until
-from examples.finetune import generate
-from examples.finetune.tokenizer import Tokenizer
+from examples.finetune.evaluation import generate
+from examples.finetune.model.tokenizer import Tokenizer
 
 PROMPTS = [list(b"a"), list(b"Once upon a time"), list(b"1 + 1 ="), list(b"xyz") * 11]
 MOST = PIECE + 20

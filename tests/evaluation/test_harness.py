@@ -14,10 +14,10 @@ from lm_eval.api.instance import Instance  # pyright: ignore[reportMissingImport
 
 from examples.evaluation.continuing import until
 from examples.evaluation.harness import NnxLlama
-from examples.finetune import generate
-from examples.finetune.errors import InputError
-from examples.finetune.llama import Llama
-from examples.finetune.tokenizer import Tokenizer
+from examples.finetune.command.errors import InputError
+from examples.finetune.evaluation import generate
+from examples.finetune.model.llama import Llama
+from examples.finetune.model.tokenizer import Tokenizer
 from tests.evaluation.conftest import Reference
 from tests.finetune import tiny
 

@@ -6,7 +6,7 @@ import pytest
 
 from examples.evaluation.batching import Placed, power_of_two
 from examples.evaluation.scoring import Pair, log_likelihoods, share
-from examples.finetune import choices
+from examples.finetune.evaluation import choices
 from tests.evaluation.conftest import Reference
 
 ASK = list(b"Question: what is it?")

@@ -20,10 +20,12 @@ from examples.evaluation.__main__ import main
 from examples.evaluation.batching import Placed
 from examples.evaluation.harness import NnxLlama
 from examples.evaluation.tasks import rows
-from examples.finetune import choices, data, evaluate, generate, word_problems
-from examples.finetune.llama import Llama
-from examples.finetune.retention import knowledge_questions
-from examples.finetune.tokenizer import Tokenizer
+from examples.finetune.data import word_problems
+from examples.finetune.data.encoding import encode_rows
+from examples.finetune.data.retention import knowledge_questions
+from examples.finetune.evaluation import choices, evaluate, generate
+from examples.finetune.model.llama import Llama
+from examples.finetune.model.tokenizer import Tokenizer
 from tests.finetune import small
 
 ITEMS = 24
@@ -74,7 +76,7 @@ def test_word_problems_equal_our_own_answers(
     options = {"apply_chat_template": True, "gen_kwargs": {"max_gen_toks": 16}}
     found = evaluated(model, tokenizer, "word_problems", 8, **options)
     problems = word_problems.problems(64, seed=0, split="test")[:8]
-    examples = data.encode_rows(problems, tokenizer, 512, "the problems")
+    examples = encode_rows(problems, tokenizer, 512, "the problems")
     written = generate.answers(
         placed.graph,
         placed.params,

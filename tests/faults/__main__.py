@@ -19,9 +19,9 @@ from typing import Any
 import jax
 import tqdm
 
-from examples.finetune import config
-from examples.finetune.command import exit_status
-from examples.finetune.files import read_json, write_json, write_text
+from examples.finetune.command import config
+from examples.finetune.command.status import exit_status
+from examples.finetune.system.files import read_json, write_json, write_text
 from tests.faults import directories, disks, inputs, processes
 from tests.faults.lab import Case, Lab
 

@@ -4,10 +4,10 @@ import pathlib
 
 import pytest
 
-from examples.finetune import pretrained
-from examples.finetune.errors import InputError
-from examples.finetune.llama import Llama
-from examples.finetune.pretrained import Source
+from examples.finetune.command.errors import InputError
+from examples.finetune.model import pretrained
+from examples.finetune.model.llama import Llama
+from examples.finetune.model.pretrained import Source
 from tests.finetune import tiny
 
 

@@ -17,12 +17,13 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
-from examples.finetune import parameters, pretrained, sharding, train
-from examples.finetune.config import Config
-from examples.finetune.llama_config import parameter_shapes
-from examples.finetune.optimizers import make
+from examples.finetune.command.config import Config
+from examples.finetune.model import parameters, pretrained, sharding
+from examples.finetune.model.llama_config import parameter_shapes
+from examples.finetune.training import train
+from examples.finetune.training.optimizers import make
 from tests.finetune import tiny
-from tests.finetune.test_train import CONFIG, batches
+from tests.finetune.training.test_train import CONFIG, batches
 
 STEPS = 3
 

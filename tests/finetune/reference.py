@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from examples.finetune.export import export
-from examples.finetune.llama import Llama
-from examples.finetune.pretrained import (
+from examples.finetune.model.export import export
+from examples.finetune.model.llama import Llama
+from examples.finetune.model.pretrained import (
     DEFAULT_MODEL,
     build,
     default_model_file,

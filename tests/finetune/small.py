@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from examples.finetune.llama import causal_mask
+from examples.finetune.model.attention import causal_mask
 from tests.finetune import tiny
 from tests.helpers import UNOPTIMIZED_FLAGS
 
@@ -41,7 +41,8 @@ def options(model: pathlib.Path, output: pathlib.Path) -> list[str]:
 # The real command, which is sent a real signal as soon as it has saved its second step.
 INTERRUPTED = """
 import os, signal, sys
-from examples.finetune import __main__ as command, checkpoints
+from examples.finetune import __main__ as command
+from examples.finetune.storage import checkpoints
 
 save = checkpoints.ArmFiles.save
 

@@ -15,7 +15,8 @@ import tokenizers
 from flax import nnx
 from tokenizers import decoders, models, pre_tokenizers
 
-from examples.finetune.llama import Llama, causal_mask
+from examples.finetune.model.attention import causal_mask
+from examples.finetune.model.llama import Llama
 
 SIZES: dict[str, Any] = {
     "vocab_size": 272,

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from examples.finetune import config, hosts
+from examples.finetune.command import config
+from examples.finetune.system import hosts
 from tests.hosts import program
 
 PROGRAMS = 400

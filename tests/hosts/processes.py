@@ -15,7 +15,7 @@ import filelock
 import jax
 import pytest
 
-from examples.finetune import hosts
+from examples.finetune.system import hosts
 from tests.finetune import small
 
 ROOT = pathlib.Path(__file__).parents[2]

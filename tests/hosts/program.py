@@ -63,13 +63,17 @@ def listening() -> list[str]:
 
 def watch(options: dict[str, Any]) -> None:
     """Puts itself between the command and its parts."""
-    from examples.finetune import data, evaluate, hosts, parameters
-    from examples.finetune.checkpoints import ArmFiles
+    from examples.finetune.data.batches import Batch
+    from examples.finetune.evaluation import evaluate
+    from examples.finetune.model import parameters
+    from examples.finetune.running import run
+    from examples.finetune.storage.checkpoints import ArmFiles
+    from examples.finetune.system import hosts
 
-    draw, save, restore = data.training_batches, ArmFiles.save, ArmFiles.restore
+    draw, save, restore = run.training_batches, ArmFiles.save, ArmFiles.restore
 
     def drawn(*arguments: Any, **options: Any) -> Any:
-        def note(batch: data.Batch) -> data.Batch:
+        def note(batch: Batch) -> Batch:
             seen["batches"].append(batch["tokens"].tolist())
             return batch
 
@@ -93,7 +97,7 @@ def watch(options: dict[str, Any]) -> None:
         seen["restored"].append([found[2].step, digests])
         return found
 
-    data.training_batches = drawn
+    run.training_batches = drawn
     ArmFiles.save, ArmFiles.restore = saved, restored
     if options.get("train_only"):
         nothing = {"knowledge": 0.0, "prose": 0.0}

@@ -6,8 +6,10 @@ import re
 import pytest
 import yaml
 
-from examples.finetune import checks, config, hosts
-from examples.finetune.errors import InputError
+from examples.finetune.command import config
+from examples.finetune.command.errors import InputError
+from examples.finetune.running import checks
+from examples.finetune.system import hosts
 from tests.hosts import processes
 
 ALL = "--coordinator 127.0.0.1:4000 --num-processes 2 --process-id 1"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from examples.finetune import hosts
+from examples.finetune.system import hosts
 from tests.finetune import small, tiny
 from tests.hosts import processes
 from tests.hosts.processes import Run, run

@@ -4,7 +4,7 @@ import gzip
 import json
 import pathlib
 
-from examples.finetune.files import write_json_lines
+from examples.finetune.system.files import write_json_lines
 
 
 def write_data(directory: pathlib.Path) -> None:

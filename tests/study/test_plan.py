@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from examples.finetune.errors import InputError
-from examples.finetune.optimizers import OPTIMIZERS
+from examples.finetune.command.errors import InputError
+from examples.finetune.training.optimizers import OPTIMIZERS
 from examples.study import options, plan
 from examples.study.budget import BUDGETS
 from examples.study.methods import METHODS

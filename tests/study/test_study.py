@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from examples.finetune.errors import InputError
-from examples.finetune.files import read_json_lines
+from examples.finetune.command.errors import InputError
+from examples.finetune.system.files import read_json_lines
 from examples.study import __main__ as command
 from examples.study import measuring, plan, rows, study
 from examples.study.plan import Cell, Run, Step

@@ -6,10 +6,10 @@ import pathlib
 
 import pytest
 
-from examples.finetune.errors import InputError
-from examples.finetune.files import write_json_lines
-from examples.finetune.pretrained import Source, open_model
-from examples.finetune.retention import CODE_MODULES
+from examples.finetune.command.errors import InputError
+from examples.finetune.data.retention import CODE_MODULES
+from examples.finetune.model.pretrained import Source, open_model
+from examples.finetune.system.files import write_json_lines
 from examples.study import docstrings, texts
 from examples.study.budget import BUDGETS
 from tests.finetune import small

@@ -5,8 +5,9 @@ from typing import Any
 
 import datasets  # pyright: ignore[reportMissingImports]  # comes with lm-eval
 
-from examples.finetune import evaluate, word_problems
-from examples.finetune.config import EVALUATION_PROBLEMS, TRAINING_PROBLEMS
+from examples.finetune.command.config import EVALUATION_PROBLEMS, TRAINING_PROBLEMS
+from examples.finetune.data import word_problems
+from examples.finetune.evaluation import evaluate
 
 
 def problems(**_: Any) -> datasets.DatasetDict:

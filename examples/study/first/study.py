@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from examples.finetune.files import read_json_lines
+from examples.finetune.system.files import read_json_lines
 from examples.study import evidence
 from examples.study.evidence import Values
 

@@ -2,7 +2,7 @@
 
 import jax
 
-from tests.finetune.test_checkpoints import (
+from tests.finetune.storage.test_checkpoints import (
     test_restores_what_was_saved as test_restores_what_was_saved,
 )
 

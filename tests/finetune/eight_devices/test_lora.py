@@ -6,12 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from examples.finetune import parameters, sharding
-from examples.finetune import train as training
-from examples.finetune.optimizers import make
-from examples.finetune.pretrained import Source
-from tests.finetune.test_lora import Built, build, random_factors
-from tests.finetune.test_train import CONFIG, batches
+from examples.finetune.model import parameters, sharding
+from examples.finetune.model.pretrained import Source
+from examples.finetune.training import train as training
+from examples.finetune.training.optimizers import make
+from tests.finetune.model.test_lora import Built, build, random_factors
+from tests.finetune.training.test_train import CONFIG, batches
 
 
 def losses(built: Built, mesh: jax.sharding.Mesh, scan: bool) -> list[float]:

@@ -9,11 +9,12 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType, PartitionSpec
 
-from examples.finetune.errors import InputError
-from examples.finetune.export import export
-from examples.finetune.llama import Llama, causal_mask
-from examples.finetune.pretrained import Source, build
-from examples.finetune.sharding import (
+from examples.finetune.command.errors import InputError
+from examples.finetune.model.attention import causal_mask
+from examples.finetune.model.export import export
+from examples.finetune.model.llama import Llama
+from examples.finetune.model.pretrained import Source, build
+from examples.finetune.model.sharding import (
     batch_sharding,
     make_mesh,
     param_shardings,

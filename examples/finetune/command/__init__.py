@@ -1,0 +1,1 @@
+"""What a user of the command meets: options, errors, exit statuses."""

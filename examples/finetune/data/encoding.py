@@ -1,0 +1,186 @@
+"""From rows to tokens, and which of them the model is to learn to write.
+
+The loss is on the assistant's turns with their end-of-turn token, on completions with
+the end-of-text token, and on every token of plain text. `examples.finetune.data.rows`
+says what a row may be.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+from examples.finetune.command.errors import InputError
+from examples.finetune.data.rows import row_form
+
+_log = logging.getLogger(__name__)
+
+
+class ChatTokenizer(Protocol):
+    """What this module needs of a tokenizer (`examples.finetune.model.tokenizer`)."""
+
+    eos_id: int
+    stop_ids: frozenset[int]
+
+    def encode(self, text: str) -> list[int]:
+        """Returns the ids of a text, special tokens in it recognised, none added."""
+        ...
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        add_generation_prompt: bool = False,
+    ) -> str:
+        """Returns messages in the model's chat template."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One tokenised row.
+
+    Args:
+      prompt_ids: the tokens before the last answer, where greedy decoding starts;
+        empty for plain text.
+      ids: all tokens up to the last one that carries loss.
+      loss: for each token of `ids`, whether the model is to learn to write it.
+      completion: the text of the last answer; empty for plain text.
+    """
+
+    prompt_ids: tuple[int, ...]
+    ids: tuple[int, ...]
+    loss: tuple[bool, ...]
+    completion: str
+
+
+def encode_rows(
+    rows: Sequence[Mapping[str, Any]],
+    tokenizer: ChatTokenizer,
+    max_length: int,
+    source_name: str,
+) -> list[Example]:
+    """Tokenises rows and marks what carries the loss.
+
+    Args:
+      rows: rows of one form, as `read_rows` or `word_problems.problems` give them.
+      tokenizer: the model's tokenizer.
+      max_length: the most tokens an example may have, at least 2. Longer rows are left
+        out and their number is logged as a warning, since a cut answer would teach the
+        model to stop early or never. Plain text is cut into pieces instead.
+      source_name: what to call the rows in messages; for a file, its path.
+
+    Returns:
+      The examples in the order of the rows.
+
+    Raises:
+      InputError: every row is too long, or a row (named by its line) has no token to
+        learn, or a chat's template renders earlier turns differently once later ones
+        follow, so that it cannot be told which tokens are the assistant's.
+    """
+    if max_length < 2:
+        raise ValueError(f"max_length must be at least 2, got {max_length}")
+    examples = []
+    for number, row in enumerate(rows, 1):
+        try:
+            example = _encode(row, tokenizer)
+            if not any(example.loss[1:]):
+                raise InputError(
+                    "it has no token to learn; the first one is only given"
+                )
+        except InputError as error:
+            reason = str(error).rstrip(".")
+            raise InputError(f"Line {number} of {source_name}: {reason}.") from None
+        examples += _pieces(example, max_length) if "text" in row else [example]
+    kept = [example for example in examples if len(example.ids) <= max_length]
+    if not kept:
+        shortest = min((len(example.ids) for example in examples), default=0)
+        raise InputError(
+            f"{source_name} has no row of at most {max_length} tokens; its shortest has"
+            f" {shortest}."
+        )
+    if len(kept) < len(examples):
+        _log.warning(
+            "%s: %d of %d rows are longer than %d tokens and left out",
+            source_name,
+            len(examples) - len(kept),
+            len(examples),
+            max_length,
+        )
+    return kept
+
+
+def _encode(row: Mapping[str, Any], tokenizer: ChatTokenizer) -> Example:
+    form = row_form(row)
+    if form == "messages":
+        return _encode_chat(row["messages"], tokenizer)
+    if form == "question/answer":
+        turns = (("user", row["question"]), ("assistant", row["answer"]))
+        messages = [{"role": role, "content": content} for role, content in turns]
+        return _encode_chat(messages, tokenizer)
+    if form == "text":
+        ids = tuple(tokenizer.encode(row["text"]))
+        return Example((), ids, (True,) * len(ids), "")
+    prompt, completion = row["prompt"], row["completion"]
+    ids = tokenizer.encode(prompt)
+    learned = _following(ids, prompt, prompt + completion, tokenizer)
+    learned = [*learned, tokenizer.eos_id]
+    loss = (False,) * len(ids) + (True,) * len(learned)
+    return Example(tuple(ids), (*ids, *learned), loss, completion)
+
+
+def _encode_chat(
+    messages: Sequence[Mapping[str, str]], tokenizer: ChatTokenizer
+) -> Example:
+    """Tokenises up to each assistant turn's start and end, the loss on what is between.
+
+    That is how the tokens come when the model answers: the prompt is tokenised alone.
+    """
+    ids, loss, text, answer_start, completion = [], [], "", 0, ""
+    for turn, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        prompt = tokenizer.chat(messages[:turn], add_generation_prompt=True)
+        through = tokenizer.chat(messages[: turn + 1])
+        if not (prompt.startswith(text) and through.startswith(prompt)):
+            raise InputError(
+                "it cannot be split into turns: the model's chat template renders the"
+                f" messages before message {turn} differently once it follows"
+            )
+        given = _following(ids, text, prompt, tokenizer)
+        ids, loss = ids + given, loss + [False] * len(given)
+        answer = _following(ids, prompt, through, tokenizer)
+        answer_start, completion, text = len(ids), message["content"], through
+        ids, loss = ids + answer, loss + _answer_loss(answer, tokenizer.stop_ids)
+    end = max((place for place, learn in enumerate(loss) if learn), default=-1) + 1
+    return Example(
+        tuple(ids[:answer_start]), tuple(ids[:end]), tuple(loss[:end]), completion
+    )
+
+
+def _answer_loss(answer: Sequence[int], stop_ids: frozenset[int]) -> list[bool]:
+    """True up to the end-of-turn token; a line break after it is the template's."""
+    stops = [place for place, token in enumerate(answer) if token in stop_ids]
+    learned = stops[-1] + 1 if stops else len(answer)
+    return [place < learned for place in range(len(answer))]
+
+
+def _following(
+    ids: Sequence[int], text: str, longer: str, tokenizer: ChatTokenizer
+) -> list[int]:
+    """The tokens of `longer` that follow `ids`, the tokens of its beginning `text`.
+
+    The rest is tokenised alone only where a token would cross the border: tokenizers
+    of the SentencePiece family put a space before whatever they are given.
+    """
+    whole = tokenizer.encode(longer)
+    if whole[: len(ids)] == list(ids):
+        return whole[len(ids) :]
+    return tokenizer.encode(longer[len(text) :])
+
+
+def _pieces(example: Example, length: int) -> Iterator[Example]:
+    """Cuts plain text; a last piece of one token is left out, it predicts nothing."""
+    for start in range(0, max(len(example.ids) - 1, 1), length):
+        ids = example.ids[start : start + length]
+        yield Example((), ids, (True,) * len(ids), "")

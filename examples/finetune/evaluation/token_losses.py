@@ -1,0 +1,217 @@
+"""Loss per token, and how far the next-token distribution moved from the base model's.
+
+Both come out of one pass. The base model runs once: its final hidden states are kept,
+a few hundred numbers a token where its logits would be tens of thousands, and its head
+turns them back into logits whenever they are compared.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from examples.finetune.command.errors import InputError
+from examples.finetune.data.batches import Batch, evaluation_batches, loss_targets
+from examples.finetune.data.encoding import Example
+from examples.finetune.model.attention import causal_mask
+from examples.finetune.system.files import replacing
+from examples.finetune.system.hosts import fetch
+
+Place = Callable[[Batch], dict[str, jax.Array]]
+Hidden = list[np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenSet:
+    """A text to measure on.
+
+    Attributes:
+      name: what the measurements are called.
+      batches: arrays [B, T]: `tokens`, `positions`, `segments`, `targets` int32;
+        `loss_weights` and `divergence_weights` float32, 1 where the prediction counts.
+    """
+
+    name: str
+    batches: tuple[Batch, ...]
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        examples: Sequence[Example],
+        *,
+        batch_size: int,
+        sequence_length: int,
+        divergence: Literal["prompts", "all"],
+    ) -> "TokenSet":
+        """Puts examples into batches.
+
+        Args:
+          name: of the set.
+          examples: tokenised rows, each at most `sequence_length` tokens.
+          batch_size: rows at a time.
+          sequence_length: as for `data.evaluation_batches`.
+          divergence: compare with the base model where the next token belongs to a
+            prompt, or at every token. The loss counts what carries loss in any case.
+        """
+        batches = evaluation_batches(
+            examples, batch_size=batch_size, sequence_length=sequence_length
+        )
+        return cls(name, tuple(_weighted(batch, divergence) for batch in batches))
+
+
+def _weighted(batch: Batch, divergence: str) -> Batch:
+    targets_BxT, loss_BxT = loss_targets(batch)
+    _, prompt_BxT = loss_targets({**batch, "loss_mask": ~batch["loss_mask"]})
+    divergence_BxT = prompt_BxT if divergence == "prompts" else prompt_BxT | loss_BxT
+    return {
+        **{name: batch[name] for name in ("tokens", "positions", "segments")},
+        "targets": np.asarray(targets_BxT, np.int32),
+        "loss_weights": np.asarray(loss_BxT, np.float32),
+        "divergence_weights": np.asarray(divergence_BxT, np.float32),
+    }
+
+
+def head_of(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a model's parameters that turns hidden states into logits."""
+    name = "head" if "head" in params else "embed"
+    return {name: params[name]}
+
+
+@functools.partial(jax.jit, static_argnames="graph")
+def _sums(
+    graph: nnx.GraphDef,
+    params: Mapping[str, Any],
+    base_head: Mapping[str, Any],
+    base_hidden_BxTxD: jax.Array,
+    batch: Mapping[str, jax.Array],
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    model = nnx.merge(graph, params)
+    hidden_BxTxD = model.hidden(
+        batch["tokens"], batch["positions"], causal_mask(batch["segments"])
+    )
+    logits_BxTxV = model.logits(hidden_BxTxD)
+    losses_BxT = optax.softmax_cross_entropy_with_integer_labels(
+        logits_BxTxV, batch["targets"]
+    )
+    base = nnx.merge(graph, {**params, **base_head})
+    base_logits_BxTxV = base.logits(base_hidden_BxTxD.astype(hidden_BxTxD.dtype))
+    divergence_BxT = _forward_kl(base_logits_BxTxV, logits_BxTxV)
+    return (
+        jnp.sum(losses_BxT * batch["loss_weights"], axis=1),
+        jnp.sum(divergence_BxT * batch["divergence_weights"], axis=1),
+        hidden_BxTxD.astype(jnp.float32),
+    )
+
+
+def _forward_kl(base_logits: jax.Array, logits: jax.Array) -> jax.Array:
+    base_log = jax.nn.log_softmax(base_logits)
+    return jnp.sum(jnp.exp(base_log) * (base_log - jax.nn.log_softmax(logits)), -1)
+
+
+def measure(
+    graph: nnx.GraphDef,
+    params: Mapping[str, Any],
+    tokens: TokenSet,
+    place: Place,
+    base_head: Mapping[str, Any],
+    base_hidden: Hidden | None,
+) -> tuple[float, float | None, Hidden]:
+    """Measures one model on one set.
+
+    Args:
+      graph: the model's structure.
+      params: its parameters.
+      tokens: the set.
+      place: puts a batch on the devices.
+      base_head: the base model's `head_of`.
+      base_hidden: its hidden states on this set; None measures the base model itself.
+
+    Returns:
+      The mean loss per token; the mean forward KL from the base model in nats per
+      token, None where the set has no token to compare at; the hidden states, a
+      float32 array [B, T, D] a batch.
+    """
+    losses, divergences, hidden = measure_rows(
+        graph, params, tokens, place, base_head, base_hidden
+    )
+    mean_loss = float(losses.sum()) / _total(tokens, "loss_weights")
+    compared_tokens = _total(tokens, "divergence_weights")
+    mean_kl = float(divergences.sum()) / compared_tokens if compared_tokens else None
+    return mean_loss, mean_kl, hidden
+
+
+def measure_rows(
+    graph: nnx.GraphDef,
+    params: Mapping[str, Any],
+    tokens: TokenSet,
+    place: Place,
+    base_head: Mapping[str, Any],
+    base_hidden: Hidden | None,
+) -> tuple[np.ndarray, np.ndarray, Hidden]:
+    """Measures one model on each row of one set.
+
+    Args:
+      graph: as for `measure`, like the other arguments.
+
+    Returns:
+      The losses and the forward KL, each summed over a row's tokens, float64 [rows],
+      rows of padding included; the hidden states.
+    """
+    losses, divergences, hidden = [], [], []
+    for number, batch in enumerate(tokens.batches):
+        if base_hidden is None:
+            width = jax.tree.leaves(params["final_norm"])[0].shape[-1]
+            compared = np.zeros((*batch["tokens"].shape, width), np.float32)
+        else:
+            compared = base_hidden[number]
+        placed = place({**batch, "base_hidden": compared})
+        loss_B, divergence_B, states = _sums(
+            graph, params, base_head, placed.pop("base_hidden"), placed
+        )
+        losses.append(fetch(loss_B).astype(np.float64))
+        divergences.append(fetch(divergence_B).astype(np.float64))
+        hidden.append(fetch(states))
+    return np.concatenate(losses), np.concatenate(divergences), hidden
+
+
+def _total(tokens: TokenSet, weights: str) -> float:
+    return float(sum(batch[weights].sum() for batch in tokens.batches))
+
+
+def save_hidden(path: pathlib.Path, hidden: Mapping[str, Hidden]) -> None:
+    """Writes hidden states by set name to an .npz file, at once."""
+    arrays = {
+        f"{name}/{number}": array
+        for name, batches in hidden.items()
+        for number, array in enumerate(batches)
+    }
+    with replacing(path) as file:
+        np.savez(file, allow_pickle=False, **arrays)
+
+
+def load_hidden(path: pathlib.Path) -> dict[str, Hidden]:
+    """Reads what `save_hidden` wrote.
+
+    Raises:
+      InputError: the file is damaged or gone.
+    """
+    hidden: dict[str, Hidden] = {}
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            for key in arrays.files:
+                hidden.setdefault(key.rpartition("/")[0], []).append(arrays[key])
+    # Of NumPy, zipfile, zlib and the system: whatever a damaged file leads to.
+    except Exception as error:
+        raise InputError(
+            f"{path} is damaged ({error}); remove {path.with_suffix('.json')} and the "
+            "base model is measured again"
+        ) from error
+    return hidden

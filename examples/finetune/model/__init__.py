@@ -1,0 +1,1 @@
+"""The model: architecture, weights, tokenizer, and where they lie on devices."""

@@ -1,0 +1,173 @@
+"""Writes a model in Hugging Face layout, for transformers and whatever reads it."""
+
+import math
+import pathlib
+import tempfile
+from typing import Any
+
+import jax
+import numpy as np
+import safetensors
+import safetensors.numpy
+from flax import nnx
+
+from examples.finetune.command.errors import InputError
+from examples.finetune.model import huggingface, weight_files
+from examples.finetune.model.llama import Llama
+from examples.finetune.model.llama_config import parameter_shapes
+from examples.finetune.model.sharding import parameter_path
+from examples.finetune.model.tokenizer import Tokenizer
+from examples.finetune.system import hosts
+from examples.finetune.system.hosts import fetch
+from examples.finetune.system.json_files import read_optional_object, write_object
+
+_MARK = {"exported_by": "mofo_jax"}
+_GENERATION_FILE = "generation_config.json"
+_FILE_BYTES = 5 * 10**9
+
+
+def check_directory(directory: pathlib.Path) -> None:
+    """Makes sure, before any long work, that an export can be written.
+
+    Args:
+      directory: new, empty, or an earlier export, which ``export`` will replace.
+
+    Raises:
+      InputError: if it holds anything else, or nothing can be written there.
+    """
+    try:
+        _check_replaceable(directory)
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=directory.parent):
+            pass
+    except OSError as error:
+        raise _cannot_write(directory, error) from error
+
+
+def export(model: Llama, tokenizer: Tokenizer, directory: pathlib.Path) -> None:
+    """Writes a model directory that transformers loads.
+
+    It holds ``config.json``, ``generation_config.json``, the tokenizer with its chat
+    template, and the weights as safetensors in the parameters' own dtype, in files of
+    at most 5 GB. It appears whole or not at all.
+
+    Args:
+      model: scanned or not, sharded or not. If several processes hold it all must
+        call; the first writes.
+      tokenizer: the model's.
+      directory: as for ``check_directory``.
+
+    Raises:
+      InputError: as ``check_directory`` does, or if the disk is full.
+    """
+    if not hosts.is_first():
+        # It needs their parts.
+        params = _parameters(model)
+        for path in parameter_shapes(model.config):
+            _tensor(params, path)
+        return
+    check_directory(directory)
+    ids = _token_ids(tokenizer)
+    try:
+        # Beside the directory, so that the last step is a rename.
+        with tempfile.TemporaryDirectory(dir=directory.parent) as temporary:
+            new = pathlib.Path(temporary) / "new"
+            new.mkdir()
+            dtype = _write_weights(model, new)
+            config = huggingface.config_json(model.config) | ids | _MARK
+            write_object(new / huggingface.CONFIG_FILE, config | {"torch_dtype": dtype})
+            write_object(new / _GENERATION_FILE, ids)
+            tokenizer.save(new)
+            if directory.exists():
+                directory.rename(pathlib.Path(temporary) / "old")
+            new.rename(directory)
+    # safetensors reports a full disk by an error of its own.
+    except (OSError, safetensors.SafetensorError) as error:
+        raise _cannot_write(directory, error) from error
+
+
+def _cannot_write(directory: pathlib.Path, error: Exception) -> InputError:
+    reason = error.strerror if isinstance(error, OSError) else error
+    return InputError(f"Cannot write the export to {directory}: {reason}.")
+
+
+def _check_replaceable(directory: pathlib.Path) -> None:
+    if not directory.exists() or not any(directory.iterdir()):
+        return
+    # A file that we would not write is the user's own: replacing would delete it.
+    ours = {huggingface.CONFIG_FILE, weight_files.INDEX_FILE, _GENERATION_FILE}
+    ours |= {"tokenizer.json", "tokenizer_config.json"}
+    foreign = [
+        path.name
+        for path in directory.iterdir()
+        if path.name not in ours and path.suffix != ".safetensors"
+    ]
+    config = read_optional_object(directory / huggingface.CONFIG_FILE)
+    if foreign or not _MARK.items() <= config.items():
+        raise InputError(
+            f"The export directory {directory} is not empty and is not an earlier "
+            "export; name another, or empty it."
+        )
+
+
+def _token_ids(tokenizer: Tokenizer) -> dict[str, Any]:
+    return {
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": [
+            tokenizer.eos_id,
+            *sorted(tokenizer.stop_ids - {tokenizer.eos_id}),
+        ],
+        "pad_token_id": tokenizer.pad_id,
+    }
+
+
+def _write_weights(model: Llama, directory: pathlib.Path) -> str:
+    """Writes the safetensors and, for several, their index; returns the dtype."""
+    params = _parameters(model)
+    dtype = params["embed/embedding"].dtype
+    groups = _groups(parameter_shapes(model.config), dtype.itemsize)
+    files: dict[str, str] = {}
+    for number, paths in enumerate(groups, 1):
+        name = f"model-{number:05}-of-{len(groups):05}.safetensors"
+        name = weight_files.WEIGHTS_FILE if len(groups) == 1 else name
+        tensors = {
+            huggingface.tensor_name(path): _tensor(params, path) for path in paths
+        }
+        files |= dict.fromkeys(tensors, name)
+        # transformers refuses files that do not say for which framework they are.
+        safetensors.numpy.save_file(tensors, directory / name, {"format": "pt"})
+        # It makes files that only their owner may read.
+        (directory / name).chmod(0o644)
+    if len(groups) > 1:
+        index = {"metadata": {}, "weight_map": files}
+        write_object(directory / weight_files.INDEX_FILE, index)
+    return dtype.name
+
+
+def _parameters(model: Llama) -> dict[str, jax.Array]:
+    leaves = jax.tree_util.tree_leaves_with_path(nnx.state(model))
+    return {parameter_path(path): leaf for path, leaf in leaves}
+
+
+def _groups(shapes: dict[str, tuple[int, ...]], itemsize: int) -> list[list[str]]:
+    """Cuts the parameters into runs that each fit a file."""
+    groups: list[list[str]] = [[]]
+    used = 0
+    for path, shape in shapes.items():
+        size = math.prod(shape) * itemsize
+        if groups[-1] and used + size > _FILE_BYTES:
+            groups.append([])
+            used = 0
+        groups[-1].append(path)
+        used += size
+    return groups
+
+
+def _tensor(params: dict[str, jax.Array], path: str) -> np.ndarray:
+    if path in params:
+        values = params[path]
+    else:
+        _, index, rest = path.split("/", 2)
+        values = params[f"layers/{rest}"][int(index)]
+    values = fetch(values)
+    return np.ascontiguousarray(values.T if path.endswith("kernel") else values)

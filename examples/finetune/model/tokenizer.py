@@ -1,0 +1,257 @@
+"""Text to token ids and back, and the model's chat template."""
+
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jinja2
+import jinja2.ext
+import jinja2.sandbox
+import tokenizers
+
+from examples.finetune.command.errors import InputError
+from examples.finetune.system.json_files import read_optional_object, write_object
+
+# The pre-tokenizers of GGUF files that we can rebuild; each is a way to cut the text
+# before merging. SmolLM's cuts digits one by one, then as GPT-2 does.
+_GGUF_SPLITS = {"smollm": tokenizers.pre_tokenizers.Digits(individual_digits=True)}
+# GGUF token types, from its specification.
+_GGUF_CONTROL, _GGUF_USER_DEFINED = 3, 4
+_NAMED = ("bos_token", "eos_token", "pad_token", "unk_token")
+_TEMPLATE_FILE = "chat_template.jinja"
+
+
+class Tokenizer:
+    """A byte-level or SentencePiece-like tokenizer with a chat template.
+
+    Attributes:
+      bos_id: the token that begins a text, or None where the model has none.
+      eos_id: the token that ends a text or a turn.
+      pad_id: fills rows; never learned from.
+      stop_ids: generation ends at any of these.
+      vocab_size: one more than the largest id.
+    """
+
+    def __init__(
+        self,
+        core: tokenizers.Tokenizer,
+        settings: Mapping[str, Any],
+        stop_ids: Iterable[int] = (),
+    ) -> None:
+        """Joins a tokenizer with its settings.
+
+        Args:
+          core: does the encoding.
+          settings: as in ``tokenizer_config.json``: ``bos_token``, ``eos_token``,
+            ``pad_token``, ``chat_template``.
+          stop_ids: token ids that end generation, beside the end-of-text token.
+
+        Raises:
+          InputError: if there is no end-of-text token, or a named token is unknown.
+        """
+        self._core = core
+        self.settings = dict(settings)
+        self.bos_id = self._special_id("bos_token")
+        eos_id = self._special_id("eos_token")
+        if eos_id is None:
+            raise InputError("The tokenizer names no end-of-text token (eos_token).")
+        pad_id = self._special_id("pad_token")
+        self.eos_id = eos_id
+        self.pad_id = eos_id if pad_id is None else pad_id
+        self.stop_ids = frozenset({eos_id, *stop_ids})
+        self.vocab_size = max(core.get_vocab(with_added_tokens=True).values()) + 1
+        self._template = _compile(self.settings.get("chat_template"))
+
+    @classmethod
+    def from_gguf(cls, metadata: Mapping[str, Any]) -> "Tokenizer":
+        """Builds the tokenizer that a GGUF file describes.
+
+        Args:
+          metadata: the file's values by key, ``tokenizer.ggml.tokens`` and so on.
+
+        Raises:
+          InputError: if the file's kind of tokenizer is not supported.
+        """
+        kind = metadata["tokenizer.ggml.model"], metadata["tokenizer.ggml.pre"]
+        if kind[0] != "gpt2" or kind[1] not in _GGUF_SPLITS:
+            raise InputError(
+                f"The GGUF tokenizer {'/'.join(kind)} is not supported; supported are "
+                f"{', '.join(f'gpt2/{name}' for name in _GGUF_SPLITS)}."
+            )
+        tokens = metadata["tokenizer.ggml.tokens"]
+        merges = [tuple(pair.split(" ")) for pair in metadata["tokenizer.ggml.merges"]]
+        vocabulary = {token: index for index, token in enumerate(tokens)}
+        core = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, merges))
+        core.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
+            [
+                _GGUF_SPLITS[kind[1]],
+                tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False),
+            ]
+        )
+        core.decoder = tokenizers.decoders.ByteLevel()
+        types = metadata["tokenizer.ggml.token_type"]
+        for token, token_type in zip(tokens, types, strict=True):
+            if token_type == _GGUF_CONTROL:
+                core.add_special_tokens([token])
+            elif token_type == _GGUF_USER_DEFINED:
+                core.add_tokens([token])
+        named = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
+        settings = {
+            f"{name}_token": tokens[metadata[f"tokenizer.ggml.{key}_token_id"]]
+            for name, key in named.items()
+            if f"tokenizer.ggml.{key}_token_id" in metadata
+        }
+        settings["chat_template"] = metadata.get("tokenizer.chat_template")
+        settings["clean_up_tokenization_spaces"] = False
+        return cls(core, settings)
+
+    @classmethod
+    def from_directory(cls, directory: pathlib.Path) -> "Tokenizer":
+        """Reads the tokenizer of a model directory in Hugging Face layout.
+
+        Args:
+          directory: holds ``tokenizer.json`` and, as far as the model has them,
+            ``tokenizer_config.json``, ``chat_template.jinja``,
+            ``generation_config.json`` and ``config.json``.
+
+        Raises:
+          InputError: if a file is missing or malformed.
+        """
+        path = directory / "tokenizer.json"
+        if not path.is_file():
+            raise InputError(f"The model directory {directory} has no tokenizer.json.")
+        try:
+            core = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises plain Exception
+            raise InputError(f"{path} is not a tokenizer: {error}.") from error
+        except BaseException as error:
+            # Where its Rust code panics, the error is not even an Exception.
+            if type(error).__name__ != "PanicException":
+                raise
+            raise InputError(f"{path} is not a tokenizer: {error}.") from None
+        settings = read_optional_object(directory / "tokenizer_config.json")
+        template = directory / _TEMPLATE_FILE
+        if template.is_file():
+            try:
+                settings["chat_template"] = template.read_text(encoding="utf-8")
+            except ValueError as error:
+                raise InputError(f"{template} is not UTF-8 text: {error}.") from None
+        stop_ids: set[int] = set()
+        for name in ("config.json", "generation_config.json"):
+            ids = read_optional_object(directory / name).get("eos_token_id")
+            ids = ids if isinstance(ids, list) else [] if ids is None else [ids]
+            if not all(type(each) is int and 0 <= each < 2**31 for each in ids):
+                path = directory / name
+                raise InputError(f"{path} has eos_token_id = {ids}; give token ids.")
+            stop_ids.update(ids)
+        if settings.get("eos_token") is None and stop_ids:
+            settings["eos_token"] = core.id_to_token(min(stop_ids))
+        return cls(core, settings, stop_ids)
+
+    def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
+        """Returns the text's token ids.
+
+        Special tokens written out in the text become their ids.
+
+        Args:
+          text: any.
+          add_special_tokens: whether to add those with which the model's own tokenizer
+            surrounds a text, such as Llama's beginning of text. Many have none.
+        """
+        return self._core.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Returns the text of token ids, special tokens left out."""
+        return self._core.decode(list(ids), skip_special_tokens=True)
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        add_generation_prompt: bool = False,
+    ) -> str:
+        """Writes a conversation as the model was trained to see it.
+
+        Args:
+          messages: each with ``role`` and ``content``.
+          add_generation_prompt: whether to end with the opening of the assistant's
+            turn.
+
+        Returns:
+          The text, special tokens written out.
+
+        Raises:
+          InputError: if the model has no chat template or it refuses the messages.
+        """
+        if self._template is None:
+            raise InputError(
+                "The model has no chat template, so chat messages cannot be used."
+            )
+        try:
+            return self._template.render(
+                messages=messages,
+                add_generation_prompt=add_generation_prompt,
+                tools=None,
+                documents=None,
+                **{name: self._special_text(name) for name in _NAMED},
+            )
+        # A template is a program: what it does may fail in any way.
+        except Exception as error:
+            raise InputError(
+                f"The model's chat template refuses the messages: {error}."
+            ) from error
+
+    def save(self, directory: pathlib.Path) -> None:
+        """Writes ``tokenizer.json`` and ``tokenizer_config.json`` into a directory."""
+        self._core.save(str(directory / "tokenizer.json"))
+        # Some files spell tokens out as objects, which not every reader takes.
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast"} | self.settings
+        settings |= {name: self._special_text(name) for name in _NAMED}
+        settings = {key: value for key, value in settings.items() if value is not None}
+        write_object(directory / "tokenizer_config.json", settings)
+
+    def _special_text(self, name: str) -> str | None:
+        token = self.settings.get(name)
+        text = token.get("content") if isinstance(token, Mapping) else token
+        if not ((text is None and token is None) or isinstance(text, str)):
+            raise InputError(f"The tokenizer's {name} must be text, got {token!r}.")
+        return text
+
+    def _special_id(self, name: str) -> int | None:
+        token = self._special_text(name)
+        if token is None:
+            return None
+        index = self._core.token_to_id(token)
+        if index is None:
+            raise InputError(f"The tokenizer has no token {token!r} for its {name}.")
+        return index
+
+
+def _compile(template: str | list[dict[str, str]] | None) -> jinja2.Template | None:
+    if isinstance(template, list):
+        named = {
+            entry.get("name"): entry.get("template")
+            for entry in template
+            if isinstance(entry, Mapping)
+        }
+        template = named.get("default")
+    if template is None:
+        return None
+    if not isinstance(template, str):
+        raise InputError(f"The model's chat template must be text, got {template!r}.")
+    # The template comes with the weights, from anywhere, hence the sandbox. Its
+    # settings are those that Hugging Face's templates are written for, but for
+    # strftime_now: without it Llama 3's template writes a fixed date, so that the
+    # same rows give the same tokens every day.
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
+    )
+    environment.globals["raise_exception"] = _refuse
+    try:
+        return environment.from_string(template)
+    except jinja2.TemplateError as error:
+        raise InputError(f"The model's chat template is malformed: {error}.") from error
+
+
+def _refuse(message: str) -> None:
+    raise jinja2.TemplateError(message)

@@ -1,0 +1,1 @@
+"""The whole run, from what the user gave to the report."""

@@ -1,0 +1,197 @@
+"""Checks everything that a user gave before any long work begins."""
+
+import math
+import pathlib
+import shutil
+from collections.abc import Mapping
+
+from examples.finetune.command.config import Config, learning_rates, option
+from examples.finetune.command.errors import InputError
+from examples.finetune.training.optimizers import NEEDS_FISHER, OPTIMIZERS
+
+# Names that are measured in any case.
+RESERVED = ("task", "knowledge", "prose", "code", "task_prompts")
+# Smallest value of each whole number.
+SMALLEST = {
+    "steps": 1,
+    "warmup_steps": 0,
+    "batch_size": 1,
+    "accumulation_steps": 1,
+    "sequence_length": 2,
+    "lora": 0,
+    "fisher_sequences": 1,
+    "seed": 0,
+    "checkpoint_every": 1,
+    "log_every": 1,
+    "max_skipped_steps": 0,
+    "training_problems": 1,
+    "evaluation_problems": 1,
+    "knowledge_questions": 1,
+    "retention_sequences": 1,
+    "max_new_tokens": 0,
+}
+
+
+def check_options(config: Config) -> None:
+    """Checks what can be checked without a file or a device.
+
+    Raises:
+      InputError: an option has a value that is not allowed.
+    """
+    for field, smallest in SMALLEST.items():
+        _require(config, field, getattr(config, field) >= smallest, f">= {smallest}")
+    _require(config, "seed", config.seed < 2**32, "below 2**32")
+    _require(config, "update_fraction", 0 < config.update_fraction <= 1, "in (0, 1]")
+    for field in ("b1", "b2"):
+        _require(config, field, 0 <= getattr(config, field) < 1, "in [0, 1)")
+    _require(config, "eps", 0 < config.eps < math.inf, "positive")
+    for field in ("weight_decay", "clip_norm"):
+        _require(config, field, 0 <= getattr(config, field) < math.inf, ">= 0")
+    _require(
+        config,
+        "warmup_steps",
+        config.warmup_steps < config.steps,
+        f"below --steps, {config.steps}",
+    )
+    _require(config, "rest", 0 <= config.rest < 1, "in [0, 1)")
+    _require(config, "exponent", 0 <= config.exponent <= 1, "in [0, 1]")
+    _require(config, "strength", 0 <= config.strength < math.inf, ">= 0")
+    _require(config, "damping", 0 < config.damping < math.inf, "positive")
+    _require(config, "after_share", 0 < config.after_share <= 1, "in (0, 1]")
+    _check_optimizers(config)
+    _check_processes(config)
+    if config.lora_alpha is not None:
+        positive = 0 < config.lora_alpha < math.inf
+        _require(config, "lora_alpha", positive, "positive")
+        if not config.lora:
+            raise InputError("--lora-alpha needs --lora, the rank of what it scales")
+    if config.train_file and not config.task_eval_file:
+        raise InputError(
+            "--train-file needs --task-eval-file, the held-out rows that measure "
+            "what was learned"
+        )
+
+
+def _require(config: Config, field: str, holds: bool, allowed: str) -> None:
+    if not holds:
+        value = getattr(config, field)
+        raise InputError(f"{option(field)} must be {allowed}, got {value}")
+
+
+def _check_processes(config: Config) -> None:
+    fields = ("coordinator", "num_processes", "process_id")
+    given = [field for field in fields if getattr(config, field) is not None]
+    missing = [option(field) for field in fields if field not in given]
+    if config.distributed and given:
+        raise InputError(f"--distributed finds {option(given[0])} by itself; leave out")
+    if not given:
+        return
+    if missing:
+        raise InputError(
+            "--coordinator, --num-processes and --process-id are given together; "
+            f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing"
+        )
+    host, _, port = (config.coordinator or "").rpartition(":")
+    numeric = port.isascii() and port.isdecimal() and 0 < int(port) < 2**16
+    allowed = "HOST:PORT with a port from 1 to 65535"
+    _require(config, "coordinator", bool(host) and numeric, allowed)
+    count, own = config.num_processes or 0, config.process_id or 0
+    _require(config, "num_processes", count > 0, ">= 1")
+    allowed = f"from 0 to {count - 1}, one less than --num-processes"
+    _require(config, "process_id", 0 <= own < count, allowed)
+
+
+def _check_optimizers(config: Config) -> None:
+    known = ", ".join(OPTIMIZERS)
+    if not config.optimizer:
+        raise InputError(f"--optimizer needs at least one of {known}")
+    for name in config.optimizer:
+        if name not in OPTIMIZERS:
+            raise InputError(f"--optimizer must be of {known}, got {name!r}")
+        if config.optimizer.count(name) > 1:
+            raise InputError(f"--optimizer names {name} twice")
+        if config.lora and name in (*NEEDS_FISHER, "half"):
+            raise InputError(f"--optimizer {name} trains kernels, which --lora freezes")
+    learning_rates(config)
+
+
+def retention_files(config: Config) -> dict[str, pathlib.Path]:
+    """The paths of --retention-file by name.
+
+    Raises:
+      InputError: an entry is not NAME=PATH, or its name is taken.
+    """
+    files: dict[str, pathlib.Path] = {}
+    for entry in config.retention_file:
+        name, equals, path = entry.partition("=")
+        if not (name and equals and path):
+            raise InputError(f"--retention-file must be NAME=PATH, got {entry!r}")
+        if name in files or name in RESERVED:
+            raise InputError(f"--retention-file has the name {name!r}, which is taken")
+        files[name] = pathlib.Path(path)
+    return files
+
+
+def check_context(config: Config, model: str, longest: int) -> None:
+    """Checks that sequences, and decoding behind prompts, fit the model's context.
+
+    Args:
+      config: the run's settings.
+      model: the model's name, for the message.
+      longest: the most positions that the model has.
+
+    Raises:
+      InputError: they do not fit.
+    """
+    if config.sequence_length > longest:
+        raise InputError(
+            f"--sequence-length must be at most {longest}, the context of {model}, "
+            f"got {config.sequence_length}"
+        )
+    if config.sequence_length + config.max_new_tokens > longest:
+        raise InputError(
+            f"--max-new-tokens must be at most {longest - config.sequence_length} "
+            f"with sequences of {config.sequence_length} tokens in the context of "
+            f"{model}, {longest}, got {config.max_new_tokens}"
+        )
+
+
+def check_room(needed: Mapping[pathlib.Path, int]) -> None:
+    """Checks that directories are, or can be made, and that they have room.
+
+    Args:
+      needed: bytes that will be written, by directory.
+
+    Raises:
+      InputError: a path is a file, or the disk is too full.
+    """
+    for path, size in needed.items():
+        if path.exists() and not path.is_dir():
+            raise InputError(f"{path} is a file; a directory is needed")
+        existing = next(p for p in (path, *path.absolute().parents) if p.exists())
+        if not existing.is_dir():
+            raise InputError(f"{existing} is a file, so {path} cannot be made")
+        free = shutil.disk_usage(existing).free
+        if free < size:
+            raise InputError(
+                f"{path} needs about {_amount(size)} and its disk has "
+                f"{_amount(free)} free"
+            )
+
+
+def _amount(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+
+
+def check_rows(config: Config, multiple: int) -> None:
+    """Checks that a batch can be dealt out to the devices that share it.
+
+    Args:
+      config: the run's settings.
+      multiple: how many parts the mesh cuts a batch into.
+
+    Raises:
+      InputError: it cannot.
+    """
+    allowed = f"a multiple of {multiple}, the mesh's data and fsdp devices"
+    _require(config, "batch_size", config.batch_size % multiple == 0, allowed)

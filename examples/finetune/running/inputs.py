@@ -1,0 +1,126 @@
+"""What the user gave a run: found, read and checked before any long work."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from examples.finetune.command.config import FREE_SETTINGS, Config, option, to_json
+from examples.finetune.data import word_problems
+from examples.finetune.data.encoding import Example, encode_rows
+from examples.finetune.data.rows import read_rows
+from examples.finetune.evaluation import evaluate
+from examples.finetune.model import export, lora, pretrained, sharding
+from examples.finetune.running import checks
+from examples.finetune.storage.checkpoints import KEPT_CHECKPOINTS
+from examples.finetune.system import hosts
+from examples.finetune.system.files import digest
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+class Inputs(NamedTuple):
+    """What a run begins with.
+
+    Attributes:
+      source: the opened model.
+      mesh: the devices.
+      training: examples to learn from.
+      suite: what to measure on.
+      settings: what decides the results, by option; files by their content too.
+    """
+
+    source: pretrained.Source
+    mesh: Mesh
+    training: list[Example]
+    suite: evaluate.Suite
+    settings: dict[str, Any]
+
+
+def find(config: Config) -> Inputs:
+    """Reads and checks everything before any long work.
+
+    Args:
+      config: checked by `checks.check_options`.
+
+    Raises:
+      InputError: something the user gave cannot work.
+    """
+    train_rows, task_rows, retained = _read(config)
+    source = pretrained.open_model(config.model)
+    checks.check_context(config, source.name, source.config.max_positions)
+    lora.check_rank(lora.adapter_of(config), source.config)
+    mesh = sharding.make_mesh(config.mesh)
+    rows = sharding.row_shards(mesh)
+    checks.check_rows(config, rows)
+    training, task = (
+        encode_rows(
+            given, source.tokenizer, config.sequence_length, str(path or "the problems")
+        )
+        for given, path in (
+            (train_rows, config.train_file),
+            (task_rows, config.task_eval_file),
+        )
+    )
+    suite = evaluate.make_suite(config, source.tokenizer, task, retained, rows)
+    checks.check_room(_needed(config, source))
+    if config.export and hosts.is_first():
+        for name in config.optimizer:
+            export.check_directory(config.export / name)
+    return Inputs(source, mesh, training, suite, _settings(config))
+
+
+def _read(config: Config) -> tuple[Rows, Rows, Mapping[str, Rows]]:
+    files = checks.retention_files(config)
+    retained = {name: read_rows(path) for name, path in files.items()}
+    if config.task_eval_file:
+        task = read_rows(config.task_eval_file)
+    else:
+        task = word_problems.problems(
+            config.evaluation_problems, seed=config.seed, split="test"
+        )
+    if config.train_file:
+        return read_rows(config.train_file), task, retained
+    made = word_problems.problems(
+        config.training_problems, seed=config.seed, split="train"
+    )
+    return made, task, retained
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    values = {
+        option(name): value
+        for name, value in to_json(config).items()
+        if name not in FREE_SETTINGS
+    }
+    files = {
+        option("train_file"): config.train_file,
+        option("task_eval_file"): config.task_eval_file,
+    }
+    files |= {
+        f"--retention-file {name}": path
+        for name, path in checks.retention_files(config).items()
+    }
+    return values | {
+        f"the content of {name}": digest(path) for name, path in files.items() if path
+    }
+
+
+def _needed(config: Config, source: pretrained.Source) -> dict[Any, int]:
+    """Bytes to be written, by directory."""
+    numbers = lora.trained_count(None, source.config)
+    trained = lora.trained_count(lora.adapter_of(config), source.config)
+    itemsize = jnp.dtype(config.param_dtype).itemsize
+    begun = [
+        name
+        for name in config.optimizer
+        if any((config.output / "arms" / name / "checkpoints").glob("*"))
+    ]
+    # What is trained, two moments and what was selected each, and one more while the
+    # old one still stands.
+    checkpoints = KEPT_CHECKPOINTS * (len(config.optimizer) - len(begun)) + 1
+    needed = {config.output: trained * (3 * itemsize + 1) * checkpoints}
+    if config.export:
+        needed[config.export] = numbers * itemsize * len(config.optimizer)
+    return needed

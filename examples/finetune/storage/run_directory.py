@@ -1,0 +1,142 @@
+"""The run directory: what is kept of a run so that the same command can go on.
+
+settings.json            what the run computes; other settings are refused
+base.json, base.npz      the base model's measurements and final hidden states
+arms/NAME/arm.json       the arm's learning rate
+arms/NAME/checkpoints/   Orbax: what is trained, optimizer state, position, progress,
+                         and checksums of them
+arms/NAME/metrics.jsonl  one line a logged step
+arms/NAME/skipped.npz    the last batch whose step was skipped
+arms/NAME/result.json    the finished arm's measurements
+tensorboard/NAME/        the logged steps again, where tensorboardX is installed
+.lock                    held by the process that works here
+"""
+
+import contextlib
+import json
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import filelock
+
+from examples.finetune.command.errors import InputError
+from examples.finetune.system.files import (
+    UNFINISHED,
+    read_json,
+    read_json_lines,
+    write_json,
+)
+
+RESULT = "result.json"
+_LOCK = ".lock"
+
+
+@contextlib.contextmanager
+def claim(path: pathlib.Path, settings: Mapping[str, Any]) -> Iterator[None]:
+    """Makes a directory this run's, or finds that it is, and keeps others out.
+
+    Args:
+      path: the run directory, made if it does not exist.
+      settings: option to JSON value, all that decides what the run computes.
+
+    Raises:
+      InputError: another process works in the directory, or it belongs to other
+        settings, is no run directory but has files, or cannot be written.
+    """
+    lock = filelock.FileLock(path / _LOCK, timeout=0, is_singleton=False)
+    with contextlib.ExitStack() as held:
+        try:
+            found = _settings_of(path)
+            path.mkdir(parents=True, exist_ok=True)
+            # The system lets go of it when the process ends, however it ends. Some
+            # shared file systems have no locks and cannot keep others out.
+            with contextlib.suppress(NotImplementedError):
+                held.enter_context(lock)
+            # Also where it exists: it may not be writable any more.
+            write_json(path / "settings.json", found or dict(settings))
+            for left in path.rglob(f".*{UNFINISHED}"):
+                left.unlink()
+        except filelock.Timeout:
+            raise InputError(
+                f"--output {path} is in use: another process works there; wait until "
+                "it ends, or name another directory"
+            ) from None
+        except OSError as error:
+            raise InputError(
+                f"--output {path} cannot be written: {error.strerror or error}"
+            ) from None
+        if found is not None:
+            _refuse_other_settings(path, found, settings)
+        yield
+
+
+def _settings_of(path: pathlib.Path) -> dict[str, Any] | None:
+    try:
+        found = read_json(path / "settings.json")
+    except InputError:
+        raise InputError(
+            f"{path / 'settings.json'} is damaged (not JSON); put back a copy, or name "
+            "another --output"
+        ) from None
+    if found is None and path.is_dir():
+        names = {entry.name for entry in path.iterdir()}
+        if any(name != _LOCK and not name.endswith(UNFINISHED) for name in names):
+            raise InputError(
+                f"--output {path} has files but is no run directory; name a new one"
+            )
+    return found
+
+
+def _refuse_other_settings(
+    path: pathlib.Path, found: Mapping[str, Any], settings: Mapping[str, Any]
+) -> None:
+    now = json.loads(json.dumps(settings))
+    names = [*now, *(name for name in found if name not in now)]
+    refuse_differences(path, {name: (found.get(name), now.get(name)) for name in names})
+
+
+def refuse_differences(
+    path: pathlib.Path, values: Mapping[str, tuple[Any, Any]]
+) -> None:
+    """Raises InputError if a setting's stored value is not the one now asked for.
+
+    Args:
+      path: the run directory, for the message.
+      values: option to its stored and its present value.
+    """
+    differences = [
+        f"{name} was {_shown(old)} and is now {_shown(new)}"
+        for name, (old, new) in values.items()
+        if old != new
+    ]
+    if differences:
+        raise InputError(
+            f"--output {path} belongs to a run of other settings: "
+            f"{'; '.join(differences)}; name another directory or the same settings"
+        )
+
+
+def _shown(value: Any) -> str:
+    return "not set" if value is None else json.dumps(value).strip('"')
+
+
+def finished_arms(
+    run: pathlib.Path, first: Sequence[str]
+) -> dict[str, tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """The results and metrics of every finished arm of a run directory.
+
+    Args:
+      run: the run directory.
+      first: names that come first; the others follow in alphabetical order.
+    """
+    found = sorted(path.parent.name for path in run.glob(f"arms/*/{RESULT}"))
+    names = [*(name for name in first if name in found)]
+    names += [name for name in found if name not in first]
+    return {
+        name: (
+            read_json(run / "arms" / name / RESULT) or {},
+            read_json_lines(run / "arms" / name / "metrics.jsonl"),
+        )
+        for name in names
+    }

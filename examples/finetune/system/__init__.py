@@ -1,0 +1,1 @@
+"""What the machine gives: files that are replaced at once, and processes."""

@@ -1,0 +1,115 @@
+"""Files that appear whole or not at all, and JSON in them."""
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from typing import IO, Any
+
+from examples.finetune.command.errors import InputError
+
+# Files on their way; one that a killed process left behind is known by it.
+UNFINISHED = ".part"
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[IO[bytes]]:
+    """Opens a file that takes the place of `path` once it is written whole.
+
+    Yields:
+      A binary file; if the block raises, what stood at `path` stays.
+    """
+    unfinished = {"prefix": f".{path.name}.", "suffix": UNFINISHED, "delete": False}
+    # Also of what goes wrong when it is closed.
+    with (
+        _naming(path),
+        tempfile.NamedTemporaryFile(dir=path.parent, **unfinished) as file,
+    ):
+        try:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            # Temporary files are private; the results need not be.
+            pathlib.Path(file.name).chmod(0o644)
+            pathlib.Path(file.name).replace(path)
+        except BaseException:
+            pathlib.Path(file.name).unlink()
+            raise
+
+
+@contextlib.contextmanager
+def _naming(path: pathlib.Path) -> Iterator[None]:
+    """Says of which file an error is that does not say it, as of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Replaces a file's text at once."""
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Replaces a file by a value as indented JSON; NaN and infinity become null."""
+    write_text(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any] | None:
+    """The object in a JSON file, None if there is no such file.
+
+    Raises:
+      InputError: the file does not hold a JSON object.
+    """
+    try:
+        value = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise InputError(f"{path} is damaged (not JSON); remove it to go on")
+    return value
+
+
+def digest(path: pathlib.Path) -> str:
+    """The SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_json_lines(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The objects in a JSON Lines file but for damaged lines; [] without file."""
+    rows = []
+    with contextlib.suppress(FileNotFoundError):
+        for line in path.read_bytes().splitlines():
+            with contextlib.suppress(ValueError, RecursionError):
+                rows.append(json.loads(line))
+    return [row for row in rows if isinstance(row, dict)]
+
+
+def write_json_lines(path: pathlib.Path, values: Iterable[Any]) -> None:
+    """Replaces a file by values as JSON Lines."""
+    lines = [json.dumps(_finite(value), allow_nan=False) for value in values]
+    write_text(path, "".join(f"{line}\n" for line in lines))
+
+
+def append_json(path: pathlib.Path, value: Any) -> None:
+    """Adds a value to a JSON Lines file."""
+    with _naming(path), path.open("a") as file:
+        file.write(json.dumps(_finite(value), allow_nan=False) + "\n")

@@ -1,0 +1,1 @@
+"""The optimizers, the training step and the loop around it."""
