@@ -24,6 +24,7 @@ from tests.trainers.comparing import (
 
 FOLDER = pathlib.Path(trainers.__path__[0])
 FILES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")
+FILES.append("tunix/train")
 MARKED = re.compile(r" *(\w+) = (.*mofo_jax\.mofo.*)  # was: (optax\.adamw.*)")
 
 
@@ -75,7 +76,7 @@ def test_one_line_changes(name: str) -> None:
     assert found is not None, marked
     ast.parse(found[3])
     # The file says how it is run, and is so.
-    assert f"`python -m examples.trainers.{name}" in source
+    assert f"`python -m examples.trainers.{name.replace('/', '.')}" in source
     assert source.rstrip().splitlines()[-2] == 'if __name__ == "__main__":'
 
 

@@ -12,7 +12,7 @@ from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
 import mofo_jax
-from examples.trainers import flax_linen, flax_nnx_sharded, maxtext, plain_jax
+from examples.trainers import flax_linen, flax_nnx_sharded, plain_jax
 from tests.trainers.comparing import (
     FRACTION,
     check_everything_is_adamw,
@@ -94,29 +94,6 @@ def test_flax_linen() -> None:
     assert box.names == ("embed", "layers", "mlp")
     assert box.value.shape == (8, flax_linen.LAYERS, 32)
     assert box.value.sharding.spec == P("data", None, "model")
-
-
-@pytest.mark.parametrize(
-    ("kind", "over_data"), [(AUTO, True), (EXPLICIT, False)], ids=["auto", "explicit"]
-)
-def test_maxtext(kind: AxisType, over_data: bool) -> None:
-    mesh = make_mesh((2, 2, 2), maxtext.MESH_AXES, kind)
-    train = functools.partial(maxtext.train, mesh=mesh, over_data=over_data)
-    rules = mofo_jax.block_rules("maxtext", "layer")
-    optimizers = make_optimizers(block_axes=rules)
-    moved = check_first_step(train, optimizers, layers_on_axis_one)
-    # Without the rules layers would compete: some would get more than others.
-    (kernel,) = (mask for path, mask in moved.items() if path.endswith("wo/kernel"))
-    assert len(set(kernel.sum(axis=(0, 2)).tolist())) == 1
-    check_everything_is_adamw(train, optimizers)
-    losses, params, state = train(optimizers.mofo, 40)
-    assert losses[-1] < 0.8 * losses[0]
-    check_shardings(params, state)
-    # What MaxText looks for, where it does.
-    assert isinstance(state[0], optax.ScaleByAdamState)
-    kernel = state[0].mu["params"]["decoder"]["layers"]["mlp"]["wi_0"]["kernel"]
-    rows = ("data", "fsdp") if over_data else "fsdp"
-    assert kernel.sharding.spec == P(rows, None, "tensor")
 
 
 def test_plain_jax() -> None:

@@ -15,7 +15,7 @@ from tests.helpers import assert_same_bits
 from tests.trainers.tunix import tunix_runs
 
 # After the check for Tunix.
-from examples.trainers import tunix_trainer  # isort: skip
+from examples.trainers.tunix import train as tunix_trainer  # isort: skip
 from tunix.cli import (  # isort: skip  # pyright: ignore[reportMissingImports]
     config as command_line,
 )

@@ -13,7 +13,7 @@ from tests.helpers import assert_same_bits
 from tests.trainers.tunix import tunix_runs
 
 # After the check for Tunix.
-from examples.trainers import tunix_trainer  # isort: skip
+from examples.trainers.tunix import train as tunix_trainer  # isort: skip
 
 LORA = pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 

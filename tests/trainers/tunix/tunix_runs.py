@@ -20,7 +20,7 @@ pytest.importorskip(
     "tunix.sft.peft_trainer",
     reason="needs an environment with google-tunix, which .ci/trainers makes",
 )
-from examples.trainers import tunix_trainer
+from examples.trainers.tunix import train as tunix_trainer
 
 CONFIG = dataclasses.replace(tunix_trainer.CONFIG, num_layers=1)
 STEPS = 3

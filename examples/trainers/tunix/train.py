@@ -1,6 +1,6 @@
 """Tunix: its `PeftTrainer` trains a Llama 3, or Qwix's LoRA factors in it, by MoFO.
 
-Run it with `python -m examples.trainers.tunix_trainer`, or with `--lora` after it, in
+Run it with `python -m examples.trainers.tunix.train`, or with `--lora` after it, in
 an environment of its own: `pip install google-tunix==0.1.7` takes older releases of
 safetensors, tokenizers and huggingface-hub than the other examples use. The Llama is
 tiny and random, and learns to count.

@@ -1,0 +1,1 @@
+"""MoFO in EasyDeL; see the README beside it."""

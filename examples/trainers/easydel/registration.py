@@ -1,0 +1,47 @@
+"""Adds MoFO to the optimizers that EasyDeL knows by name, in its own registry.
+
+After importing this module, `optimizer="mofo"` is accepted wherever
+`optimizer="adamw"` is, and `extra_optimizer_kwargs` reach the fields of `MoFOConfig`.
+"""
+
+import dataclasses
+
+import optax
+from eformer.optimizers import (  # pyright: ignore[reportMissingImports]
+    AdamWConfig,
+    OptimizerBuilder,
+    register_optimizer,
+)
+
+import mofo_jax
+
+
+@dataclasses.dataclass
+class MoFOConfig(AdamWConfig):
+    """EasyDeL's options of AdamW, and MoFO's own.
+
+    EasyDeL's `weight_decay` is applied behind the optimizer, to every coordinate. For
+    MoFO's decay, of what moves only, set it to 0 and `selected_decay` instead.
+    """
+
+    update_fraction: float = 0.15
+    score: str = "momentum"
+    ties: str = "all"
+    selected_decay: float = 0.0
+
+
+@register_optimizer("mofo")
+@dataclasses.dataclass
+class MoFOOptimizer(OptimizerBuilder):
+    """Makes MoFO from its configuration."""
+
+    config: MoFOConfig
+
+    def build(self, scheduler: optax.Schedule) -> optax.GradientTransformation:
+        """Returns MoFO with a schedule for its learning rate."""
+        options = {
+            field.name: getattr(self.config, field.name)
+            for field in dataclasses.fields(self.config)
+        }
+        decay = options.pop("selected_decay")
+        return mofo_jax.mofo(scheduler, weight_decay=decay, **options)

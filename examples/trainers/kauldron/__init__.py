@@ -1,0 +1,1 @@
+"""MoFO in Kauldron: a tiny Gemma fine-tuned on questions; see the README beside it."""

@@ -1,0 +1,1 @@
+"""MoFO in MaxText: a launcher for MaxText's own programs; see the README beside it."""

@@ -1,0 +1,36 @@
+"""Draws the losses of runs of MaxText from its own metrics.
+
+    python -m examples.trainers.maxtext.curves adamw.jsonl mofo.jsonl --output a.png
+
+Each file is what a run wrote to its `metrics_file`, and gives a line its name.
+"""
+
+import argparse
+import json
+import pathlib
+from collections.abc import Sequence
+
+from matplotlib import pyplot
+
+
+def losses(path: pathlib.Path) -> list[float]:
+    """Returns the loss of each step of a run."""
+    return [json.loads(row)["learning/loss"] for row in path.read_text().splitlines()]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Draws the files that are named on the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("metrics", nargs="+", type=pathlib.Path)
+    parser.add_argument("--output", required=True, type=pathlib.Path)
+    given = parser.parse_args(arguments)
+    figure, axes = pyplot.subplots(figsize=(6, 3.5), layout="constrained")
+    for path in given.metrics:
+        axes.plot(losses(path), label=path.stem)
+    axes.set(xlabel="step", ylabel="training loss")
+    axes.legend()
+    figure.savefig(given.output, dpi=120)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""Adds `opt_type=mofo` and its options to an installed MaxText, in this process.
+
+MaxText has a closed list of optimizers. Two of its functions are wrapped: the one that
+reads a configuration, which gets a class with more fields, and the one that makes the
+optimizer. `upstream.patch` beside this file is what MaxText itself would change.
+"""
+
+import functools
+from typing import Any, Literal
+from unittest import mock
+
+import optax
+import pydantic  # pyright: ignore[reportMissingImports]  # comes with MaxText
+from maxtext.configs import (  # pyright: ignore[reportMissingImports]
+    pyconfig,
+    types,
+)
+from maxtext.optimizers import (  # pyright: ignore[reportMissingImports]
+    optimizers,
+)
+
+import mofo_jax
+
+
+class MoFO(pydantic.BaseModel):
+    """MoFO's options, as fields of a configuration, beside MaxText's for Adam."""
+
+    mofo_update_fraction: float = pydantic.Field(
+        0.15, gt=0, le=1, description="The fraction of each block that moves at a step."
+    )
+    mofo_block: Literal["tensor", "layer", "head", "expert"] = pydantic.Field(
+        "layer", description="What is a block, whose coordinates compete."
+    )
+    mofo_dense: list[str] = pydantic.Field(
+        default_factory=list,
+        description="Regular expressions for the paths of tensors that move wholly.",
+    )
+    mofo_score: str = pydantic.Field(
+        "momentum", description="What ranks coordinates; see `mofo_jax.mofo`."
+    )
+    mofo_ties: Literal["all", "exact"] = pydantic.Field(
+        "all", description="Whether all coordinates equal to the threshold move."
+    )
+    mofo_decay: Literal["selected", "all"] = pydantic.Field(
+        "selected", description="Which coordinates `adam_weight_decay` is applied to."
+    )
+
+
+class Config(MoFO, types.MaxTextConfig):
+    """MaxText's configuration with one more optimizer."""
+
+    opt_type: types.OptimizerType | Literal["mofo"] = pydantic.Field(
+        types.OptimizerType.ADAMW, description="The type of optimizer to use."
+    )
+
+
+class _Branch:
+    """A configuration that differs in `opt_type`."""
+
+    def __init__(self, config: Any, opt_type: str) -> None:
+        self.config, self.opt_type = config, opt_type
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.config, name)
+
+
+def block_axes(config: Any) -> Any:
+    """Returns which axes of MaxText's tensors index blocks."""
+    if config.mofo_block == "tensor":
+        return None
+    return mofo_jax.block_rules(
+        "maxtext", config.mofo_block, layer_axis=config.param_scan_axis
+    )
+
+
+def make_mofo(
+    config: Any, schedule: optax.Schedule, mask: Any
+) -> optax.GradientTransformationExtraArgs:
+    """Makes MoFO with the numbers that MaxText gives to `optax.adamw`."""
+    return mofo_jax.mofo(
+        schedule,
+        b1=config.adam_b1,
+        b2=config.adam_b2,
+        eps=config.adam_eps,
+        eps_root=config.adam_eps_root,
+        weight_decay=config.adam_weight_decay,
+        mu_dtype=config.mu_dtype,
+        mask=mask,
+        update_fraction=config.mofo_update_fraction,
+        block_axes=block_axes(config),
+        dense=mofo_jax.PathRules(dict.fromkeys(config.mofo_dense, True), default=False),
+        score=config.mofo_score,
+        ties=config.mofo_ties,
+        decay=config.mofo_decay,
+    )
+
+
+def with_mofo(get_optimizer: Any) -> Any:
+    """Returns MaxText's `get_optimizer` with a branch for MoFO.
+
+    The branch takes the place of `adam_pax`'s, so that MaxText wraps MoFO in whatever
+    it wraps its own optimizers in: frozen parameters, steps skipped on spikes.
+    """
+
+    @functools.wraps(get_optimizer)
+    def wrapped(config: Any, schedule: Any, *args: Any, **kwargs: Any) -> Any:
+        if config.opt_type != "mofo":
+            return get_optimizer(config, schedule, *args, **kwargs)
+
+        def branch(*_: Any, mask: Any, **__: Any) -> Any:
+            return make_mofo(config, schedule, mask)
+
+        with mock.patch.object(optimizers, "adam_pax", branch):
+            adam_pax = _Branch(config, "adam_pax")
+            return get_optimizer(adam_pax, schedule, *args, **kwargs)
+
+    return wrapped
+
+
+def register() -> None:
+    """Makes MaxText accept `opt_type=mofo`, however its programs are then called."""
+    if hasattr(optimizers.get_optimizer, "__wrapped__"):
+        return
+    for name in ("initialize", "initialize_pydantic"):
+        read = functools.partial(getattr(pyconfig, name), config_class=Config)
+        setattr(pyconfig, name, read)
+    optimizers.get_optimizer = with_mofo(optimizers.get_optimizer)

@@ -1,0 +1,1 @@
+"""MoFO in Tunix; see the README beside it."""

@@ -1,0 +1,129 @@
+"""What the tests of EasyDeL share: short runs of its trainer."""
+
+import functools
+import tempfile
+from typing import Any, NamedTuple
+
+import numpy as np
+import optax
+import pytest
+
+from tests.helpers import assert_same_bits, selected
+from tests.trainers.comparing import FRACTION, by_path
+
+pytest.importorskip(
+    "easydel.trainers",
+    reason="needs an environment with EasyDeL, which .ci/trainers makes",
+)
+from examples.trainers.easydel import train as program
+
+STEPS = 3
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "adamw": {"optimizer": "adamw"},
+    "everything": {
+        "optimizer": "mofo",
+        "extra_optimizer_kwargs": {"update_fraction": 1},
+    },
+    "mofo": {"optimizer": "mofo"},
+}
+Arrays = dict[str, np.ndarray]
+
+
+class Run(NamedTuple):
+    """What a run did.
+
+    Attributes:
+      losses: of each step, as the trainer reports them.
+      start: the parameters before the first step, by path, those that are trained.
+      params: the same after the last step.
+      momenta: after the last step.
+      state: of the optimizer, after the last step.
+    """
+
+    losses: list[float]
+    start: Arrays
+    params: Arrays
+    momenta: Arrays
+    state: Any
+
+
+def flat(tree: Any) -> Arrays:
+    """Returns the arrays of a state by path."""
+    return {
+        path.removesuffix("/value"): array.copy()
+        for path, array in by_path(tree).items()
+    }
+
+
+def run_in(
+    folder: str,
+    name: str,
+    *,
+    lora: bool = False,
+    axes: tuple[int, ...] = program.ONE_DEVICE,
+    steps: int = STEPS,
+    **options: Any,
+) -> Run:
+    """Trains for some steps, in a folder for checkpoints."""
+    trainer = program.make_trainer(
+        program.build(lora, axes),
+        folder,
+        max_training_steps=steps,
+        **OPTIMIZERS[name],
+        **options,
+    )
+    start = flat(trainer.model_state.graphstate)
+    losses: dict[int, float] = {}
+
+    def log(metrics: dict[str, Any], step: int, log_as: str | None = None) -> None:
+        if "train/loss" in metrics:
+            losses[step] = float(metrics["train/loss"])
+
+    trainer.arguments.log_metrics = log
+    state = trainer.train().state
+    return Run(
+        [losses[step] for step in sorted(losses)],
+        start,
+        flat(state.graphstate),
+        flat(optax.tree.get(state.opt_state, "mu")),
+        state.opt_state,
+    )
+
+
+@functools.cache
+def run(
+    name: str,
+    *,
+    lora: bool = False,
+    axes: tuple[int, ...] = program.ONE_DEVICE,
+    steps: int = STEPS,
+) -> Run:
+    """Returns a run, trained the first time."""
+    with tempfile.TemporaryDirectory() as folder:
+        return run_in(folder, name, lora=lora, axes=axes, steps=steps)
+
+
+def check_everything_is_adamw(**case: Any) -> None:
+    """Compares losses, parameters and state after three steps, bit for bit."""
+    ours, desired = run("everything", **case), run("adamw", **case)
+    assert ours.losses == desired.losses
+    assert len(set(ours.losses)) == STEPS
+    assert_same_bits(ours.params, desired.params)
+    assert_same_bits(ours.state, desired.state)
+
+
+def assert_the_largest_moved(before: Arrays, after: Arrays, momentum: Arrays) -> None:
+    """Compares what moved with what NumPy selects of the momenta."""
+    assert before.keys() == after.keys() == momentum.keys()
+    for path, m in momentum.items():
+        expected = selected(m, FRACTION) & (m != 0)
+        np.testing.assert_array_equal(before[path] != after[path], expected, path)
+
+
+def check_first_step(**case: Any) -> None:
+    """Compares the first step of MoFO with the gradients of AdamW's."""
+    adamw, ours = run("adamw", steps=1, **case), run("mofo", steps=1, **case)
+    assert ours.losses == adamw.losses
+    assert_same_bits(ours.start, adamw.start)
+    assert len(adamw.momenta) > 4
+    assert_the_largest_moved(ours.start, ours.params, adamw.momenta)

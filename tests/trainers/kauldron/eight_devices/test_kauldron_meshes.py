@@ -1,0 +1,23 @@
+"""Kauldron on eight devices, with parameters sharded by its FSDP."""
+
+import importlib
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def kauldron_runs() -> Any:
+    """Imported here, so that without Kauldron the tests are found, and skipped."""
+    return importlib.import_module("tests.trainers.kauldron.kauldron_runs")
+
+
+def test_a_fraction_of_one_trains_as_adamw_does(kauldron_runs: Any) -> None:
+    kauldron_runs.assert_equal_runs(
+        kauldron_runs.run("everything", sharded=True),
+        kauldron_runs.run("adamw", sharded=True),
+    )
+
+
+def test_the_first_step_moves_what_numpy_selects(kauldron_runs: Any) -> None:
+    kauldron_runs.check_first_step(sharded=True)

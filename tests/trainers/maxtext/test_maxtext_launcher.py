@@ -1,0 +1,186 @@
+"""The launcher's command line, its options, and the patch beside it."""
+
+import importlib
+import pathlib
+import shutil
+import subprocess
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+import mofo_jax
+from tests.helpers import assert_same_bits, selected
+from tests.trainers.maxtext import maxtext_runs
+
+# After the check for MaxText.
+from examples.trainers.maxtext import registration  # isort: skip
+from maxtext.configs import pyconfig  # isort: skip  # pyright: ignore[reportMissingImports]
+from maxtext.optimizers import optimizers  # isort: skip  # pyright: ignore[reportMissingImports]
+
+PATCH = pathlib.Path(registration.__file__).parent / "upstream.patch"
+
+
+def command(folder: pathlib.Path, *words: str) -> list[str]:
+    """Returns a command line that trains for two steps and writes its metrics."""
+    return [
+        *(sys.executable, "-m", *words),
+        *(maxtext_runs.CONFIG, *maxtext_runs.MODEL, "steps=2", "run_name=a"),
+        *(f"base_output_directory={folder}", f"metrics_file={folder / 'a.metrics'}"),
+        *("opt_type=mofo", "mofo_update_fraction=0.25"),
+    ]
+
+
+def test_the_command_line_trains_as_the_patched_maxtext_does(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Metrics and parameters are those of MaxText with our patch, started by itself.
+    ours, patched = tmp_path / "ours", tmp_path / "patched"
+    package = pathlib.Path(sys.modules["maxtext"].__path__[0])
+    shutil.copytree(package, patched / "src" / "maxtext")
+    subprocess.run(["patch", "-p1", "-i", PATCH], cwd=patched, check=True)
+    ours.mkdir()
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    launch = command(ours, "examples.trainers.maxtext", maxtext_runs.PRE_TRAINING)
+    subprocess.run(launch, check=True, capture_output=True)
+    monkeypatch.setenv("PYTHONPATH", str(patched / "src"))
+    itself = command(patched, maxtext_runs.PRE_TRAINING)
+    subprocess.run(itself, check=True, capture_output=True)
+    losses = [maxtext_runs.read(folder, "a").losses for folder in (ours, patched)]
+    assert losses[0] == losses[1]
+    assert len(set(losses[0])) == 2
+    everything = maxtext_runs.run("everything").losses
+    assert losses[0][0] == everything[0] and losses[0][1] != everything[1]
+
+
+def test_without_a_program_it_says_how_it_is_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    launcher = importlib.import_module("examples.trainers.maxtext.__main__")
+    monkeypatch.setattr(sys, "argv", ["maxtext", "--help"])
+    with pytest.raises(
+        SystemExit, match=r"python -m examples\.trainers\.maxtext MODULE"
+    ):
+        launcher.main()
+
+
+def configure(*arguments: str) -> Any:
+    """Reads a configuration as MaxText's programs do."""
+    registration.register()
+    registration.register()  # A second time changes nothing.
+    return pyconfig.initialize(
+        ["", maxtext_runs.CONFIG, *maxtext_runs.MODEL, *arguments]
+    )
+
+
+PARAMS = {
+    "decoder": {
+        "layers": {"mlp": {"wo": {"kernel": np.ones((20, 3, 8), np.float32)}}},
+        "decoder_norm": {"scale": np.ones(40, np.float32)},
+    }
+}
+
+
+def moved(*arguments: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns what a step of MaxText's `get_optimizer` moves of kernel and scale."""
+    optimizer = optimizers.get_optimizer(
+        configure("opt_type=mofo", *arguments), optax.constant_schedule(1e-2)
+    )
+    updates, _ = optimizer.update(gradients(), optimizer.init(PARAMS), PARAMS)
+    kernel, scale = jax.tree.leaves(updates, is_leaf=None)[::-1]
+    return np.asarray(kernel) != 0, np.asarray(scale) != 0
+
+
+def gradients() -> Any:
+    """Returns gradients of the parameters."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda p: rng.normal(size=p.shape).astype(np.float32), PARAMS)
+
+
+def kernel_and_scale() -> tuple[np.ndarray, np.ndarray]:
+    """Returns the two gradients."""
+    kernel, scale = jax.tree.leaves(gradients())[::-1]
+    return kernel, scale
+
+
+@pytest.mark.parametrize(
+    ("arguments", "axes", "fraction"),
+    [
+        ((), (1,), 0.15),
+        (("mofo_block=tensor",), (), 0.15),
+        (("mofo_update_fraction=0.5",), (1,), 0.5),
+        (("param_scan_axis=0",), (0,), 0.15),
+    ],
+)
+def test_options_reach_the_optimizer(
+    arguments: tuple[str, ...], axes: tuple[int, ...], fraction: float
+) -> None:
+    for mask, gradient, block in zip(
+        moved(*arguments), kernel_and_scale(), (axes, ()), strict=True
+    ):
+        np.testing.assert_array_equal(mask, selected(gradient, fraction, block))
+
+
+def test_more_options_reach_the_optimizer() -> None:
+    kernel, scale = moved("mofo_dense=[scale$]")
+    assert scale.all() and not kernel.all()
+    by_chance, _ = moved("mofo_score=random", "mofo_block=tensor")
+    assert np.any(by_chance != selected(kernel_and_scale()[0], 0.15))
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("mofo_update_fraction=0", "mofo_update_fraction\n.* greater than 0"),
+        ("mofo_block=row", "mofo_block\n.*'tensor', 'layer', 'head' or 'expert'"),
+        ("mofo_frac=0.1", "'mofo_frac' not in .*'mofo_update_fraction'"),
+        ("opt_type=mufo", "opt_type"),
+    ],
+)
+def test_a_wrong_option_is_named(argument: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        configure(argument)
+
+
+def test_a_wrong_score_is_named_when_the_optimizer_is_made() -> None:
+    with pytest.raises(ValueError, match=r"`score` must be .*, got 'size'"):
+        moved("mofo_score=size")
+
+
+def test_maxtexts_wrappers_are_around_it() -> None:
+    # Frozen parameters, which have no state; and steps skipped on spikes.
+    optimizer = optimizers.get_optimizer(
+        configure("opt_type=mofo", "trainable_parameters_mask=[.*wo.*]"),
+        optax.constant_schedule(1e-2),
+    )
+    state = optimizer.init(PARAMS)
+    updates, _ = optimizer.update(gradients(), state, PARAMS)
+    kernel, scale = jax.tree.leaves(updates)[::-1]
+    assert not np.any(scale)
+    np.testing.assert_array_equal(
+        np.asarray(kernel) != 0, selected(kernel_and_scale()[0], 0.15, (1,))
+    )
+    assert [np.shape(leaf) for leaf in jax.tree.leaves(state)].count((40,)) == 0
+    careful = optimizers.get_optimizer(
+        configure("opt_type=mofo", "skip_step_on_spikes=true"),
+        optax.constant_schedule(1e-2),
+    )
+    assert set(careful.init(PARAMS)) >= {"inner_state", "is_skipped"}
+
+
+def test_other_optimizers_are_maxtexts_own() -> None:
+    schedule = optax.constant_schedule(1e-2)
+    config = configure("opt_type=adamw", "adam_weight_decay=0.1")
+    theirs = optimizers.get_optimizer(config, schedule)
+    adamw = optax.adamw(schedule, b2=0.95, weight_decay=0.1)
+    actual, desired = (
+        tx.update(gradients(), tx.init(PARAMS), PARAMS) for tx in (theirs, adamw)
+    )
+    assert_same_bits(actual, desired)
+    assert isinstance(
+        optimizers.get_optimizer(configure("opt_type=mofo"), schedule),
+        type(mofo_jax.mofo(1e-2)),
+    )

@@ -1,0 +1,99 @@
+"""`block_rules` for the models of the installed MaxText, against its own axis names."""
+
+import re
+from typing import Any
+
+import jax
+import pytest
+from flax import nnx
+
+import mofo_jax
+from tests.trainers.maxtext import maxtext_runs
+
+# After the check for MaxText.
+from maxtext.configs import pyconfig  # isort: skip  # pyright: ignore[reportMissingImports]
+from maxtext.utils import (  # isort: skip  # pyright: ignore[reportMissingImports]
+    maxtext_utils,
+    model_creation_utils,
+)
+
+# One model of each kind of decoder.
+MODELS = [
+    "deepseek2-16b",
+    "deepseek4-tiny",
+    "gemma2-2b",
+    "gemma3-4b",
+    "gemma4-26b",
+    "gpt-oss-20b",
+    "gpt3-52k",
+    "llama3-8b",
+    "llama4-17b-16e",
+    "mixtral-8x7b",
+    "olmo3-7b",
+    "qwen2.5-1.5b",
+    "qwen3-30b-a3b",
+    "qwen3-next-80b-a3b",
+    "qwen3.5-35b-a3b",
+]
+HEADS = {"q_heads", "kv_heads", "heads"}
+# What the axes say and the rules do not follow, by the end of the path.
+EXCEPTIONS = {
+    # One number an expert: a block of one coordinate would always move.
+    "expert": r"per_expert_scale$",
+    # GPT-3's fused bias has the path of another shape; DeepSeek 4's output is grouped,
+    # and its one head for keys and values is no division.
+    "head": r"qkv_proj/bias$|o_a_proj/kernel$|self_attention/wkv/kernel$",
+}
+
+
+def parameters(model: str, scan: bool) -> dict[str, Any]:
+    """Returns the abstract parameters of a model at its own size, by path."""
+    config = pyconfig.initialize(
+        [
+            "",
+            maxtext_runs.CONFIG,
+            f"model_name={model}",
+            f"scan_layers={scan}",
+            "skip_jax_distributed_system=true",
+        ]
+    )
+    mesh = jax.sharding.Mesh(maxtext_utils.create_device_mesh(config), config.mesh_axes)
+    _, abstract = model_creation_utils.create_nnx_abstract_model(config, mesh)
+    return {
+        "/".join(map(str, path)): variable
+        for path, variable in nnx.to_flat_state(nnx.state(abstract, nnx.Param))
+    }
+
+
+def named_axes(variable: Any, unit: str) -> set[int]:
+    """Returns the axes of layers, and of the unit, as MaxText names them."""
+    metadata = variable.get_metadata()
+    names = metadata.get("out_sharding") or ()
+    shape = variable.get_value().shape
+    axes = set()
+    if (along := metadata.get("param_scan_axis")) is not None:
+        axes.add(along)
+        # The name of an axis within it is left out where the parameter names none.
+        inner = variable.get_metadata().get(nnx.PARTITION_NAME) == "layers"
+        if inner and "local_layers" in names:
+            axes.add(along + 1)
+    if len(names) == len(shape):
+        units = {"layer": set(), "head": HEADS, "expert": {"exp"}}[unit]
+        axes |= {axis for axis, name in enumerate(names) if name in units}
+    return axes
+
+
+@pytest.mark.parametrize("scan", [True, False], ids=["scanned", "unscanned"])
+@pytest.mark.parametrize("model", MODELS)
+def test_blocks_are_the_axes_that_maxtext_names(model: str, scan: bool) -> None:
+    found = parameters(model, scan)
+    assert len(found) > 10
+    for unit in ("layer", "head", "expert"):
+        rules = mofo_jax.block_rules("maxtext", unit)
+        exceptions = EXCEPTIONS.get(unit)
+        for path, variable in found.items():
+            if exceptions and re.search(exceptions, path):
+                continue
+            rank = len(variable.get_value().shape)
+            axes = {axis % rank for axis in rules.value_at(path)}
+            assert axes == named_axes(variable, unit), (path, unit)
