@@ -5,8 +5,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.test_diagnostics import GROUPS, members, moved_zoo
-from tests.test_diagnostics import call as call
+from tests.library.test_diagnostics import GROUPS, members, moved_zoo
+from tests.library.test_diagnostics import call as call
 
 import mofo_jax
 from tests.helpers import DTYPES, random_generator, x64
