@@ -1,6 +1,7 @@
 """Chat answers that the start wrote itself, on which drift is measured."""
 
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -44,39 +45,60 @@ def _example(prompt: list[int], answer: list[int]) -> Example:
 
 
 def _written(trainer: Trainer, start: Params, count: int) -> list[dict[str, Any]]:
-    tokenizer, budget = trainer.source.tokenizer, trainer.budget
     asked = instructions(count)
-    prompts = [
-        tokenizer.encode(
-            tokenizer.chat(
-                [{"role": "user", "content": text}], add_generation_prompt=True
-            )
-        )
-        for text in asked
+    prompts = [in_template(trainer, text) for text in asked]
+    made = written(trainer, start, prompts, trainer.budget.chat_tokens, SEED)
+    return [
+        {"instruction": text, "prompt": prompt, "answer": answer}
+        for text, prompt, answer in zip(asked, prompts, made, strict=True)
     ]
+
+
+def in_template(trainer: Trainer, text: str) -> list[int]:
+    """The tokens that ask a model for an answer to a message."""
+    tokenizer = trainer.source.tokenizer
+    messages = [{"role": "user", "content": text}]
+    return tokenizer.encode(tokenizer.chat(messages, add_generation_prompt=True))
+
+
+def written(
+    trainer: Trainer,
+    start: Params,
+    prompts: Sequence[Sequence[int]],
+    new_tokens: int,
+    seed: int,
+) -> list[list[int]]:
+    """What a model writes after prompts, each token drawn as the model predicts it.
+
+    Args:
+      trainer: has the model's structure.
+      start: its parameters, on the host.
+      prompts: token ids, none empty.
+      new_tokens: longest continuation.
+      seed: of the draws.
+
+    Returns:
+      The continuation of each prompt, up to and with the token that ended it.
+    """
     length = round_up(max(map(len, prompts)), LENGTH_STEP)
-    stops = tuple(sorted(tokenizer.stop_ids))
+    stops = tuple(sorted(trainer.source.tokenizer.stop_ids))
     batch = np.full((len(prompts), length), stops[0], np.int32)
     for row, prompt in enumerate(prompts):
         batch[row, : len(prompt)] = prompt
     lengths = np.array([len(prompt) for prompt in prompts], np.int32)
     placed = trainer.place({"prompts": batch, "lengths": lengths})
-    written = generate.decode(
+    made = generate.decode(
         trainer.graph,
         trainer.begin(start),
         placed["prompts"],
         placed["lengths"],
-        max_new_tokens=budget.chat_tokens,
+        max_new_tokens=new_tokens,
         stop_ids=stops,
-        key=jax.random.key(SEED),
+        key=jax.random.key(seed),
     )
-    return [
-        {"instruction": text, "prompt": list(prompt), "answer": _ended(ids, stops)}
-        for text, prompt, ids in zip(asked, prompts, fetch(written), strict=True)
-    ]
+    return [_ended(ids, stops) for ids in fetch(made)]
 
 
 def _ended(ids: np.ndarray, stops: tuple[int, ...]) -> list[int]:
-    """An answer up to and with the token that ends it."""
     ends = np.flatnonzero(np.isin(ids, stops))
     return [int(token) for token in ids[: ends[0] + 1 if ends.size else None]]

@@ -1,7 +1,7 @@
 """What is measured of a model, item by item, so that any two rows can be paired."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -64,7 +64,8 @@ class Scales:
         }
         asked = round_up(evaluate.CHOICE_ROWS, shards)
         pad = trainer.source.tokenizer.pad_id
-        self._questions = questions, choices.batches(questions, asked, pad)
+        batches = choices.batches(questions, asked, pad) if questions else []
+        self._questions = questions, batches
 
     def counts(self) -> dict[str, dict[str, list[int]]]:
         """The tokens that count in each item, by set and kind of measurement."""
@@ -92,12 +93,29 @@ class Scales:
           start: whether this is the start, which has no divergence from itself.
 
         Returns:
-          `sets`: for the task and each text the losses and the divergences from the
-          start, each summed over an item's tokens; `margins`: for each question the
-          log-odds of the right answer among the choices.
+          `sets`, as the method of this name returns them; `margins`: for each question
+          the log-odds of the right answer among the choices.
+        """
+        names = (task, *self.retained)
+        sets = self.sets(params, names, reference, start=start)
+        return {"sets": sets, "margins": self._margins(params)}
+
+    def sets(
+        self,
+        params: Params,
+        names: Iterable[str],
+        reference: Reference,
+        *,
+        start: bool = False,
+    ) -> Measured:
+        """Measures a model on some sets.
+
+        Returns:
+          For each name the losses and the divergences from the start, each summed over
+          an item's tokens.
         """
         sets = {}
-        for name in (task, *self.retained):
+        for name in names:
             before = None if start else reference.hidden[name]
             *found, hidden = token_losses.measure_rows(
                 *(self._trainer.graph, params, self._sets[name], self._trainer.place),
@@ -111,7 +129,7 @@ class Scales:
             if start:
                 sets[name].pop("divergences")
                 reference.hidden[name] = hidden
-        return {"sets": sets, "margins": self._margins(params)}
+        return sets
 
     def _margins(self, params: Params) -> list[float]:
         rows, batches = self._questions

@@ -35,6 +35,8 @@ class Options:
     only: str = ""
     """Do one run anew, by its name in the tables, such as gsm8k/adamw/24/11/0.0001, and
     print what is measured beside the row that is kept."""
+    screen: str = ""
+    """Train nothing; compare directions at the start for this task, such as gsm8k."""
     report: bool = False
     """Run nothing; make the tables and pictures anew."""
     budget: Literal["auto", "cpu", "gpu", "smallest"] = "auto"

@@ -11,6 +11,7 @@ import jax
 
 import mofo_jax
 from examples.finetune.command.errors import InputError
+from examples.finetune.data.batches import Example
 from examples.finetune.evaluation import token_losses
 from examples.finetune.model import pretrained
 from examples.finetune.training import movement
@@ -36,6 +37,11 @@ def budget_of(options: Options) -> Budget:
     if options.budget != "auto":
         return BUDGETS[options.budget]
     return BUDGETS["cpu" if jax.default_backend() == "cpu" else "gpu"]
+
+
+def open_study(options: Options) -> "Study":
+    """The study that the options ask for."""
+    return Study(options, budget_of(options))
 
 
 def protocol() -> str:
@@ -79,6 +85,12 @@ class Study:
     def _fisher(self) -> Params:
         say("Fisher information of the start")
         return self.trainer.fisher(self.start)
+
+    @functools.cached_property
+    def chats(self) -> list[Example]:
+        """The chat answers of the start that drift is measured on."""
+        file, count = self.file.with_name(chat.NAME), self.budget.text_items
+        return chat.answers(self.trainer, self.start, file, count)
 
     def task(self, name: str) -> texts.Task:
         """A task's rows, read when they are needed."""
@@ -127,16 +139,10 @@ class Study:
         """
         if task not in self._scales:
             say(f"Measuring the start on {task}")
-            chats = chat.answers(
-                self.trainer,
-                self.start,
-                self.file.with_name(chat.NAME),
-                self.budget.text_items,
-            )
             found = self.task(task)
             scales = Scales(
                 {task: found.held_out},
-                {**self.texts.retained, texts.CHAT: chats},
+                {**self.texts.retained, texts.CHAT: self.chats},
                 self.texts.questions,
                 self.trainer,
             )
@@ -220,7 +226,7 @@ def run(options: Options) -> pathlib.Path:
       InputError: something the user gave cannot work.
     """
     deadline = time.monotonic() + options.hours * 3600
-    study = Study(options, budget_of(options))
+    study = open_study(options)
     plan = study.plan()
     while (found := next(missing(study.losses(), plan), None)) is not None:
         step, next_ = found
@@ -251,7 +257,7 @@ def repeat(options: Options) -> None:
     Raises:
       InputError: something the user gave cannot work.
     """
-    study = Study(options, budget_of(options))
+    study = open_study(options)
     try:
         wanted = rows.parse(options.only)
     except ValueError:
@@ -281,7 +287,7 @@ def tell_plan(options: Options) -> None:
     Raises:
       InputError: something the user gave cannot work.
     """
-    study = Study(options, budget_of(options))
+    study = open_study(options)
     losses, total = study.losses(), 0.0
     for name, left in runs_left(losses, study.plan()).items():
         hours = sum(_seconds(study, run) for run in left) / 3600

@@ -137,7 +137,7 @@ class Trainer:
         )
         rate = optimizers.schedule(settings, peak)
         seconds, tokens, loss = [], 0, math.nan
-        for number, batch in enumerate(self._batches(course)):
+        for number, batch in enumerate(self.batches(course)):
             began = time.perf_counter()
             rates = np.asarray(rate(number), np.float32)
             given = params, state, self.place(batch), rates, rest
@@ -153,7 +153,8 @@ class Trainer:
         adapted = pretrained.structure(self.source, **self._options, adapter=adapter)
         return lora.Trained(*adapted, adapter, config.seed, self.mesh)
 
-    def _batches(self, course: Course) -> "itertools.islice[Batch]":
+    def batches(self, course: Course) -> "itertools.islice[Batch]":
+        """The batches of a course, on the host."""
         endless = training_batches(
             course.examples,
             batch_size=self.budget.batch_size * course.batches,

@@ -1,0 +1,170 @@
+"""What the protocol decides from the rows: the comparator, and the claim."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from examples.study import evidence, plan
+from examples.study.comparing import CODE, OWN, PROSE, PROSE_RISE, Compared, Measure
+from examples.study.evidence import Estimate, Seeds
+from examples.study.methods import CONTROLS
+
+BETTER = 1.1  # A control has to be so many times better than AdamW to replace it.
+FEWEST_SEEDS = 3
+KINDS = (PROSE, CODE, OWN)
+# The task that learns the kind of text that this measure is of.
+LEARNED = {CODE: "docstrings"}
+
+Outcome = Literal["confirmed", "refuted", "not yet decided"]
+
+
+def comparator(found: Compared, task: str, steps: int) -> str:
+    """The method that all others are set against: AdamW, or a control that beats it."""
+    drifts = {
+        name: float(np.mean([values[0] for values in differences]))
+        for name in CONTROLS
+        if (differences := _differences(found, task, name, steps))
+    }
+    best = min(drifts, key=lambda name: drifts[name], default="adamw")
+    return best if drifts.get(best, 0.0) <= -math.log(BETTER) else "adamw"
+
+
+def _differences(
+    found: Compared, task: str, method: str, steps: int
+) -> list[evidence.Values]:
+    own, cells = found.cells(task, "adamw", steps), found.cells(task, method, steps)
+    seeds = [seed for seed in plan.CONTROL_SEEDS if seed in own and seed in cells]
+    return found.by_seed(cells, own, PROSE, seeds)
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """A claim about a method at equal task loss.
+
+    Attributes:
+      method: a key of `METHODS`.
+      every: below this the upper end has to be in every task and length.
+      pooled: at most this the pooled ratio has to be.
+    """
+
+    method: str
+    every: float
+    pooled: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What became of a claim on one kind of text.
+
+    Attributes:
+      outcome: by the protocol's rule.
+      ratio: the ratio pooled over tasks and lengths; None without rows.
+      cells: the tasks and lengths that have enough seeds.
+      missing: those that do not.
+    """
+
+    outcome: Outcome
+    ratio: Estimate | None
+    cells: list[tuple[str, int]]
+    missing: list[tuple[str, int]]
+
+
+def judge(
+    found: Compared,
+    claim: Claim,
+    measure: Measure,
+    lengths: Sequence[tuple[str, int]],
+    own: str,
+) -> Verdict:
+    """Judges a claim on one kind of text.
+
+    Args:
+      found: the rows.
+      claim: what is claimed.
+      measure: the kind of text.
+      lengths: the tasks and numbers of steps that the protocol asks for.
+      own: the comparator.
+    """
+    asked = [one for one in lengths if one[0] != LEARNED.get(measure)]
+    there = [
+        one
+        for one in asked
+        if len(_shared(found, claim.method, one, own)) >= FEWEST_SEEDS
+    ]
+    missing = [one for one in asked if one not in there]
+    if not there:
+        return Verdict("not yet decided", None, there, missing)
+    ratio = pooled(found, claim.method, measure, there, own).exp()
+    highest = max(
+        made.high
+        for task, steps in there
+        if (made := _one(found, claim.method, measure, (task, steps), own)) is not None
+    )
+    outcome: Outcome = "not yet decided"
+    if not missing:
+        if highest < claim.every and ratio.value <= claim.pooled:
+            outcome = "confirmed"
+        elif ratio.low > claim.pooled:
+            outcome = "refuted"
+    return Verdict(outcome, ratio, there, missing)
+
+
+def _shared(
+    found: Compared, method: str, length: tuple[str, int], own: str
+) -> list[int]:
+    task, steps = length
+    cells, others = (found.cells(task, name, steps) for name in (method, own))
+    return [seed for seed in plan.SEEDS if seed in cells and seed in others]
+
+
+def _one(
+    found: Compared, method: str, measure: Measure, length: tuple[str, int], own: str
+) -> Estimate | None:
+    seeds = _shared(found, method, length, own)
+    task, steps = length
+    return found.against(task, method, steps, measure, own, seeds)
+
+
+def pooled(
+    found: Compared,
+    method: str,
+    measure: Measure,
+    lengths: Sequence[tuple[str, int]],
+    own: str | None,
+) -> Estimate:
+    """The mean of a measure over tasks and lengths, each the mean over its seeds.
+
+    Args:
+      found: the rows.
+      method: whose.
+      measure: what is measured; a logarithm where it is a ratio.
+      lengths: tasks and numbers of steps, each with seeds.
+      own: what it is set against; None for the measure alone.
+    """
+    means, variance, freedom = [], 0.0, 0
+    for task, steps in lengths:
+        seeds = _shared(found, method, (task, steps), own or "adamw")
+        cells = found.cells(task, method, steps)
+        if own is None:
+            values = [found.at(cells[seed], measure) for seed in seeds]
+            kept = [one for one in values if one is not None]
+            known = evidence.pooled([[float(one[0]) for one in kept]])
+        else:
+            kept = found.by_seed(cells, found.cells(task, own, steps), measure, seeds)
+            known = found.seeds(task, steps, measure, own)
+        means.append(np.mean(kept, axis=0))
+        variance += known.variance / len(kept)
+        freedom += known.freedom
+    seeds_of_all = Seeds(variance / len(means) ** 2, freedom)
+    return evidence.estimate(np.mean(means, axis=0), seeds_of_all)
+
+
+def visible(
+    found: Compared, method: str, lengths: Sequence[tuple[str, int]]
+) -> tuple[Estimate, bool]:
+    """The rise of the loss on prose, and whether it can be told from none."""
+    rise = pooled(found, method, PROSE_RISE, lengths, None)
+    return rise, rise.low > 0

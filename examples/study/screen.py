@@ -1,0 +1,251 @@
+"""What a direction learns for what it drifts, at the start and without training.
+
+To second order a step of length e along u changes the task loss by e (g.u), with the
+gradient g, and drifts by half of e^2 (u.F.u), with the Fisher information F of a kind
+of text. So (g.u)^2 e^2 / KL(e u) tells how much a direction learns for its drift,
+whatever its length. At equal task loss the KL of two methods has the inverse ratio of
+these values, as long as steps are small.
+
+Both parts are measured, not computed: the loss on rows that the direction has not seen,
+and KL on held-out texts, a little ahead of the start and as much behind it.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from examples.finetune.command.config import Config
+from examples.finetune.training.train import gradients
+from examples.study.measuring import Measured, Reference, Scales
+from examples.study.training import Course, Params, Trainer, assemble
+
+# KL on prose at which a direction is measured: small enough that the task loss changes
+# nearly in proportion, large enough for float32.
+DRIFT = 3e-5
+FIRST_LENGTH = 0.05  # Euclidean; from there the length for DRIFT is found.
+
+
+class Moments(NamedTuple):
+    """What Adam knows after some steps that did not move.
+
+    Attributes:
+      adam: its state before the last step.
+      gradient: of the last step, clipped.
+    """
+
+    adam: optax.ScaleByAdamState
+    gradient: Params
+
+
+def moments(trainer: Trainer, start: Params, course: Course, config: Config) -> Moments:
+    """Shows Adam the batches of a course at the start, which stays where it is.
+
+    Args:
+      trainer: has the model.
+      start: its parameters, on the host.
+      course: the batches.
+      config: Adam's settings and the norm to which gradients are clipped.
+    """
+    adam = optax.scale_by_adam(config.b1, config.b2, config.eps)
+    clip = optax.clip_by_global_norm(config.clip_norm)
+
+    @jax.jit
+    def clipped(params: Params, batch: Mapping[str, jax.Array]) -> Params:
+        _, grads = gradients(trainer.graph, params, batch, 1)
+        return clip.update(grads, clip.init(params))[0]
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def advanced(state: Any, grads: Params) -> Any:
+        return adam.update(grads, state)[1]
+
+    params = trainer.begin(start)
+    state: Any = adam.init(params)
+    *others, last = trainer.batches(course)
+    for batch in others:
+        state = advanced(state, clipped(params, trainer.place(batch)))
+    return Moments(state, clipped(params, trainer.place(last)))
+
+
+def direction(
+    optimizer: str,
+    config: Config,
+    start: Params,
+    known: Moments,
+    information: Params | None = None,
+) -> Params:
+    """The next update of an optimizer that has seen what Adam has.
+
+    Args:
+      optimizer: its name in `examples.finetune.optimizers`.
+      config: what it is made of.
+      start: the parameters, on the devices.
+      known: the moments, which take the place of the optimizer's own.
+      information: the Fisher information, where the optimizer needs it.
+    """
+    made = assemble(optimizer, config, (), lambda _: 1.0, information)
+
+    def is_adam(part: Any) -> bool:
+        return isinstance(part, optax.ScaleByAdamState)
+
+    @jax.jit
+    def updated(params: Params, known: Moments) -> Params:
+        state = jax.tree.map(
+            lambda part: known.adam if is_adam(part) else part,
+            made.init(params),
+            is_leaf=is_adam,
+        )
+        return made.update(known.gradient, state, params)[0]
+
+    return updated(start, known)
+
+
+@jax.jit
+def _moved(start: Params, along: Params, length: jax.Array) -> Params:
+    return jax.tree.map(lambda a, b: a + (length * b).astype(a.dtype), start, along)
+
+
+def measured(
+    start: Params,
+    along: Params,
+    task: str,
+    few: Scales,
+    scales: Scales,
+    references: tuple[Reference, Reference],
+) -> Measured:
+    """Measures a direction.
+
+    Args:
+      start: the parameters, on the devices.
+      along: the direction, of any length.
+      task: the task whose loss is measured.
+      few: a few pieces of prose, on which the length is found.
+      scales: what the direction is measured on.
+      references: what the start left on both.
+
+    Returns:
+      `length`, the Euclidean length of the step; `quadratic`, what KL on prose is over
+      what it would be if it grew with the square from a much shorter step; `ahead` and
+      `behind`, the `sets` of `Scales` on either side.
+    """
+    norm = float(jnp.sqrt(dot(along, along)))
+
+    def drift(length: float) -> float:
+        moved = _moved(start, along, jnp.float32(length / norm))
+        sets = few.sets(moved, ("prose",), references[0])
+        return float(np.sum(sets["prose"]["divergences"]))
+
+    tokens = float(np.sum(few.counts()["prose"]["divergences"]))
+    first = drift(FIRST_LENGTH) / tokens
+    length = FIRST_LENGTH * math.sqrt(DRIFT / first)
+    found: Measured = {
+        "length": float(f"{length:.6g}"),
+        "quadratic": round(drift(length) / tokens / DRIFT, 4),
+    }
+    for name, sign in (("ahead", 1.0), ("behind", -1.0)):
+        moved = _moved(start, along, jnp.float32(sign * length / norm))
+        found[name] = scales.sets(moved, (task, *scales.retained), references[1])
+    return found
+
+
+def dot(first: Params, second: Params) -> jax.Array:
+    """The inner product of two trees."""
+    parts = jax.tree.map(lambda a, b: jnp.sum(a * b), first, second)
+    return sum(jax.tree.leaves(parts), start=jnp.zeros(()))
+
+
+Product = Callable[[Params], Params]
+
+
+def fisher_product(
+    trainer: Trainer, start: Params, batches: list[dict[str, jax.Array]]
+) -> Product:
+    """The product of the Fisher information of a model's predictions with a direction.
+
+    Args:
+      trainer: has the model's structure.
+      start: its parameters, on the devices.
+      batches: texts, at whose places the model predicts; from `Trainer.place`.
+    """
+    from flax import nnx
+
+    from examples.finetune.data.batches import loss_targets
+    from examples.finetune.model.llama import causal_mask
+
+    @jax.jit
+    def one(params: Params, batch: Mapping[str, jax.Array], along: Params) -> Params:
+        def logits(params: Params) -> jax.Array:
+            model = nnx.merge(trainer.graph, params)
+            mask = causal_mask(batch["segments"])
+            return model(batch["tokens"], batch["positions"], mask)
+
+        values_BxTxV, moved_BxTxV = jax.jvp(logits, (params,), (along,))
+        likely_BxTxV = jax.nn.softmax(values_BxTxV)
+        mean_BxTx1 = jnp.sum(likely_BxTxV * moved_BxTxV, axis=-1, keepdims=True)
+        counted_BxTx1 = loss_targets(batch)[1][..., None]
+        curved_BxTxV = likely_BxTxV * (moved_BxTxV - mean_BxTx1) * counted_BxTx1
+        _, back = jax.vjp(logits, params)
+        return back(curved_BxTxV)[0]
+
+    places = sum(int(jnp.sum(loss_targets(batch)[1])) for batch in batches)
+
+    def product(along: Params) -> Params:
+        total = None
+        for batch in batches:
+            part = one(start, batch, along)
+            total = part if total is None else _added(total, part)
+        return jax.tree.map(lambda leaf: leaf / places, total)
+
+    return product
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _added(total: Params, part: Params) -> Params:
+    return jax.tree.map(jnp.add, total, part)
+
+
+def solve(
+    product: Product, target: Params, scale: Params, damping: float, iterations: int
+) -> Params:
+    """Solves (F + damping diag(scale)) x = target by conjugate gradients.
+
+    The search is preconditioned by the scale: its first iterate is along target /
+    scale, which is Adam's step for Adam's moments, and more damping stays closer to it.
+
+    Args:
+      product: multiplies with F, which is symmetric and has no negative eigenvalue.
+      target: the right-hand side.
+      scale: positive, a tree like the target.
+      damping: positive.
+      iterations: at least 1.
+
+    Returns:
+      The last iterate.
+    """
+
+    def divided(tree: Params) -> Params:
+        return jax.tree.map(jnp.divide, tree, scale)
+
+    @jax.jit
+    def advanced(state: tuple[Any, ...], curved: Params) -> tuple[Any, ...]:
+        found, rest, along, size = state
+        curved = jax.tree.map(lambda c, s, a: c + damping * s * a, curved, scale, along)
+        share = size / dot(along, curved)
+        found = jax.tree.map(lambda x, a: x + share * a, found, along)
+        rest = jax.tree.map(lambda r, c: r - share * c, rest, curved)
+        after = divided(rest)
+        new = dot(rest, after)
+        along = jax.tree.map(lambda z, a: z + new / size * a, after, along)
+        return found, rest, along, new
+
+    first = divided(target)
+    nothing = optax.tree.zeros_like(target)
+    state: tuple[Any, ...] = nothing, target, first, dot(target, first)
+    for _ in range(iterations):
+        state = advanced(state, product(state[2]))
+    return state[0]

@@ -1,0 +1,202 @@
+"""The screen without training: which directions are compared, and their rows."""
+
+import functools
+import pathlib
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from examples.finetune.command.config import Config
+from examples.finetune.data.batches import LENGTH_STEP, evaluation_batches, round_up
+from examples.finetune.evaluation import token_losses
+from examples.finetune.evaluation.evaluate import spread
+from examples.study import cells, evidence, own_texts, rows, screen
+from examples.study.cells import Lines, ranged
+from examples.study.evidence import Estimate, Values
+from examples.study.measuring import Reference, Scales
+from examples.study.plan import PILOT_SEED, START, Run
+from examples.study.study import Study, say
+from examples.study.texts import CHAT
+from examples.study.training import Course, Params
+
+NAME = "screen.jsonl"
+TASK_ITEMS, TEXT_ITEMS, FEW = 64, 24, 8
+OWN_TEXTS = 24  # for the Fisher information of conjugate gradients
+ITERATIONS = 8
+# The directions that an optimizer makes of Adam's moments, by title.
+MADE: dict[str, tuple[str, dict[str, Any]]] = {
+    "AdamW": ("adamw", {}),
+    "MoFO 0.15": ("mofo", {}),
+    "filter by update": ("mofo_update", {}),
+    "filter by chance": ("mofo_random", {}),
+    "Padam 0.75": ("padam", {"exponent": 0.75}),
+    "momentum": ("padam", {"exponent": 0.0}),
+}
+SIDES = ("ahead", "behind")  # of the start
+# Damping of conjugate gradients, in units of what makes F and Adam's scale weigh the
+# same along Adam's step.
+DAMPING = (1.0, 0.1, 0.01)
+
+
+def run(study: Study, task: str) -> pathlib.Path:
+    """Measures the directions that are missing in the file of the screen.
+
+    Args:
+      study: has model, start and texts.
+      task: what is learned.
+
+    Returns:
+      The file.
+    """
+    file = study.file.with_name(NAME)
+    bench = _Bench(study, task)
+    for title in (*MADE, *(f"conjugate gradients, {damping:g}" for damping in DAMPING)):
+        key = bench.key(title)
+        if rows.find(rows.read(file), key) is None:
+            say(f"Screen: {title}")
+            began = time.perf_counter()
+            found = bench.measured(title)
+            seconds = round(time.perf_counter() - began, 1)
+            rows.add(file, {"key": key, "seconds": seconds, **found})
+    return file
+
+
+class _Bench:
+    """What the measurements of all directions share."""
+
+    def __init__(self, study: Study, task: str) -> None:
+        self._study, self._task = study, task
+
+    def key(self, title: str) -> dict[str, Any]:
+        """All that decides a direction's row."""
+        run = Run(self._task, START)
+        sizes = [TASK_ITEMS, TEXT_ITEMS, OWN_TEXTS, ITERATIONS]
+        return {**self._study.key(run), "direction": title, "sizes": sizes}
+
+    @functools.cached_property
+    def _start(self) -> Params:
+        return self._study.trainer.begin(self._study.start)
+
+    @functools.cached_property
+    def _moments(self) -> screen.Moments:
+        study, task = self._study, self._study.task(self._task)
+        steps = study.budget.short
+        course = Course(task.training, task.length, steps, 1, PILOT_SEED)
+        return screen.moments(study.trainer, study.start, course, Config())
+
+    @functools.cached_property
+    def _scales(self) -> tuple[tuple[Scales, Scales], tuple[Reference, Reference]]:
+        study, trainer = self._study, self._study.trainer
+        held_out = spread(study.task(self._task).held_out, TASK_ITEMS)
+        texts = {**study.texts.retained, CHAT: study.chats}
+        texts = {name: spread(found, TEXT_ITEMS) for name, found in texts.items()}
+        few = Scales({}, {"prose": spread(texts["prose"], FEW)}, [], trainer)
+        scales = Scales({self._task: held_out}, texts, [], trainer)
+        made = []
+        for one, names in ((few, few.retained), (scales, (self._task, *texts))):
+            reference = Reference(token_losses.head_of(self._start), {})
+            one.sets(self._start, names, reference, start=True)
+            made.append(reference)
+        return (few, scales), (made[0], made[1])
+
+    def measured(self, title: str) -> dict[str, Any]:
+        """The measurements of one direction."""
+        (few, scales), references = self._scales
+        along = self._direction(title)
+        given = self._start, along, self._task, few, scales, references
+        return screen.measured(*given) | {"counts": scales.counts()}
+
+    def _direction(self, title: str) -> Params:
+        if title not in MADE:
+            return self._conjugate(float(title.rpartition(" ")[2]))
+        name, options = MADE[title]
+        config = Config(optimizer=(name,), **options)
+        return screen.direction(name, config, self._start, self._moments)
+
+    def _conjugate(self, damping: float) -> Params:
+        config, known = Config(), self._moments
+        adam = optax.scale_by_adam(config.b1, config.b2, config.eps)
+        state: Any
+        step, state = adam.update(known.gradient, known.adam)
+        correction = 1 - config.b2**state.count
+        scale = jax.tree.map(lambda nu: (nu / correction) ** 0.5 + config.eps, state.nu)
+        curved = self._product(step)
+        steep, wide = (
+            screen.dot(step, curved),
+            screen.dot(step, jax.tree.map(lambda s, u: s * u, scale, step)),
+        )
+        found = screen.solve(
+            self._product, state.mu, scale, damping * float(steep / wide), ITERATIONS
+        )
+        return jax.tree.map(lambda leaf: -leaf, found)
+
+    @functools.cached_property
+    def _product(self) -> screen.Product:
+        study = self._study
+        written = own_texts.write(study.trainer, study.start, OWN_TEXTS)
+        length = round_up(max(len(text.ids) for text in written), LENGTH_STEP)
+        batches = evaluation_batches(written, batch_size=8, sequence_length=length)
+        placed = [study.trainer.place(batch) for batch in batches]
+        return screen.fisher_product(study.trainer, self._start, placed)
+
+
+def read(file: pathlib.Path) -> list[rows.Row]:
+    """The rows of a screen."""
+    return rows.read(file)
+
+
+def over_adamw(row: rows.Row, own: rows.Row, task: str, text: str) -> Estimate:
+    """KL of a direction over that of AdamW's, at equal task loss and small steps.
+
+    Args:
+      row: of the direction.
+      own: of AdamW's.
+      task: the task.
+      text: what KL is on.
+    """
+    learned, drifted = (
+        [_parts(one, task, text)[n] for one in (row, own)] for n in (0, 1)
+    )
+    ratio = np.log(drifted[0] / drifted[1]) - 2 * np.log(learned[0] / learned[1])
+    return evidence.estimate(ratio).exp()
+
+
+def _parts(row: rows.Row, task: str, text: str) -> tuple[Values, Values]:
+    """What a step learns, and what it drifts, on each draw of the items."""
+    behind, ahead = (
+        evidence.mean(task, row[side][task]["losses"], row["counts"][task]["losses"])
+        for side in reversed(SIDES)
+    )
+    drifts = [
+        evidence.mean(
+            text, row[side][text]["divergences"], row["counts"][text]["divergences"]
+        )
+        for side in SIDES
+    ]
+    return (behind - ahead) / 2, np.mean(drifts, axis=0)
+
+
+def table(found: Sequence[rows.Row]) -> Lines:
+    """Every direction against AdamW's."""
+    task = found[0]["key"]["run"].partition("/")[0]
+    own = next((row for row in found if row["key"]["direction"] == "AdamW"), None)
+    if own is None:
+        return ["AdamW's direction is not there yet."]
+    kinds = ("prose", "code", CHAT)
+    body = []
+    for row in found:
+        ratios = [over_adamw(row, own, task, kind) for kind in kinds]
+        body.append(
+            [
+                row["key"]["direction"],
+                *(ranged(ratio, ".2f") for ratio in ratios),
+                f"{row['length']:.3f}",
+                f"{row['quadratic']:.2f}",
+            ]
+        )
+    heads = ["direction", *(f"KL, {kind} over AdamW's" for kind in kinds)]
+    return cells.table([*heads, "distance", "KL over its quadratic form"], body)
