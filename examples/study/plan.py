@@ -16,6 +16,12 @@ START = "start"  # as a method: the start itself, which is taught nothing
 PILOT_RATES = (5e-5, 1e-4, 2e-4)
 PILOT_SEED, CONTROL_SEEDS, SEEDS = 0, (0, 1), (11, 12, 13, 14, 15)
 PRIMARY, SECONDARY = 0.95, 0.9  # shares of what AdamW takes off the task loss
+# Settings of the rule among which seed 0 chooses, and what it chose: the rule alone and
+# with MoFO. None is chosen yet.
+CANDIDATES = ("inverse", "inverse_strong", "inverse_weak")
+CANDIDATES += ("inverse_behind_mofo", "inverse_filtered")
+RULE: tuple[str, ...] = ()
+COMBINED: tuple[str, ...] = ()
 MOST_RATES = 5  # that a cell may try
 
 
@@ -178,14 +184,23 @@ def steps(budget: Budget, tasks: Iterable[str]) -> list[Step]:
         return [Cell(task, name, length, seed) for seed in seeds for name in names]
 
     short, long = budget.short, budget.long
-    pair = ("adamw", "mofo")
+    plain = ("adamw", "mofo")
+    rules = (*RULE, *COMBINED)
     return [
+        Step("pilots", [Cell(main, "adamw", short, PILOT_SEED)]),
+        Step("choice", cells(main, short, (PILOT_SEED,), CANDIDATES)),
+        Step("confirmation", cells(main, short, (0, *SEEDS), (*plain, *rules))),
         Step("controls", cells(main, short, CONTROL_SEEDS, ("adamw", *CONTROLS))),
-        Step("mofo, short", cells(main, short, (0, *SEEDS), pair)),
-        Step("mofo, long", cells(main, long, (0, *SEEDS), pair)),
+        *(
+            Step(f"confirmation, {task}", cells(task, short, (0, *SEEDS), all_))
+            for task in others
+            for all_ in [("adamw", *RULE, "mofo")]
+        ),
+        Step("long runs", cells(main, long, (0, *SEEDS), (*plain, *RULE))),
         *(
             Step(
-                f"mofo, {task}", cells(task, short, (0, *SEEDS[:3]), ("adamw", "mofo"))
+                f"long runs, {task}",
+                cells(task, long, (0, *SEEDS[:3]), ("adamw", *RULE)),
             )
             for task in others
         ),

@@ -93,16 +93,14 @@ def direction(
     def is_adam(part: Any) -> bool:
         return isinstance(part, optax.ScaleByAdamState)
 
-    @jax.jit
-    def updated(params: Params, known: Moments) -> Params:
-        state = jax.tree.map(
-            lambda part: known.adam if is_adam(part) else part,
-            made.init(params),
-            is_leaf=is_adam,
-        )
-        return made.update(known.gradient, state, params)[0]
-
-    return updated(start, known)
+    # Not in the compiled function, where what the state holds would be a constant.
+    state = jax.tree.map(
+        lambda part: known.adam if is_adam(part) else part,
+        made.init(start),
+        is_leaf=is_adam,
+    )
+    update = jax.jit(made.update)
+    return update(known.gradient, state, start)[0]
 
 
 @jax.jit

@@ -24,7 +24,7 @@ from examples.study.texts import CHAT
 from examples.study.training import Course, Params
 
 NAME = "screen.jsonl"
-TASK_ITEMS, TEXT_ITEMS, FEW = 64, 24, 8
+TASK_ITEMS, TEXT_ITEMS, FEW = 48, 16, 8
 OWN_TEXTS = 24  # for the Fisher information of conjugate gradients
 ITERATIONS = 8
 # The directions that an optimizer makes of Adam's moments, by title.
@@ -35,6 +35,12 @@ MADE: dict[str, tuple[str, dict[str, Any]]] = {
     "filter by chance": ("mofo_random", {}),
     "Padam 0.75": ("padam", {"exponent": 0.75}),
     "momentum": ("padam", {"exponent": 0.0}),
+    "inverse input covariance 1": ("inverse", {"damping": 1.0}),
+    "inverse input covariance 0.3": ("inverse", {"damping": 0.3}),
+    "inverse input covariance 0.1": ("inverse", {"damping": 0.1}),
+    "inverse input covariance 0.03": ("inverse", {"damping": 0.03}),
+    "the same 0.1, behind MoFO": ("inverse_behind_mofo", {"damping": 0.1}),
+    "the same 0.1, filtered": ("inverse_filtered", {"damping": 0.1}),
 }
 SIDES = ("ahead", "behind")  # of the start
 # Damping of conjugate gradients, in units of what makes F and Adam's scale weigh the
@@ -115,7 +121,8 @@ class _Bench:
             return self._conjugate(float(title.rpartition(" ")[2]))
         name, options = MADE[title]
         config = Config(optimizer=(name,), **options)
-        return screen.direction(name, config, self._start, self._moments)
+        known = self._study.information(name)
+        return screen.direction(name, config, self._start, self._moments, known)
 
     def _conjugate(self, damping: float) -> Params:
         config, known = Config(), self._moments

@@ -11,15 +11,15 @@ import jax
 
 import mofo_jax
 from examples.finetune.command.errors import InputError
-from examples.finetune.data.batches import Example
+from examples.finetune.data.encoding import Example
 from examples.finetune.evaluation import token_losses
 from examples.finetune.model import pretrained
 from examples.finetune.training import movement
 from examples.finetune.training.optimizers import NEEDS_FISHER
-from examples.study import chat, comparing, rows, start, texts
+from examples.study import chat, comparing, own_texts, rows, sparing, start, texts
 from examples.study.budget import BUDGETS, Budget
 from examples.study.measuring import Measured, Reference, Scales
-from examples.study.methods import METHODS
+from examples.study.methods import METHODS, OWN_TEXTS
 from examples.study.options import Options
 from examples.study.plan import START, Losses, Run, Step, missing, runs_left, steps
 from examples.study.training import Course, Params, Trained, Trainer
@@ -91,6 +91,18 @@ class Study:
         """The chat answers of the start that drift is measured on."""
         file, count = self.file.with_name(chat.NAME), self.budget.text_items
         return chat.answers(self.trainer, self.start, file, count)
+
+    @functools.cached_property
+    def _covariances(self) -> Params:
+        say("Covariances of the start's inputs on its own texts")
+        written = own_texts.write(self.trainer, self.start, OWN_TEXTS)
+        return self.trainer.covariances(self.start, written)
+
+    def information(self, optimizer: str) -> Params | None:
+        """What an optimizer has to know of the start."""
+        if optimizer in sparing.OPTIMIZERS:
+            return self._covariances
+        return self._fisher if optimizer in NEEDS_FISHER else None
 
     def task(self, name: str) -> texts.Task:
         """A task's rows, read when they are needed."""
@@ -192,7 +204,7 @@ class Study:
         )
         return self.trainer.train(
             *(method.optimizer, method.config(run.seed), run.rate, self.start, course),
-            self._fisher if method.optimizer in NEEDS_FISHER else None,
+            self.information(method.optimizer),
             method.frozen,
         )
 

@@ -12,14 +12,25 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import optax
+from flax import nnx
 
+import mofo_jax
 from examples.finetune.command.config import Config
 from examples.finetune.command.errors import InputError
-from examples.finetune.data.batches import Batch, token_count, training_batches
+from examples.finetune.data.batches import (
+    LENGTH_STEP,
+    Batch,
+    evaluation_batches,
+    round_up,
+    token_count,
+    training_batches,
+)
 from examples.finetune.data.encoding import Example
 from examples.finetune.model import lora, parameters, pretrained, sharding
+from examples.finetune.model.llama import causal_mask
 from examples.finetune.training import fisher, optimizers
 from examples.finetune.training.train import gradients
+from examples.study import sparing
 from examples.study.budget import Budget
 
 Params = Any
@@ -107,6 +118,30 @@ class Trainer:
         given = self.begin(start), self.source.tokenizer, self.place
         return parameters.to_host(fisher.of_base(config, self.graph, *given))
 
+    def covariances(self, start: Params, written: Sequence[Example]) -> Params:
+        """The covariances of the inputs of a start's kernels.
+
+        Args:
+          start: its parameters, on the host.
+          written: the texts that it is to spare.
+        """
+        longest = round_up(max(len(text.ids) for text in written), LENGTH_STEP)
+        batches = evaluation_batches(
+            written, batch_size=self.budget.batch_size, sequence_length=longest
+        )
+
+        def apply(params: Params, batch: dict[str, jax.Array]) -> jax.Array:
+            model = nnx.merge(self.graph, params)
+            mask = causal_mask(batch["segments"])
+            return model(batch["tokens"], batch["positions"], mask)
+
+        return mofo_jax.input_covariances(
+            apply,
+            self.begin(start),
+            map(self.place, batches),
+            weights=lambda batch: batch["segments"] > 0,
+        )
+
     def train(
         self,
         optimizer: str,
@@ -125,13 +160,14 @@ class Trainer:
           peak: the learning rate at its highest.
           start: the parameters, on the host.
           course: the examples, and how long.
-          information: the Fisher information, where the optimizer needs it.
+          information: what the optimizer needs to know of the start: its Fisher
+            information, or the covariances of its inputs.
           frozen: names at the first level of the parameters that keep their values.
         """
         part = self._part(config)
         params, rest = part.begin(self.begin(start))
         state = self._state(optimizer, config, frozen, params, information)
-        step = self._step(optimizer, config, frozen, part, params, state)
+        step = self._step(optimizer, config, frozen, part, params, state, information)
         settings = dataclasses.replace(
             config, steps=course.steps, warmup_steps=course.warmup_steps
         )
@@ -185,6 +221,7 @@ class Trainer:
         part: lora.Trained,
         params: Params,
         state: optax.OptState,
+        information: Params | None,
     ) -> Callable[..., tuple[Params, optax.OptState, jax.Array]]:
         """The compiled step, in which the learning rate is a number like others."""
         found = self._steps.get((name, config, frozen))
@@ -201,8 +238,8 @@ class Trainer:
             rate: jax.Array,
             rest: Params | None,
         ) -> tuple[Params, optax.OptState, jax.Array]:
-            # Its Fisher information is in the state, which is all that a step reads.
-            optimizer = assemble(name, config, frozen, lambda _: rate, params)
+            # What it knows of the start is in the state, which is all a step reads.
+            optimizer = assemble(name, config, frozen, lambda _: rate, information)
             loss, grads = gradients(part.graph, params, batch, 1, rest)
             updates, state = optimizer.update(grads, state, params)
             return optax.apply_updates(params, updates), state, loss
@@ -219,7 +256,10 @@ def assemble(
     information: Params | None,
 ) -> optax.GradientTransformationExtraArgs:
     """A method's transformation; what is frozen is not in the clipped norm either."""
-    whole = optimizers.assemble(name, config, rate, information)
+    if name in sparing.OPTIMIZERS:
+        whole = sparing.assemble(name, config, rate, information)
+    else:
+        whole = optimizers.assemble(name, config, rate, information)
     if not frozen:
         return whole
 

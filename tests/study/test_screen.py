@@ -1,5 +1,7 @@
 """Directions at the start, on the tiny model and on matrices."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -142,3 +144,27 @@ def test_own_texts_begin_in_three_ways(study: Study):
     assert len(messages) == len(lines) / 2
     asked = {line.removeprefix(own_texts.MESSAGE) for line in messages}
     assert not asked & set(texts.instructions(48))
+
+
+def test_the_rule_spares_what_the_starts_own_texts_use(study: Study):
+    trainer, task, config = study.trainer, study.task(TASK), Config(damping=0.1)
+    course = Course(task.training, task.length, 3, 1, 0)
+    known = screen.moments(trainer, study.start, course, config)
+    start = trainer.begin(study.start)
+    covariances = study.information("inverse")
+    assert covariances is not None
+    adam = screen.direction("adamw", config, start, known)
+    rule = screen.direction("inverse", config, start, known, covariances)
+    path = "layers", "mlp", "down", "kernel"
+
+    def leaf(tree: Any) -> np.ndarray:
+        for name in path:
+            tree = tree[name]
+        return np.asarray(tree, np.float64)
+
+    kernel = covariances["layers"]["mlp"]["down"]["kernel"]
+    for layer, matrix in enumerate(np.asarray(kernel.matrix, np.float64)):
+        size = len(matrix)
+        damped = np.eye(size) + matrix / (0.1 * np.trace(matrix) / size)
+        wanted = np.linalg.solve(damped, leaf(adam)[layer])
+        np.testing.assert_allclose(leaf(rule)[layer], wanted, rtol=1e-3, atol=1e-4)

@@ -1,0 +1,115 @@
+"""The pictures of the study, from its rows alone."""
+
+import math
+import pathlib
+from collections.abc import Sequence
+
+import matplotlib.axes
+import matplotlib.figure
+import matplotlib.ticker
+import numpy as np
+
+from examples.finetune.running.plots import BASE_COLOR, COLORS
+from examples.finetune.system.files import replacing
+from examples.study import plan
+from examples.study.comparing import ON_PROMPTS, PROSE, PROSE_RISE, Compared, Measure
+from examples.study.methods import METHODS
+from examples.study.plan import Run
+
+PANELS = (PROSE, ON_PROMPTS, PROSE_RISE)
+
+
+def draw(found: Compared, directory: pathlib.Path) -> list[str]:
+    """Draws what each method drifts for what it learns, a picture a task and length.
+
+    Returns:
+      The files' names, in the directory.
+    """
+    drawn = []
+    for task, steps in found.lengths:
+        name = f"{task}_{steps}.png"
+        _save(_fronts(found, task, steps), directory / name)
+        drawn.append(name)
+    return drawn
+
+
+def _fronts(found: Compared, task: str, steps: int) -> matplotlib.figure.Figure:
+    figure = matplotlib.figure.Figure(figsize=(13, 4.6), layout="constrained")
+    panels = figure.subplots(1, len(PANELS))
+    level = float(found.level(task, steps)[0])
+    for axes, measure in zip(panels, PANELS, strict=True):
+        for method in METHODS:
+            _lines(axes, found, (task, method, steps), measure)
+        axes.axvline(level, color=BASE_COLOR, linewidth=0.8, linestyle="--")
+        axes.set(xlabel="task loss (left: learned more)", ylabel=_label(measure))
+        axes.set_xlim(*_shown(found, task, steps, level))
+        axes.grid(alpha=0.3)
+        if measure.ratio:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+            axes.yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+        else:
+            axes.axhline(0, color=BASE_COLOR, linewidth=0.8)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    figure.suptitle(
+        f"{task}, {steps} steps: a line a seed, a point a learning rate; dashed: the "
+        "level at which methods are compared"
+    )
+    return figure
+
+
+def _lines(
+    axes: matplotlib.axes.Axes,
+    found: Compared,
+    which: tuple[str, str, int],
+    measure: Measure,
+) -> None:
+    """A line for each seed of a method, up to the rate that learned most."""
+    task, method, steps = which
+    color = COLORS[list(METHODS).index(method) % len(COLORS)]
+    runs = [r for r in found.rows if (r.task, r.method, r.steps) == which]
+    for number, seed in enumerate(sorted({run.seed for run in runs})):
+        known = plan.rates(found.losses, plan.Cell(task, method, steps, seed))
+        best = min(known, key=lambda rate: known[rate])
+        points = [
+            (loss, _plain(found, Run(task, method, steps, seed, rate), measure))
+            for rate, loss in known.items()
+            if rate <= best and math.isfinite(loss)
+        ]
+        axes.plot(
+            *zip(*points, strict=True),
+            color=color,
+            marker="o",
+            markersize=4,
+            linewidth=1.2,
+            alpha=0.8,
+            label=METHODS[method].title if number == 0 else None,
+        )
+
+
+def _plain(found: Compared, run: Run, measure: Measure) -> float:
+    value = float(found.value(run, measure)[0])
+    return math.exp(value) if measure.ratio else value
+
+
+def _label(measure: Measure) -> str:
+    unit = "nats per token"
+    return f"{measure.title} ({unit})"
+
+
+def _shown(found: Compared, task: str, steps: int, level: float) -> tuple[float, float]:
+    """The task losses near the level; what learned less is in the tables."""
+    runs: Sequence[float] = [
+        loss
+        for run, loss in found.losses.items()
+        if (run.task, run.steps) == (task, steps)
+    ]
+    best = float(np.min(runs))
+    return best - 0.2 * (level - best), level + 3 * (level - best)
+
+
+def _save(figure: matplotlib.figure.Figure, path: pathlib.Path) -> None:
+    with replacing(path) as file:
+        figure.savefig(file, format="png", dpi=110)
