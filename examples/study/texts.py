@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from examples.finetune.command.errors import InputError
-from examples.finetune.data.batches import retention, round_up
+from examples.finetune.data import retention
+from examples.finetune.data.batches import round_up
 from examples.finetune.data.encoding import Example, encode_rows
 from examples.finetune.data.rows import read_rows
 from examples.finetune.evaluation import choices
