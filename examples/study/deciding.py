@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 
 from examples.study import evidence, plan
+from examples.study.budget import BUDGETS
 from examples.study.comparing import CODE, OWN, PROSE, PROSE_RISE, Compared, Measure
 from examples.study.evidence import Estimate, Seeds
 from examples.study.methods import CONTROLS
@@ -53,6 +54,18 @@ class Claim:
     method: str
     every: float
     pooled: float
+
+
+CLAIMS = (
+    *(Claim(method, 0.6, 0.4) for method in plan.RULE),
+    *(Claim(method, 0.8, 0.6) for method in plan.COMBINED),
+)
+# The tasks and numbers of steps on which the claims are judged.
+LENGTHS = tuple(
+    (task, steps)
+    for task in ("gsm8k", "json", "docstrings")
+    for steps in (BUDGETS["cpu"].short, BUDGETS["cpu"].long)
+)
 
 
 @dataclasses.dataclass(frozen=True)

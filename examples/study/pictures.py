@@ -13,8 +13,11 @@ from examples.finetune.running.plots import BASE_COLOR, COLORS
 from examples.finetune.system.files import replacing
 from examples.study import plan
 from examples.study.comparing import ON_PROMPTS, PROSE, PROSE_RISE, Compared, Measure
+from examples.study.inputs import BORDERS
 from examples.study.methods import METHODS
 from examples.study.plan import Run
+from examples.study.rows import Row
+from examples.study.screening import drift_of_a_squared_step
 
 PANELS = (PROSE, ON_PROMPTS, PROSE_RISE)
 
@@ -108,6 +111,47 @@ def _shown(found: Compared, task: str, steps: int, level: float) -> tuple[float,
     ]
     best = float(np.min(runs))
     return best - 0.2 * (level - best), level + 3 * (level - best)
+
+
+def why(rows: Sequence[Row], path: pathlib.Path) -> None:
+    """Draws where filters select, and what a squared step drifts.
+
+    Args:
+      rows: of the screen.
+      path: the PNG file.
+    """
+    figure = matplotlib.figure.Figure(figsize=(11, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    middles = [BORDERS[0] / 2, *(border * 2 for border in BORDERS)]
+    for number, row in enumerate(row for row in rows if "inputs" in row):
+        counts = {
+            name: np.array(row["inputs"][name]) for name in ("weights", "selected")
+        }
+        there = counts["weights"] > 0
+        share = counts["selected"][there] / counts["weights"][there]
+        left.plot(
+            np.array(middles)[there],
+            share,
+            color=COLORS[number % len(COLORS)],
+            marker="o",
+            label=row["key"]["direction"],
+        )
+    left.set(
+        xlabel="second moment of a weight's input over its kernel's mean",
+        ylabel="share of weights selected",
+        xscale="log",
+    )
+    left.legend(frameon=False)
+    left.grid(alpha=0.3)
+    titles = [row["key"]["direction"] for row in rows]
+    drifts = [drift_of_a_squared_step(row) for row in rows]
+    right.barh(titles, drifts, color=COLORS[0])
+    right.invert_yaxis()
+    right.set(
+        xlabel="KL on prose over the squared distance from the start", xscale="log"
+    )
+    right.grid(alpha=0.3, axis="x")
+    _save(figure, path)
 
 
 def _save(figure: matplotlib.figure.Figure, path: pathlib.Path) -> None:

@@ -4,7 +4,7 @@ import pathlib
 
 from examples.finetune.command.errors import InputError
 from examples.finetune.system.files import write_text
-from examples.study import rows, tables
+from examples.study import pictures, rows, screening, tables
 from examples.study.comparing import Compared
 from examples.study.first import study as first_study
 from examples.study.first import tables as first_tables
@@ -23,7 +23,16 @@ def write(directory: pathlib.Path) -> None:
     found = rows.comparable(rows.read(file))
     if not found:
         raise InputError(f"{file} has no rows yet")
-    write_text(directory / "tables.md", tables.markdown(Compared(found)))
+    compared = Compared(found)
+    screened = screening.read(directory / screening.NAME)
+    text = tables.markdown(compared, screened)
+    drawn = pictures.draw(compared, directory)
+    if screened:
+        pictures.why(screened, directory / "why.png")
+        drawn.append("why.png")
+    for name in drawn:
+        text += f"\n![{pathlib.Path(name).stem}]({name})\n"
+    write_text(directory / "tables.md", text)
     print(f"{len(found)} rows; {directory / 'tables.md'}", flush=True)
 
 

@@ -17,6 +17,7 @@ from examples.finetune.evaluation.evaluate import spread
 from examples.study import cells, evidence, own_texts, rows, screen
 from examples.study.cells import Lines, ranged
 from examples.study.evidence import Estimate, Values
+from examples.study.inputs import selected_by_input
 from examples.study.measuring import Reference, Scales
 from examples.study.plan import PILOT_SEED, START, Run
 from examples.study.study import Study, say
@@ -42,6 +43,8 @@ MADE: dict[str, tuple[str, dict[str, Any]]] = {
     "the same 0.1, behind MoFO": ("inverse_behind_mofo", {"damping": 0.1}),
     "the same 0.1, filtered": ("inverse_filtered", {"damping": 0.1}),
 }
+# Of these the rows tell which weights they select.
+FILTERS = ("MoFO 0.15", "filter by update", "filter by chance")
 SIDES = ("ahead", "behind")  # of the start
 # Damping of conjugate gradients, in units of what makes F and Adam's scale weigh the
 # same along Adam's step.
@@ -114,7 +117,11 @@ class _Bench:
         (few, scales), references = self._scales
         along = self._direction(title)
         given = self._start, along, self._task, few, scales, references
-        return screen.measured(*given) | {"counts": scales.counts()}
+        found = screen.measured(*given) | {"counts": scales.counts()}
+        if title in FILTERS:
+            covariances = self._study.information("inverse")
+            found["inputs"] = selected_by_input(along, covariances)
+        return found
 
     def _direction(self, title: str) -> Params:
         if title not in MADE:
@@ -187,6 +194,12 @@ def _parts(row: rows.Row, task: str, text: str) -> tuple[Values, Values]:
     return (behind - ahead) / 2, np.mean(drifts, axis=0)
 
 
+def drift_of_a_squared_step(row: rows.Row) -> float:
+    """KL on prose over the squared distance from the start."""
+    task = row["key"]["run"].partition("/")[0]
+    return float(_parts(row, task, "prose")[1][0]) / row["length"] ** 2
+
+
 def table(found: Sequence[rows.Row]) -> Lines:
     """Every direction against AdamW's."""
     task = found[0]["key"]["run"].partition("/")[0]
@@ -201,9 +214,11 @@ def table(found: Sequence[rows.Row]) -> Lines:
             [
                 row["key"]["direction"],
                 *(ranged(ratio, ".2f") for ratio in ratios),
-                f"{row['length']:.3f}",
+                f"{drift_of_a_squared_step(row):.2e}",
                 f"{row['quadratic']:.2f}",
             ]
         )
     heads = ["direction", *(f"KL, {kind} over AdamW's" for kind in kinds)]
-    return cells.table([*heads, "distance", "KL over its quadratic form"], body)
+    return cells.table(
+        [*heads, "KL, prose over squared distance", "KL over its quadratic form"], body
+    )

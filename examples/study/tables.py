@@ -3,17 +3,23 @@
 import math
 from collections.abc import Sequence
 
-from examples.study import plan
+from examples.study import deciding, plan, screening
 from examples.study.cells import SIGNED, Lines, number, ranged, table
 from examples.study.comparing import MEASURES, PROSE, PROSE_RISE, Compared, Measure
 from examples.study.methods import METHODS
 from examples.study.plan import PRIMARY, SECONDARY, START, Run
+from examples.study.rows import Row
 
 OWN = "adamw"
 
 
-def markdown(found: Compared) -> str:
-    """All tables as one page."""
+def markdown(found: Compared, screened: Sequence[Row]) -> str:
+    """All tables as one page.
+
+    Args:
+      found: the rows.
+      screened: those of the screen without training.
+    """
     lines = [
         "# Tables of the study",
         "",
@@ -23,9 +29,15 @@ def markdown(found: Compared) -> str:
         "levels, measures and intervals.",
         "",
     ]
+
+    def screen(_: Compared) -> Lines:
+        return screening.table(screened) if screened else ["It has no rows yet."]
+
     for heading, section in (
         ("At equal task loss", first),
+        ("What the protocol decides", decided),
         ("Seeds that were used for choosing", choosing),
+        ("The screen without training", screen),
         ("Levels", levels),
         ("The data", data),
         ("Every row", everything),
@@ -92,6 +104,55 @@ def _method(
         ranged(found.alone(*given, PROSE_RISE, shared), SIGNED),
         *(against(measure) for measure in MEASURES if not measure.ratio),
         number(math.nan if cost is None else cost, ".2f"),
+    ]
+
+
+def decided(found: Compared) -> Lines:
+    """The comparator, and what became of the claim."""
+    tasks = dict.fromkeys(task for task, _ in found.lengths)
+    main = next(iter(tasks), None)
+    if main is None:
+        return ["No pilot is done yet."]
+    short = min(steps for task, steps in found.lengths if task == main)
+    own = deciding.comparator(found, main, short)
+    lines = [
+        f"The comparator is {METHODS[own].title}: by the rule of the protocol, on "
+        f"{main} with {short} steps.",
+        "",
+    ]
+    body = [
+        _judged(found, claim, measure, own)
+        for claim in deciding.CLAIMS
+        for measure in deciding.KINDS
+    ]
+    heads = ["method", "claim", "", "pooled ratio", "decided from", "missing"]
+    lines += table(heads, body) if body else ["No setting of the rule is chosen yet."]
+    for claim in deciding.CLAIMS:
+        verdict = deciding.judge(found, claim, PROSE, deciding.LENGTHS, own)
+        if verdict.cells:
+            rise, seen = deciding.visible(found, claim.method, verdict.cells)
+            lines += ["", f"{METHODS[claim.method].title}: the loss on prose rises by "]
+            lines[-1] += (
+                f"{ranged(rise, SIGNED)}, which is {'' if seen else 'not '}visible."
+            )
+    return lines
+
+
+def _judged(
+    found: Compared, claim: deciding.Claim, measure: Measure, own: str
+) -> list[str]:
+    verdict = deciding.judge(found, claim, measure, deciding.LENGTHS, own)
+
+    def named(lengths: list[tuple[str, int]]) -> str:
+        return ", ".join(f"{task} {steps}" for task, steps in lengths) or "-"
+
+    return [
+        METHODS[claim.method].title,
+        f"{measure.title} at most {claim.pooled:g}, all below {claim.every:g}",
+        verdict.outcome,
+        ranged(verdict.ratio, ".2f"),
+        named(verdict.cells),
+        named(verdict.missing),
     ]
 
 

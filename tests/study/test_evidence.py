@@ -1,12 +1,14 @@
 """Means and intervals of made-up rows."""
 
 import math
+import pathlib
 
+import matplotlib.image
 import numpy as np
 import pytest
 import scipy.stats
 
-from examples.study import evidence, tables
+from examples.study import evidence, pictures, tables
 from examples.study.comparing import (
     CODE,
     MARGINS,
@@ -103,8 +105,16 @@ def test_a_method_that_does_not_reach_the_level_has_no_line():
 
 
 def test_every_row_is_in_the_tables():
-    text = tables.markdown(Compared(made_rows.rows()))
+    text = tables.markdown(Compared(made_rows.rows()), [])
     for run in Compared(made_rows.rows()).rows:
         assert (f"`{run}`" in text) == (run.steps > 0)
     assert "| docstrings | 5 | 2 | 2 | 1 | 25.0% |" in text
     assert "5e-05: 1.2000, 0.0001: 1.0000, 0.0002: 1.1000" in text
+
+
+def test_a_picture_a_task_and_length(tmp_path: pathlib.Path):
+    assert pictures.draw(Compared(made_rows.rows()), tmp_path) == ["docstrings_24.png"]
+    image = matplotlib.image.imread(tmp_path / "docstrings_24.png")
+    assert image.shape[0] > 400 and image.shape[1] > 1000
+    # Something is drawn in more colors than black and white.
+    assert len(np.unique(image[..., :3].reshape(-1, 3), axis=0)) > 50

@@ -1,9 +1,11 @@
 """Directions at the start, on the tiny model and on matrices."""
 
+import pathlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import matplotlib.image
 import numpy as np
 import pytest
 from flax import nnx
@@ -13,7 +15,7 @@ from examples.finetune.data.batches import evaluation_batches, loss_targets
 from examples.finetune.model.llama import causal_mask
 from examples.finetune.training.optimizers import assemble
 from examples.finetune.training.train import gradients
-from examples.study import own_texts, screen, screening, texts
+from examples.study import own_texts, pictures, screen, screening, texts
 from examples.study.options import Options
 from examples.study.study import Study, open_study
 from examples.study.training import Course
@@ -109,8 +111,12 @@ def test_a_direction_is_the_optimizers_next_update(study: Study):
         assert (share < 0.5) == (name == "mofo")
 
 
-def test_a_screen_measures_both_sides(study: Study, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(screening, "MADE", {"AdamW": ("adamw", {})})
+def test_a_screen_measures_both_sides(
+    study: Study, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+):
+    monkeypatch.setattr(
+        screening, "MADE", {"AdamW": ("adamw", {}), "MoFO 0.15": ("mofo", {})}
+    )
     monkeypatch.setattr(screening, "DAMPING", (0.1,))
     monkeypatch.setattr(screening, "OWN_TEXTS", 6)
     monkeypatch.setattr(screening, "ITERATIONS", 2)
@@ -118,6 +124,7 @@ def test_a_screen_measures_both_sides(study: Study, monkeypatch: pytest.MonkeyPa
     found = screening.read(file)
     assert [row["key"]["direction"] for row in found] == [
         "AdamW",
+        "MoFO 0.15",
         "conjugate gradients, 0.1",
     ]
     for row in found:
@@ -131,6 +138,11 @@ def test_a_screen_measures_both_sides(study: Study, monkeypatch: pytest.MonkeyPa
     ratio = screening.over_adamw(found[0], found[0], TASK, "prose")
     assert (ratio.value, ratio.low, ratio.high) == (1.0, 1.0, 1.0)
     assert screening.run(study, TASK).read_text() == file.read_text()
+    inputs = found[1]["inputs"]
+    assert 0.1 < sum(inputs["selected"]) / sum(inputs["weights"]) < 0.5
+    assert len(screening.table(found)) == 2 + len(found)
+    pictures.why(found, tmp_path / "why.png")
+    assert matplotlib.image.imread(tmp_path / "why.png").shape[1] > 1000
 
 
 def test_own_texts_begin_in_three_ways(study: Study):

@@ -1,0 +1,98 @@
+"""What the protocol decides, on made-up rows."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from examples.study import deciding
+from examples.study.comparing import CODE, PROSE, Compared
+from examples.study.deciding import Claim
+from examples.study.rows import Row
+from tests.study import made_rows
+from tests.study.made_rows import STEPS, TASK
+
+CLAIM = Claim("inverse", every=0.6, pooled=0.4)
+LENGTHS = [(TASK, STEPS)]
+
+
+def rows(factors: list[float]) -> list[Row]:
+    """AdamW's rows, and a seed of the rule for each factor of AdamW's KL."""
+    made = [row for row in made_rows.rows() if "mofo" not in row["key"]["run"]]
+    for seed, factor in zip((11, 12, 13), factors, strict=False):
+        made.append(made_rows.row("inverse", 2e-4, 1.1, 0.01 * factor, seed=seed))
+        made.append(made_rows.row("inverse", 4e-4, 1.0, 0.04 * factor, seed=seed))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("factors", "outcome"),
+    [
+        ([0.30, 0.31, 0.29], "confirmed"),
+        # The upper end is above 0.6.
+        ([0.2, 0.5, 0.3], "not yet decided"),
+        # The interval lies above 0.4.
+        ([0.6, 0.62, 0.58], "refuted"),
+        # The ratio is above 0.4, its interval covers it.
+        ([0.39, 0.42, 0.41], "not yet decided"),
+        ([0.3, 0.3], "not yet decided"),
+    ],
+)
+def test_a_claim_is_judged_by_the_protocol(factors: list[float], outcome: str):
+    verdict = deciding.judge(Compared(rows(factors)), CLAIM, PROSE, LENGTHS, "adamw")
+    assert verdict.outcome == outcome
+    if len(factors) < deciding.FEWEST_SEEDS:
+        assert verdict.ratio is None and verdict.missing == LENGTHS
+        return
+    assert verdict.ratio is not None and verdict.cells == LENGTHS
+    logs = np.log(factors)
+    low, high = scipy.stats.t.interval(
+        0.95, 2, loc=logs.mean(), scale=scipy.stats.sem(logs)
+    )
+    wanted = [math.exp(part) for part in (logs.mean(), low, high)]
+    assert tuple(verdict.ratio) == pytest.approx(wanted)
+
+
+def test_a_task_that_is_missing_leaves_it_open():
+    lengths = [*LENGTHS, ("gsm8k", STEPS)]
+    found = Compared(rows([0.30, 0.31, 0.29]))
+    verdict = deciding.judge(found, CLAIM, PROSE, lengths, "adamw")
+    assert verdict.outcome == "not yet decided"
+    assert verdict.missing == [("gsm8k", STEPS)]
+
+
+def test_code_is_not_judged_where_code_is_learned():
+    assert deciding.LEARNED[CODE] == TASK
+    found = Compared(rows([0.30, 0.31, 0.29]))
+    verdict = deciding.judge(found, CLAIM, CODE, LENGTHS, "adamw")
+    assert verdict.cells == [] and verdict.ratio is None
+
+
+def test_a_rise_is_visible_if_its_interval_is_above_zero():
+    made = rows([0.3, 0.3, 0.3])
+    rise, seen = deciding.visible(Compared(made), "inverse", LENGTHS)
+    assert rise.value == pytest.approx(0) and not seen
+    for row in made:
+        if "inverse" in row["key"]["run"]:
+            losses = row["sets"]["prose"]["losses"]
+            row["sets"]["prose"]["losses"] = [loss + 0.1 for loss in losses]
+    rise, seen = deciding.visible(Compared(made), "inverse", LENGTHS)
+    assert rise.value == pytest.approx(0.2 / 5) and seen
+
+
+def test_the_best_control_becomes_the_comparator():
+    made = made_rows.rows()
+    for seed in (0, 1):
+        if seed == 1:
+            made.append(made_rows.row("adamw", 5e-5, 1.1, 0.01, seed=seed))
+            made.append(made_rows.row("adamw", 1e-4, 1.0, 0.04, seed=seed))
+        for name, factor in (("adamw_b2", 0.8), ("adamw_warmup", 0.95)):
+            weak, strong = (1.2, 0.01) if seed == 0 else (1.1, 0.01)
+            made.append(made_rows.row(name, 5e-5, weak, strong * factor, seed=seed))
+            made.append(made_rows.row(name, 1e-4, 1.0, 0.04 * factor, seed=seed))
+    assert deciding.comparator(Compared(made), TASK, STEPS) == "adamw_b2"
+    kept = [row for row in made if "adamw_b2" not in row["key"]["run"]]
+    # Five percent are not enough.
+    assert deciding.comparator(Compared(kept), TASK, STEPS) == "adamw"
+    assert deciding.comparator(Compared(made_rows.rows()), TASK, STEPS) == "adamw"
