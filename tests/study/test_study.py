@@ -181,7 +181,7 @@ def test_a_plan_tells_hours(
     options = ["--model", str(tiny_model), "--budget", "smallest", "--plan"]
     assert command.main([*options, "--output", str(tmp_path)]) == 0
     told = capsys.readouterr().out
-    assert "controls: at least 20 runs, 0.0 hours" in told
+    assert "choice: at least 10 runs, 0.0 hours" in told
     assert "0 rows are there" in told
 
 
