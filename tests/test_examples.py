@@ -1,8 +1,15 @@
-"""The small examples, each shrunk to seconds."""
+"""The small examples: the quick start, shrunk to seconds, and the notebook."""
 
+import pathlib
+from typing import Any
+
+import nbclient
+import nbformat
 import pytest
 
 from examples import quickstart
+
+NOTEBOOK = pathlib.Path(quickstart.__file__).parent / "getting_started.ipynb"
 
 
 def test_quickstart_compares_both_optimizers(
@@ -14,3 +21,27 @@ def test_quickstart_compares_both_optimizers(
     assert [line.split("  ")[0] for line in lines] == ["start", "optax.adamw", "mofo"]
     assert len(set(lines)) == 3
     assert all("task: " in line and "known before: " in line for line in lines)
+
+
+def outputs(notebook: Any) -> list[tuple[str, ...]]:
+    """Returns what each cell with outputs shows: kinds of data, and text without digits."""
+    return [
+        tuple(
+            "".join(c for c in output["text"] if not c.isdigit())
+            if "text" in output
+            else " ".join(sorted(output["data"]))
+            for output in cell["outputs"]
+        )
+        for cell in notebook.cells
+        if cell.get("outputs")
+    ]
+
+
+def test_the_notebook_runs_and_shows_what_is_stored() -> None:
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    stored = outputs(notebook)
+    # Two lines of text and two pictures.
+    assert len(stored) == 4
+    assert sum("image/png" in shown for cell in stored for shown in cell) == 2
+    nbclient.NotebookClient(notebook, timeout=600).execute()
+    assert outputs(notebook) == stored
