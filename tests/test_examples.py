@@ -24,7 +24,7 @@ def test_quickstart_compares_both_optimizers(
 
 
 def outputs(notebook: Any) -> list[tuple[str, ...]]:
-    """Returns what each cell with outputs shows: kinds of data, and text without digits."""
+    """Returns what each cell shows: its text without digits, or the kinds of data."""
     return [
         tuple(
             "".join(c for c in output["text"] if not c.isdigit())
