@@ -5,11 +5,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.library.test_diagnostics import GROUPS, members, moved_zoo
-from tests.library.test_diagnostics import call as call
 
 import mofo_jax
 from tests.helpers import DTYPES, random_generator, x64
+from tests.library.test_diagnostics import GROUPS, members, moved_zoo
+from tests.library.test_diagnostics import call as call
 
 
 def norm(parts: list[np.ndarray]) -> float:
