@@ -19,6 +19,7 @@ by one and in different environments: `compiled` needs libtpu or the plug-ins fo
 import dataclasses
 import pathlib
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -43,6 +44,9 @@ class Options:
     """What to measure."""
     output: pathlib.Path = pathlib.Path(__file__).parent / "results"
     """Directory of the JSON files and pictures."""
+    against: pathlib.Path | None = None
+    """Another checkout of this repository: the part steps compares its mofo with this
+    one's, in turn. Nothing else is measured, and nothing stored."""
 
     trees: tuple[str, ...] = tuple(name for name in TREES if name != "tiny")
     """Trees of parameters of the part steps."""
@@ -93,7 +97,7 @@ def _steps(options: Options, results: Results) -> None:
 
             def case(name: str = name, momenta: str = momenta) -> dict[str, Any]:
                 settings = steps.Settings(
-                    options.rounds, options.seconds, options.slowest
+                    options.rounds, options.seconds, options.slowest, options.against
                 )
                 return steps.measure(name, TREES[name], momenta, settings)
 
@@ -166,6 +170,9 @@ def check(options: Options) -> None:
             if name not in TREES:
                 known = ", ".join(TREES)
                 raise InputError(f"{option} must be among {known}, got {name!r}")
+    against = options.against
+    if against and not (against / "mofo_jax" / "__init__.py").is_file():
+        raise InputError(f"--against must be a checkout of mofo_jax, got {against}")
     least = {"rounds": 1, "run_steps": 1, "layers": 1, "training_layers": 1}
     for name, bound in least.items():
         if getattr(options, name) < bound:
@@ -189,6 +196,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from examples.benchmarks import picture
 
         device = jax.devices()[0].device_kind
+        if options.against:
+            with tempfile.TemporaryDirectory() as directory:
+                comparison = Results(pathlib.Path(directory), device)
+                _steps(options, comparison)
+                tables.show(comparison.read())
+            return
         results = Results(options.output, device)
         measure(options, results)
         parts = results.read()

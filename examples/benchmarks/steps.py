@@ -6,7 +6,11 @@ one optimizer does.
 """
 
 import functools
+import importlib
+import pathlib
+import sys
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +26,9 @@ Entry = dict[str, Any]
 
 BASELINE = "adamw"
 MOFO = "mofo"
+TIES = 'ties="exact"'
+EXACT = f"{MOFO}, {TIES}"
+AGAINST = "mofo of the other checkout"
 RIVALS: dict[str, rivals.KthLargest] = {
     "lax.top_k": rivals.kth_by_top_k,
     "jnp.sort": rivals.kth_by_sort,
@@ -40,23 +47,52 @@ class Settings(NamedTuple):
       rounds: timed steps of each optimizer.
       seconds: for the timed steps of one; slow ones get fewer rounds.
       slowest: a rival whose step would take longer is left out.
+      against: another checkout, whose MoFO is compared instead of the rivals.
     """
 
     rounds: int
     seconds: float
     slowest: float
+    against: pathlib.Path | None = None
+
+
+def library_in(checkout: pathlib.Path) -> ModuleType:
+    """Imports `mofo_jax` from another checkout, beside the one in use."""
+
+    def forget() -> dict[str, ModuleType]:
+        names = [name for name in sys.modules if name.split(".")[0] == "mofo_jax"]
+        return {name: sys.modules.pop(name) for name in names}
+
+    ours = forget()
+    sys.path.insert(0, str(checkout.resolve()))
+    try:
+        return importlib.import_module("mofo_jax")
+    finally:
+        sys.path.pop(0)
+        forget()
+        sys.modules.update(ours)
 
 
 def optimizers(
-    tree: Tree, momenta: str
+    tree: Tree, momenta: str, against: pathlib.Path | None = None
 ) -> dict[str, Callable[[], optax.GradientTransformation]]:
     """What is compared, by name; the baseline comes first."""
     common = {**COMMON, "mu_dtype": momenta}
     mofo = functools.partial(mofo_jax.mofo, **common, block_axes=dict(tree.block_axes))
+    adamw = functools.partial(optax.adamw, **common)
+    if against:
+        other = functools.partial(library_in(against).mofo, *mofo.args, **mofo.keywords)
+        return {
+            BASELINE: adamw,
+            MOFO: mofo,
+            AGAINST: other,
+            EXACT: functools.partial(mofo, ties="exact"),
+            f"{AGAINST}, {TIES}": functools.partial(other, ties="exact"),
+        }
     return {
-        BASELINE: functools.partial(optax.adamw, **common),
+        BASELINE: adamw,
         MOFO: mofo,
-        'mofo, ties="exact"': functools.partial(mofo, ties="exact"),
+        EXACT: functools.partial(mofo, ties="exact"),
         **{
             name: functools.partial(
                 rivals.filtered_adamw, kth_largest, tree.block_axes, **common
@@ -144,7 +180,7 @@ def _programs(
     """Compiles what can run; for each of the rest its row says why it cannot."""
     arms: dict[str, dict[str, Any]] = {}
     programs: dict[str, Program] = {}
-    for arm, make in optimizers(tree, momenta).items():
+    for arm, make in optimizers(tree, momenta, settings.against).items():
         reason = None
         if arm in RIVALS:
             reason = _too_slow(arm, tree, momenta, settings.slowest)

@@ -4,6 +4,7 @@ import io
 import json
 import pathlib
 import re
+import shutil
 import sys
 from typing import Any
 
@@ -290,3 +291,27 @@ def test_a_damaged_file_is_not_overwritten(
         optimizer_step.main(["--parts", "--output", str(tmp_path)])
     assert "is damaged" in capsys.readouterr().err
     assert file.read_text() == "{"
+
+
+def test_another_checkout_takes_part(
+    capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path
+) -> None:
+    root = pathlib.Path(__file__).parents[2]
+    shutil.copytree(root / "mofo_jax", tmp_path / "mofo_jax")
+    mine = dict(sys.modules)
+    options = ["--against", str(tmp_path), "--trees", "tiny", "--momenta", "float32"]
+    optimizer_step.main([*options, "--rounds", "1"])
+    shown = capsys.readouterr().out
+    for arm in ("adamw", steps.MOFO, steps.AGAINST, steps.EXACT):
+        assert f" {arm} " in shown
+    assert sys.modules["mofo_jax"] is mine["mofo_jax"]
+    assert "top_k" not in shown
+
+
+def test_another_checkout_has_to_be_one(
+    capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        optimizer_step.main(["--against", str(tmp_path), "--trees", "tiny"])
+    assert stopped.value.code == 2
+    assert "--against must be a checkout of mofo_jax" in capsys.readouterr().err
