@@ -26,18 +26,18 @@ def main(arguments: list[str]) -> int:
     def work() -> None:
         given = options.parse(arguments)
         # JAX and the rest only now, so that --help and mistakes answer at once.
-        from examples.study import report, screening, study
+        from examples.study import commands, report, screening, study
 
         if given.report:
             report.write_all(given.output)
         elif given.plan:
-            study.tell_plan(given)
+            commands.tell_plan(given)
         elif given.screen:
             study.say(str(screening.run(study.open_study(given), given.screen)))
         elif given.only:
-            study.repeat(given)
+            commands.repeat(given)
         else:
-            report.write(study.run(given).parent)
+            report.write(commands.run(given).parent)
 
     return exit_status(
         work, "the same command goes on with the run that was in progress."

@@ -47,6 +47,8 @@ class Options:
     rows.jsonl, tables.md and pictures."""
     task: tuple[str, ...] = ()
     """Only runs of these tasks; without it all."""
+    step: tuple[str, ...] = ()
+    """Only these steps of the protocol, by the names that --plan tells."""
     method: tuple[str, ...] = ()
     """Only runs of these methods; without it all."""
     model: str = "smollm2-135m-instruct"

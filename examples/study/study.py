@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import pathlib
-import statistics
 import time
 from typing import Any
 
@@ -16,12 +15,19 @@ from examples.finetune.evaluation import token_losses
 from examples.finetune.model import pretrained
 from examples.finetune.training import movement
 from examples.finetune.training.optimizers import NEEDS_FISHER
-from examples.study import chat, comparing, own_texts, rows, sparing, start, texts
+from examples.study import chat, own_texts, rows, sparing, start, texts
 from examples.study.budget import BUDGETS, Budget
 from examples.study.measuring import Measured, Reference, Scales
 from examples.study.methods import METHODS, OWN_TEXTS
 from examples.study.options import Options
-from examples.study.plan import START, Losses, Run, Step, missing, runs_left, steps
+from examples.study.plan import (
+    START,
+    Cell,
+    Losses,
+    Run,
+    Step,
+    steps,
+)
 from examples.study.training import Course, Params, Trained, Trainer
 
 PROTOCOL = pathlib.Path(__file__).with_name("PROTOCOL.md")
@@ -124,14 +130,27 @@ class Study:
         }
 
     def plan(self) -> list[Step]:
-        """The steps of the protocol, as far as the options ask for them."""
+        """The steps of the protocol, as far as the options ask for them.
+
+        Raises:
+          InputError: a step is asked for that there is not.
+        """
         wanted = self.options
-        tasks = [
-            name for name in self.texts.tasks if not wanted.task or name in wanted.task
-        ]
+        every = steps(self.budget, self.texts.tasks)
+        known = [step.name for step in every]
+        for name in wanted.step:
+            if name not in known:
+                raise InputError(f"--step must be of {', '.join(known)}, got {name!r}")
+
+        def chosen(cell: Cell) -> bool:
+            return (not wanted.task or cell.task in wanted.task) and (
+                not wanted.method or cell.method in wanted.method
+            )
+
         return [
-            Step(step.name, [c for c in step.cells if _chosen(c.method, wanted)])
-            for step in steps(self.budget, tasks)
+            Step(step.name, [cell for cell in step.cells if chosen(cell)])
+            for step in every
+            if not wanted.step or step.name in wanted.step
         ]
 
     def losses(self) -> Losses:
@@ -222,87 +241,3 @@ class Study:
         ):
             rows.add(self.file, whole)
         return whole
-
-
-def _chosen(method: str, options: Options) -> bool:
-    return not options.method or method in options.method
-
-
-def run(options: Options) -> pathlib.Path:
-    """Does missing runs until there are none, or the hours are over.
-
-    Returns:
-      The results file.
-
-    Raises:
-      InputError: something the user gave cannot work.
-    """
-    deadline = time.monotonic() + options.hours * 3600
-    study = open_study(options)
-    plan = study.plan()
-    while (found := next(missing(study.losses(), plan), None)) is not None:
-        step, next_ = found
-        seconds = _seconds(study, next_)
-        if seconds > deadline - time.monotonic():
-            say(f"The hours are over before {next_} ({step.name})")
-            break
-        say(f"{next_} ({step.name})")
-        study.do(next_)
-    return study.file
-
-
-def _seconds(study: Study, run: Run) -> float:
-    """What a run takes, as far as earlier rows of its length or any length tell."""
-    known: dict[int, list[float]] = {}
-    for row in rows.read(study.file):
-        known.setdefault(rows.run_of(row).steps, []).append(row["seconds"])
-    known.pop(0, None)
-    if not known:
-        return 0.0
-    nearest = min(known, key=lambda steps: abs(steps - run.steps))
-    return statistics.median(known[nearest]) * max(1, run.steps) / nearest
-
-
-def repeat(options: Options) -> None:
-    """Does one run anew and prints it beside the row that is kept, if one is.
-
-    Raises:
-      InputError: something the user gave cannot work.
-    """
-    study = open_study(options)
-    try:
-        wanted = rows.parse(options.only)
-    except ValueError:
-        wanted = None
-    if wanted is None or wanted.task not in study.texts.tasks:
-        known = ", ".join(study.texts.tasks)
-        raise InputError(
-            "--only must name a run as the tables do, such as gsm8k/adamw/24/11/0.0001,"
-            f" of one of the tasks {known}; got {options.only!r}"
-        )
-    kept = rows.find(rows.read(study.file), study.key(wanted))
-    made = study.do(wanted)
-    start = rows.start_of(rows.read(study.file), wanted.task)
-    columns = {"kept": kept, "made anew": made}
-    for title in ("task loss", *(measure.title for measure in comparing.MEASURES)):
-        values = [
-            f"{comparing.summary(row, start)[title]:.5f} {name}"
-            for name, row in columns.items()
-            if row is not None
-        ]
-        print(f"{title}: {', '.join(values)}", flush=True)
-
-
-def tell_plan(options: Options) -> None:
-    """Says what each step of the protocol still needs, and how long it takes.
-
-    Raises:
-      InputError: something the user gave cannot work.
-    """
-    study = open_study(options)
-    losses, total = study.losses(), 0.0
-    for name, left in runs_left(losses, study.plan()).items():
-        hours = sum(_seconds(study, run) for run in left) / 3600
-        total += hours
-        say(f"{name}: at least {len(left)} runs, {hours:.1f} hours")
-    say(f"{len(losses)} rows are there; at least {total:.1f} hours are left")

@@ -11,7 +11,7 @@ import pytest
 from examples.finetune.command.errors import InputError
 from examples.finetune.system.files import read_json_lines
 from examples.study import __main__ as command
-from examples.study import measuring, plan, rows, study
+from examples.study import commands, measuring, plan, rows, study
 from examples.study.plan import Cell, Run, Step
 from examples.study.training import Trainer
 from tests.finetune import small
@@ -39,7 +39,7 @@ def test_a_killed_study_goes_on_where_it_was(
     def missing(losses: plan.Losses, plan: Any) -> Any:
         return ((step, run) for run in wanted if run not in losses)
 
-    monkeypatch.setattr(study, "missing", missing)
+    monkeypatch.setattr(commands, "missing", missing)
     trained: list[tuple[str, float]] = []
     train, add = Trainer.train, rows.add
 
@@ -155,7 +155,7 @@ def test_nothing_is_begun_that_would_not_end(
 ):
     run = Run(TASK, "adamw", 240, 0, 1e-4)
     monkeypatch.setattr(
-        study, "missing", lambda losses, plan: iter([(Step("long", []), run)])
+        commands, "missing", lambda losses, plan: iter([(Step("long", []), run)])
     )
     # A row of 24 steps took a minute, so this one takes ten.
     monkeypatch.setattr(
@@ -169,7 +169,7 @@ def test_nothing_is_begun_that_would_not_end(
     options = study.Options(
         model=str(tiny_model), budget="smallest", output=tmp_path, hours=0.15
     )
-    assert study.run(options).name == "rows.jsonl"
+    assert commands.run(options).name == "rows.jsonl"
     assert f"The hours are over before {run} (long)" in capsys.readouterr().out
 
 
@@ -183,6 +183,12 @@ def test_a_plan_tells_hours(
     told = capsys.readouterr().out
     assert "choice: at least 10 runs, 0.0 hours" in told
     assert "0 rows are there" in told
+    choice = [*options, "--step", "choice", "--method", "inverse"]
+    assert command.main([*choice, "--output", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    assert "choice: at least 2 runs" in told and "controls" not in told
+    assert command.main([*options, "--step", "cooking"]) == 2
+    assert "--step must be of pilots, choice, " in capsys.readouterr().err
 
 
 def test_log_odds_are_of_the_right_choice():

@@ -1,0 +1,91 @@
+"""What the command does: runs what is missing, repeats a run, tells the plan."""
+
+import pathlib
+import statistics
+import time
+
+from examples.finetune.command.errors import InputError
+from examples.study import comparing, rows
+from examples.study.options import Options
+from examples.study.plan import Run, missing, runs_left
+from examples.study.study import Study, open_study, say
+
+
+def run(options: Options) -> pathlib.Path:
+    """Does missing runs until there are none, or the hours are over.
+
+    Returns:
+      The results file.
+
+    Raises:
+      InputError: something the user gave cannot work.
+    """
+    deadline = time.monotonic() + options.hours * 3600
+    study = open_study(options)
+    plan = study.plan()
+    while (found := next(missing(study.losses(), plan), None)) is not None:
+        step, next_ = found
+        seconds = _seconds(study, next_)
+        if seconds > deadline - time.monotonic():
+            say(f"The hours are over before {next_} ({step.name})")
+            break
+        say(f"{next_} ({step.name})")
+        study.do(next_)
+    return study.file
+
+
+def _seconds(study: Study, run: Run) -> float:
+    """What a run takes, as far as earlier rows of its length or any length tell."""
+    known: dict[int, list[float]] = {}
+    for row in rows.read(study.file):
+        known.setdefault(rows.run_of(row).steps, []).append(row["seconds"])
+    known.pop(0, None)
+    if not known:
+        return 0.0
+    nearest = min(known, key=lambda steps: abs(steps - run.steps))
+    return statistics.median(known[nearest]) * max(1, run.steps) / nearest
+
+
+def repeat(options: Options) -> None:
+    """Does one run anew and prints it beside the row that is kept, if one is.
+
+    Raises:
+      InputError: something the user gave cannot work.
+    """
+    study = open_study(options)
+    try:
+        wanted = rows.parse(options.only)
+    except ValueError:
+        wanted = None
+    if wanted is None or wanted.task not in study.texts.tasks:
+        known = ", ".join(study.texts.tasks)
+        raise InputError(
+            "--only must name a run as the tables do, such as gsm8k/adamw/24/11/0.0001,"
+            f" of one of the tasks {known}; got {options.only!r}"
+        )
+    kept = rows.find(rows.read(study.file), study.key(wanted))
+    made = study.do(wanted)
+    start = rows.start_of(rows.read(study.file), wanted.task)
+    columns = {"kept": kept, "made anew": made}
+    for title in ("task loss", *(measure.title for measure in comparing.MEASURES)):
+        values = [
+            f"{comparing.summary(row, start)[title]:.5f} {name}"
+            for name, row in columns.items()
+            if row is not None
+        ]
+        print(f"{title}: {', '.join(values)}", flush=True)
+
+
+def tell_plan(options: Options) -> None:
+    """Says what each step of the protocol still needs, and how long it takes.
+
+    Raises:
+      InputError: something the user gave cannot work.
+    """
+    study = open_study(options)
+    losses, total = study.losses(), 0.0
+    for name, left in runs_left(losses, study.plan()).items():
+        hours = sum(_seconds(study, run) for run in left) / 3600
+        total += hours
+        say(f"{name}: at least {len(left)} runs, {hours:.1f} hours")
+    say(f"{len(losses)} rows are there; at least {total:.1f} hours are left")
