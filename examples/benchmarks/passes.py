@@ -17,9 +17,9 @@ import tqdm
 import mofo_jax
 from examples.benchmarks import timing
 from examples.finetune.command.config import LEARNING_RATE, Config
-from examples.finetune.data import word_problems
 from examples.finetune.data.batches import Batch, training_batches
 from examples.finetune.data.encoding import encode_rows
+from examples.finetune.data.tasks import TASKS
 from examples.finetune.model import parameters, pretrained, sharding
 from examples.finetune.training.optimizers import make
 from examples.finetune.training.train import init_state, make_step
@@ -108,11 +108,11 @@ class _Arm:
 
 
 def _batches(config: Config, source: pretrained.Source) -> Iterator[Batch]:
-    problems = word_problems.problems(
-        config.training_problems, seed=config.seed, split="train"
+    rows = TASKS[config.task].rows(
+        config.training_rows, seed=config.seed, split="train"
     )
     examples = encode_rows(
-        problems, source.tokenizer, config.sequence_length, "the problems"
+        rows, source.tokenizer, config.sequence_length, "the generated rows"
     )
     return iter(
         training_batches(

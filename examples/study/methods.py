@@ -10,8 +10,8 @@ OWN_TEXTS = 96  # of the start, for covariances: about 9,000 tokens
 WARMUP = 1 / 12  # Share of the steps in which the rate rises.
 # What of a method's options decides its rows.
 DECISIVE = (
-    *("update_fraction", "exponent", "strength", "damping", "lora", "rest", "b1", "b2"),
-    *("eps", "weight_decay", "clip_norm", "schedule"),
+    *("update_fraction", "exponent", "strength", "damping", "lora", "b1", "b2", "eps"),
+    *("weight_decay", "clip_norm", "schedule"),
 )
 
 
@@ -58,6 +58,8 @@ class Method:
             "warmup": round(self.warmup, 4),
             "batches": self.batches,
             "frozen": list(self.frozen),
+            # The option's former name, under which rows are stored.
+            "rest": config.unselected_scale,
             **{name: getattr(config, name) for name in DECISIVE},
         }
 

@@ -106,7 +106,7 @@ class Lab:
 
     def words(self, run: pathlib.Path) -> list[str]:
         """The options of the run that every case does."""
-        few = ["--evaluation-problems", "2", "--knowledge-questions", "1"]
+        few = ["--evaluation-rows", "2", "--knowledge-questions", "1"]
         few += ["--max-new-tokens", "0", "--batch-size", "2"]
         return [*small.options(self.model, run), "--optimizer", ARM, *few]
 

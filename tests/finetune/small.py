@@ -32,7 +32,7 @@ def options(model: pathlib.Path, output: pathlib.Path) -> list[str]:
         *("--model", str(model), "--output", str(output), "--scan-layers"),
         *("--steps", "4", "--warmup-steps", "1", "--checkpoint-every", "1"),
         *("--batch-size", "8", "--sequence-length", "256"),
-        *("--training-problems", "16", "--evaluation-problems", "4"),
+        *("--training-rows", "16", "--evaluation-rows", "4"),
         *("--knowledge-questions", "4", "--retention-sequences", "2"),
         *("--max-new-tokens", "8"),
     ]

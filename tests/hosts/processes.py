@@ -87,7 +87,7 @@ class Run(NamedTuple):
 def options(place: pathlib.Path, name: str, mesh: str) -> list[str]:
     """The options of a run of MoFO on a mesh, and its directory."""
     words = small.options(place / "tiny-llama", place / name / "run")
-    sizes = ("--evaluation-problems", "2", "--knowledge-questions", "2")
+    sizes = ("--evaluation-rows", "2", "--knowledge-questions", "2")
     return [
         *(*words, *sizes, "--retention-sequences", "1", "--max-new-tokens", "4"),
         *("--optimizer", "mofo", "--mesh", mesh),

@@ -5,7 +5,7 @@ from typing import Any
 
 import datasets  # pyright: ignore[reportMissingImports]  # comes with lm-eval
 
-from examples.finetune.command.config import EVALUATION_PROBLEMS, TRAINING_PROBLEMS
+from examples.finetune.command.config import EVALUATION_ROWS, TRAINING_ROWS
 from examples.finetune.data import word_problems
 from examples.finetune.evaluation import evaluate
 
@@ -17,8 +17,8 @@ def problems(**_: Any) -> datasets.DatasetDict:
     from those to train on.
     """
     made = {
-        "train": word_problems.problems(TRAINING_PROBLEMS, seed=0, split="train"),
-        "test": word_problems.problems(EVALUATION_PROBLEMS, seed=0, split="test"),
+        "train": word_problems.problems(TRAINING_ROWS, seed=0, split="train"),
+        "test": word_problems.problems(EVALUATION_ROWS, seed=0, split="test"),
     }
     return datasets.DatasetDict(
         {split: datasets.Dataset.from_list(rows) for split, rows in made.items()}

@@ -18,12 +18,12 @@ PROGRAM = "python -m examples.finetune"
 # retune together. LEARNING_RATE is AdamW's best by held-out task loss at this budget.
 STEPS = 60
 BATCH_SIZE = 4
-SEQUENCE_LENGTH = 120  # The longest generated problem has 114 tokens.
+SEQUENCE_LENGTH = 120  # The longest generated row has 114 tokens.
 LEARNING_RATE = "2e-4"
 WARMUP_STEPS = 5
 CHECKPOINT_EVERY = 30
-TRAINING_PROBLEMS = 512
-EVALUATION_PROBLEMS = 64
+TRAINING_ROWS = 512
+EVALUATION_ROWS = 64
 KNOWLEDGE_QUESTIONS = 200
 RETENTION_SEQUENCES = 32
 MAX_NEW_TOKENS = 64
@@ -52,9 +52,12 @@ class Config:
     model: str = "smollm2-135m-instruct"
     """smollm2-135m-instruct, a directory in Hugging Face layout with a Llama-style
     model, or a Hugging Face repository id."""
+    task: Literal["json", "mathematics"] = "json"
+    """The generated task that is learned without --train-file: sentences to be written
+    as JSON, or school mathematics."""
     train_file: pathlib.Path | None = None
     """JSONL to learn from: messages, prompt/completion, question/answer or text rows.
-    Without it, generated school mathematics."""
+    Without it, the generated --task."""
     task_eval_file: pathlib.Path | None = None
     """JSONL that measures what was learned. Required with --train-file."""
     retention_file: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
@@ -72,8 +75,8 @@ class Config:
     frozen, and merge them at the end; 0 trains the parameters themselves."""
     lora_alpha: float | None = None
     """LoRA's factors are scaled by this over their rank; by 1 if it is not given."""
-    rest: float = 0.0
-    """Part of their step that the other coordinates take, in [0, 1)."""
+    unselected_scale: float = 0.0
+    """Factor on the steps of coordinates that MoFO does not select, in [0, 1)."""
     exponent: float = 0.75
     """Of the second moment, for padam, mofo_padam and mofo_gain, in [0, 1]; Adam's
     is 0.5."""
@@ -116,7 +119,7 @@ class Config:
     pack: bool = True
     """Put several short examples into one sequence (they do not see each other)."""
     seed: int = 0
-    """Decides the generated problems and the order of the examples."""
+    """Decides the generated rows and the order of the examples."""
 
     compute_dtype: Precision = "float32"
     """Precision of the forward and backward pass."""
@@ -151,10 +154,10 @@ class Config:
     export: pathlib.Path | None = None
     """Write each arm's final model to DIR/ARM in Hugging Face layout."""
 
-    training_problems: int = TRAINING_PROBLEMS
-    """Problems to generate when there is no --train-file."""
-    evaluation_problems: int = EVALUATION_PROBLEMS
-    """Most task examples to evaluate on (loss and exact match)."""
+    training_rows: int = TRAINING_ROWS
+    """Rows to generate when there is no --train-file."""
+    evaluation_rows: int = EVALUATION_ROWS
+    """Most held-out rows of the task to evaluate on (loss and exact match)."""
     knowledge_questions: int = KNOWLEDGE_QUESTIONS
     """Most general-knowledge questions to score."""
     retention_sequences: int = RETENTION_SEQUENCES
@@ -170,8 +173,8 @@ PRESETS: Mapping[str, Config] = {
         steps=2,
         warmup_steps=1,
         checkpoint_every=1,
-        training_problems=64,
-        evaluation_problems=8,
+        training_rows=64,
+        evaluation_rows=8,
         knowledge_questions=16,
         retention_sequences=8,
         max_new_tokens=24,

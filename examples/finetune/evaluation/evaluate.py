@@ -109,7 +109,7 @@ def make_suite(
 
     asked = spread(retention.knowledge_questions(), config.knowledge_questions)
     rows = choices.encode(asked, tokenizer.encode)
-    held_out = list(task[: config.evaluation_problems])
+    held_out = list(task[: config.evaluation_rows])
     return Suite(
         task=token_set("task", held_out),
         texts=tuple(

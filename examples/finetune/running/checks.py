@@ -24,8 +24,8 @@ SMALLEST = {
     "checkpoint_every": 1,
     "log_every": 1,
     "max_skipped_steps": 0,
-    "training_problems": 1,
-    "evaluation_problems": 1,
+    "training_rows": 1,
+    "evaluation_rows": 1,
     "knowledge_questions": 1,
     "retention_sequences": 1,
     "max_new_tokens": 0,
@@ -53,7 +53,7 @@ def check_options(config: Config) -> None:
         config.warmup_steps < config.steps,
         f"below --steps, {config.steps}",
     )
-    _require(config, "rest", 0 <= config.rest < 1, "in [0, 1)")
+    _require(config, "unselected_scale", 0 <= config.unselected_scale < 1, "in [0, 1)")
     _require(config, "exponent", 0 <= config.exponent <= 1, "in [0, 1]")
     _require(config, "strength", 0 <= config.strength < math.inf, ">= 0")
     _require(config, "damping", 0 < config.damping < math.inf, "positive")

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from examples.finetune.command.config import FREE_SETTINGS, Config, option, to_json
-from examples.finetune.data import word_problems
 from examples.finetune.data.encoding import Example, encode_rows
 from examples.finetune.data.rows import read_rows
+from examples.finetune.data.tasks import TASKS
 from examples.finetune.evaluation import evaluate
 from examples.finetune.model import export, lora, pretrained, sharding
 from examples.finetune.running import checks
@@ -56,7 +56,10 @@ def find(config: Config) -> Inputs:
     checks.check_rows(config, rows)
     training, task = (
         encode_rows(
-            given, source.tokenizer, config.sequence_length, str(path or "the problems")
+            given,
+            source.tokenizer,
+            config.sequence_length,
+            str(path or f"--task {config.task}"),
         )
         for given, path in (
             (train_rows, config.train_file),
@@ -74,17 +77,14 @@ def find(config: Config) -> Inputs:
 def _read(config: Config) -> tuple[Rows, Rows, Mapping[str, Rows]]:
     files = checks.retention_files(config)
     retained = {name: read_rows(path) for name, path in files.items()}
+    make = TASKS[config.task].rows
     if config.task_eval_file:
         task = read_rows(config.task_eval_file)
     else:
-        task = word_problems.problems(
-            config.evaluation_problems, seed=config.seed, split="test"
-        )
+        task = make(config.evaluation_rows, seed=config.seed, split="test")
     if config.train_file:
         return read_rows(config.train_file), task, retained
-    made = word_problems.problems(
-        config.training_problems, seed=config.seed, split="train"
-    )
+    made = make(config.training_rows, seed=config.seed, split="train")
     return made, task, retained
 
 

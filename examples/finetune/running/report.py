@@ -8,6 +8,7 @@ import rich.console
 import rich.table
 
 from examples.finetune.command.config import Config, to_json
+from examples.finetune.data.tasks import TASKS
 from examples.finetune.running import plots
 from examples.finetune.system.files import write_json, write_json_lines, write_text
 
@@ -134,7 +135,7 @@ def markdown(
     lines = [
         f"# {config.model} fine-tuned",
         "",
-        f"Task: {config.train_file or 'generated school mathematics'}; "
+        f"Task: {config.train_file or TASKS[config.task].title}; "
         f"{config.steps} steps of {config.batch_size * config.accumulation_steps} "
         f"sequences of {config.sequence_length} tokens, seed {config.seed}.",
         *_about_lora(config),

@@ -140,7 +140,7 @@ def _filtered(inner: Factory, score: Any = "momentum") -> Factory:
             update_fraction=config.update_fraction,
             block_axes=block_axes(config),
             score=chosen,
-            unselected_scale=config.rest,
+            unselected_scale=config.unselected_scale,
         )
 
     return make

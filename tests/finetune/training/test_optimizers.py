@@ -181,7 +181,10 @@ def test_fisher_information_is_that_of_the_models_own_text(
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"rest": 1.0}, "--rest must be in [0, 1), got 1.0"),
+        (
+            {"unselected_scale": 1.0},
+            "--unselected-scale must be in [0, 1), got 1.0",
+        ),
         ({"exponent": 1.5}, "--exponent must be in [0, 1], got 1.5"),
         ({"strength": -1.0}, "--strength must be >= 0, got -1.0"),
         ({"damping": 0.0}, "--damping must be positive, got 0.0"),

@@ -1,0 +1,25 @@
+"""The tasks that the program generates, by the name that `--task` takes."""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from examples.finetune.data import records, word_problems
+
+
+class Task(NamedTuple):
+    """A generated task.
+
+    Attributes:
+      title: what reports call it.
+      rows: makes rows from a count, `seed` and `split` ("train" or "test"); the two
+        splits are disjoint, whatever the seeds and counts.
+    """
+
+    title: str
+    rows: Callable[..., list[dict[str, str]]]
+
+
+TASKS: Mapping[str, Task] = {
+    "json": Task("generated sentences to be written as JSON", records.rows),
+    "mathematics": Task("generated school mathematics", word_problems.problems),
+}
