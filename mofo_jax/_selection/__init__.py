@@ -30,8 +30,8 @@ numbers reach them.
 **Bracket** (`brackets.py`). Eight numbers reach the smallest pattern and only two reach
 2.74, so the third largest lies between. This is the bracket. The next pass counts
 inside it, at five patterns that interpolate between the two counts and at two that
-divide the bracket into thirds, whatever the counts say. It finds five numbers at 1.04
-and still two at 2.742.
+divide the bracket into thirds, whatever the counts say. It finds five numbers at 0.80
+and still two at 2.38.
 
 **End** (`search.py`). A block is finished when exactly k numbers reach a threshold: any
 such threshold will do, and the last bits of it need not be known. Momenta of a real run
@@ -39,7 +39,7 @@ take three or four passes. All tensors are searched together, so that a pass has
 all-reduce however many tensors there are, and a pass is written in the form that the
 platform runs fastest.
 
-**Ties** (`ties.py`). Here no threshold has three: the fifth pass leaves 0x4000, which
+**Ties** (`ties.py`). Here no threshold has three: the seventh pass leaves 0x4000, which
 five numbers reach, and 0x4001, which two reach. Three numbers are tied at 2.0. With
 `ties="all"` all of them are selected, as in the authors' code:
 

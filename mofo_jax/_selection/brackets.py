@@ -25,10 +25,11 @@ from mofo_jax._selection.patterns import Ranked
 # patterns. On most of those data the guess is wrong by at most 0.15 of them.
 _FIRST_SPREAD = 0.2
 
-# How far from the guess later thresholds lie: so many standard deviations of the count
-# that interpolation guesses, and at least this share of the bracket.
-_SPREAD = 1.5
-_LEAST_SPREAD = 0.02
+# How far from the guess later thresholds lie: one standard deviation of the count that
+# interpolation guesses, and at least this share of the bracket for each octave of its
+# width, up to two octaves, since the counts of a wide bracket do not lie on a line.
+_SPREAD_BY_OCTAVE = 0.03
+_MOST_LEAST_SPREAD = 0.06
 
 # Between -1 and 1, denser in the middle.
 _FIRST_OFFSETS, _OFFSETS = (
@@ -92,8 +93,14 @@ def first_thresholds(sums: jax.Array, wanted: Count, tensor: Ranked) -> jax.Arra
     return jnp.concatenate([jnp.ones_like(patterns[:1]), patterns])
 
 
-def next_thresholds(bracket: Bracket, wanted: Count) -> jax.Array:
-    """Places a pass's thresholds, `[THRESHOLDS, *blocks]`, in the brackets."""
+def next_thresholds(bracket: Bracket, wanted: Count, octave: int) -> jax.Array:
+    """Places a pass's thresholds, `[THRESHOLDS, *blocks]`, in the brackets.
+
+    Args:
+      bracket: The brackets.
+      wanted: How many coordinates each block selects, limbs of the blocks' shape.
+      octave: How many patterns double a number; 0 where they are not of numbers.
+    """
     width = bracket.high - bracket.low
     excess = limbs.to_float(limbs.subtract(bracket.count_low, wanted))
     inside = limbs.to_float(limbs.subtract(bracket.count_low, bracket.count_high))
@@ -104,7 +111,9 @@ def next_thresholds(bracket: Bracket, wanted: Count) -> jax.Array:
     guess = jnp.log1p((excess + 0.5) / (number - 0.5)) / jnp.log1p(inside / above)
     guess = jnp.clip(guess, 0.0, 1.0)
     deviation = jnp.sqrt(guess * (1.0 - guess) / jnp.maximum(inside, 1.0))
-    spread = jnp.maximum(_SPREAD * deviation, _LEAST_SPREAD)
+    octaves = width.astype(jnp.float32) / np.float32(octave or 1)
+    least = jnp.minimum(_SPREAD_BY_OCTAVE * octaves, _MOST_LEAST_SPREAD)
+    spread = jnp.maximum(deviation, least)
     places = guess[None] + spread[None] * _along(_OFFSETS, guess)
     steps = jnp.clip(places, 0.0, 1.0) * width.astype(jnp.float32)[None]
     near = bracket.low[None] + steps.astype(width.dtype)

@@ -111,7 +111,8 @@ def _after_a_pass(
     group: _Group, bracket: Bracket, number: jax.Array, form: Form
 ) -> Bracket:
     """Counts once more and narrows the brackets of a group."""
-    thresholds = next_thresholds(bracket, group.wanted)
+    tensor = group.contests[0].tensors[0]
+    thresholds = next_thresholds(bracket, group.wanted, tensor.octave)
     thresholds = jnp.where(number == 0, group.first, thresholds)
     least, most = bracket.low[None] + 1, bracket.high[None] - 1
     thresholds = jnp.clip(thresholds, least, most)
@@ -124,7 +125,6 @@ def _after_a_pass(
         ],
         THRESHOLDS,
     )
-    tensor = group.contests[0].tensors[0]
     if tensor.axis_name:
         add = functools.partial(lax.psum, axis_name=tensor.axis_name)
         counts = limbs.add_up(counts, add, tensor.shards, size)
