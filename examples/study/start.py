@@ -41,8 +41,7 @@ def healed(
     budget = trainer.budget
     if not budget.healing_steps:
         return trainer.quantized
-    directory = cache or pathlib.Path(platformdirs.user_cache_dir("mofo_jax"))
-    file = directory / f"healed-{_digest(trainer, texts)}.npz"
+    file = in_cache(cache, f"healed-{_digest(trainer, texts)}.npz")
     if not file.exists():
         say("Healing the model, once")
         course = Course(
@@ -54,11 +53,22 @@ def healed(
         )
         start = trainer.quantized
         given = "adamw", Config(), HEALING_RATE, start, course
-        directory.mkdir(parents=True, exist_ok=True)
         made = parameters.to_host(trainer.train(*given).params)
         with replacing(file) as opened:
             np.savez(opened, allow_pickle=False, **parameters.flat(made))
     return _read(file, trainer.quantized)
+
+
+def in_cache(directory: pathlib.Path | None, name: str) -> pathlib.Path:
+    """A file of the cache, whose directory is made.
+
+    Args:
+      directory: of the cache; None for the user's.
+      name: the file's.
+    """
+    directory = directory or pathlib.Path(platformdirs.user_cache_dir("mofo_jax"))
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory / name
 
 
 def _digest(trainer: Trainer, texts: Texts) -> str:

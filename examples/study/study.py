@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import json
 import pathlib
 import time
 from typing import Any
@@ -169,7 +170,6 @@ class Study:
         The start's row is kept on the way.
         """
         if task not in self._scales:
-            say(f"Measuring the start on {task}")
             found = self.task(task)
             scales = Scales(
                 {task: found.held_out},
@@ -177,14 +177,26 @@ class Study:
                 self.texts.questions,
                 self.trainer,
             )
-            began = time.perf_counter()
-            params = self.trainer.begin(self.start)
-            reference = Reference(token_losses.head_of(params), {})
-            measured = scales.measure(params, task, reference, start=True)
-            about = {"counts": scales.counts(), "about": found.about}
-            self._keep(Run(task, START), measured | about, began)
+            reference = self._reference(task, scales)
             self._scales[task] = scales, reference
         return self._scales[task]
+
+    def _reference(self, task: str, scales: Scales) -> Reference:
+        began = time.perf_counter()
+        run, params = Run(task, START), self.trainer.begin(self.start)
+        head = token_losses.head_of(params)
+        given = self.key(run), [item.ids for item in self.chats]
+        digest = hashlib.sha256(json.dumps(given).encode()).hexdigest()[:16]
+        file = start.in_cache(self.options.cache, f"hidden-{digest}.npz")
+        if file.exists() and rows.find(rows.read(self.file), self.key(run)):
+            return Reference(head, token_losses.load_hidden(file))
+        say(f"Measuring the start on {task}")
+        reference = Reference(head, {})
+        measured = scales.measure(params, task, reference, start=True)
+        token_losses.save_hidden(file, reference.hidden)
+        about = {"counts": scales.counts(), "about": self.task(task).about}
+        self._keep(run, measured | about, began)
+        return reference
 
     def do(self, run: Run) -> rows.Row:
         """Does one run and keeps its row.
