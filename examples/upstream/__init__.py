@@ -1,0 +1,1 @@
+"""MoFO as a contribution to Optax."""

@@ -1,0 +1,81 @@
+"""Optax's sharding tests of the contribution, and what its compiled step moves."""
+
+import inspect
+import os
+from collections.abc import Callable
+
+import jax
+import numpy as np
+import optax
+import pytest
+from absl.testing import parameterized
+from jax.sharding import NamedSharding
+
+from examples.upstream import entries, mofo
+from tests.helpers import random_generator, selected
+from tests.library.eight_devices.test_selection import (
+    compiled_step,
+    instructions,
+    mesh_of,
+    trees,
+)
+
+# A test of `contrib` came after 0.2.8. What it checks is among these.
+BODIES = (
+    "test_init_with_abstract_input",
+    "test_state_sharding_type_init_match_update",
+    "test_state_sharding_type_preserved_with_jit",
+)
+
+
+def body(name: str) -> Callable[..., None]:
+    """Returns one of Optax's tests, without the cases that Optax runs it with."""
+    with pytest.MonkeyPatch.context() as patch:
+        # The module sets flags when it is imported.
+        patch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"])
+        upstream = pytest.importorskip("optax._src.sharding_test")
+    (first,) = {
+        inspect.unwrap(member)
+        for member_name, member in vars(upstream.ShardingTest).items()
+        if member_name.startswith(name)
+    }
+    return first
+
+
+@pytest.mark.parametrize("name", BODIES)
+@pytest.mark.parametrize("entry", entries.SHARDING)
+def test_sharding(entry: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = body(name)
+    upstreams_self = parameterized.TestCase(methodName="run")
+    # Optax 0.2.8 compares versions as strings and would skip the test on JAX 0.10.
+    monkeypatch.setattr(jax, "__version__", "9")
+    monkeypatch.setattr(upstreams_self, "skipTest", pytest.fail)
+    run(upstreams_self, optimizer=entries.SHARDING[entry])
+
+
+@pytest.mark.parametrize("kind", ["auto", "explicit"])
+def test_any_sharding_moves_the_same_coordinates_and_gathers_nothing(kind: str) -> None:
+    rng = random_generator()
+    mesh = mesh_of(kind)
+    tree = trees()[0]
+    place = {name: NamedSharding(mesh, spec) for name, (*_, spec) in tree.items()}
+    # Rounded, so that there are ties.
+    host, start = (
+        {
+            name: rng.normal(size=shape).round(1).astype(np.float32)
+            for name, (shape, *_) in tree.items()
+        }
+        for _ in range(2)
+    )
+    params, grads = jax.device_put(start, place), jax.device_put(host, place)
+    optimizer = mofo.mofo(1e-2, weight_decay=0.1)
+    with jax.set_mesh(mesh):
+        compiled, state = compiled_step(optimizer, params, grads)
+        after, new_state = compiled(params, state, grads)
+    momenta = optax.tree.get(new_state, "mu")
+    for name, gradient in host.items():
+        moved = np.asarray(after[name]) != start[name]
+        np.testing.assert_array_equal(moved, selected(gradient, 0.15) & (gradient != 0))
+        for array in (after[name], momenta[name]):
+            assert array.sharding.is_equivalent_to(place[name], array.ndim), name
+    assert set(instructions(compiled)) == {"all-reduce"}
