@@ -1,4 +1,4 @@
-"""Fine-tuning without forgetting: MoFO and its kin as Optax transformations."""
+"""MoFO, the Momentum-Filtered Optimizer, and related transformations for Optax."""
 
 from importlib.metadata import version as _version
 

@@ -1,4 +1,4 @@
-"""Optax's Adam, with a state of the dtypes that the user chooses."""
+"""Optax's Adam with a choice of dtypes for its state."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,15 +14,16 @@ from mofo_jax._dtypes import floating_dtype
 def unrounded(
     adam: Callable[[Any], optax.GradientTransformation], mu_dtype: Any, nu_dtype: Any
 ) -> optax.GradientTransformationExtraArgs:
-    """Returns Adam with a state of some dtypes and the moments it computes with.
+    """Returns Adam whose `update` returns moments that are not yet rounded.
 
-    Optax rounds the momentum to `mu_dtype` after the update has used it. The filter
-    ranks what it gets, and rounds it for the state afterwards.
+    `init` returns a state of the chosen dtypes. Optax casts the momentum to `mu_dtype`
+    after the update has used it. Here it is left as it was used, so that the filter can
+    rank it; the filter then casts the new state to the dtypes of the old one.
 
     Args:
-      adam: Makes Adam, or a chain with it, for a `mu_dtype`.
-      mu_dtype: The dtype in which the state keeps the momentum.
-      nu_dtype: The dtype in which it keeps the second moment, None for the parameters'.
+      adam: A function from a `mu_dtype` to Adam, or to a chain that contains it.
+      mu_dtype: The dtype of the momentum in the state.
+      nu_dtype: The dtype of the second moment in the state; None for the parameters'.
     """
     rounded, unrounded = (
         optax.with_extra_args_support(adam(d)) for d in (mu_dtype, None)
@@ -44,8 +45,8 @@ def unrounded(
         wide = jax.tree.map(lambda g: _at_least(g, dtype), updates)
 
         def widen(adams: optax.ScaleByAdamState) -> optax.ScaleByAdamState:
-            # The moment of complex gradients is real. Optax multiplies it by a Python
-            # number, and would round the product to a narrow dtype.
+            # Optax multiplies the second moment by a Python number, which would round
+            # the product to a narrow dtype. It is real, even for complex gradients.
             nu = jax.tree.map(
                 lambda g, v: jnp.asarray(v, jnp.finfo(g.dtype).dtype), wide, adams.nu
             )
@@ -60,7 +61,7 @@ def unrounded(
 
 
 def _at_least(x: Any, dtype: np.dtype) -> jax.Array:
-    """Returns an array in the wider of its own and another dtype."""
+    """Casts an array to the wider of its own and another dtype."""
     return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), dtype))
 
 
@@ -68,7 +69,7 @@ def _map_adam(
     function: Callable[[optax.ScaleByAdamState], optax.ScaleByAdamState],
     state: optax.OptState,
 ) -> optax.OptState:
-    """Applies a function to Adam's own state in that of a chain."""
+    """Applies a function to each `ScaleByAdamState` in the state of a chain."""
 
     def is_adams(node: Any) -> bool:
         return isinstance(node, optax.ScaleByAdamState)
@@ -81,9 +82,9 @@ def _map_adam(
 def without_params(
     optimizer: optax.GradientTransformation,
 ) -> optax.GradientTransformationExtraArgs:
-    """Returns an optimizer that need not be given the parameters it does not decay.
+    """Makes `params` optional in the update of an optimizer without weight decay.
 
-    Optax's weight decay asks for them even where it is zero.
+    Optax's weight decay requires them even if it is zero.
     """
     wrapped = optax.with_extra_args_support(optimizer)
 

@@ -1,4 +1,4 @@
-"""A fraction that adapts itself, so that the model stays within a budget."""
+"""Control of the update fraction that keeps a model within a budget of change."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,12 +14,12 @@ MEASURES = ("distance", "divergence")
 
 
 class ControlFractionState(NamedTuple):
-    """The fraction in force, and what it takes to adapt it."""
+    """The current update fraction, and the state needed to adapt it."""
 
-    # Optax's name for it, though it hides a method of tuples.
+    # `count` is Optax's name; it shadows a method of tuples.
     count: jax.typing.ArrayLike  # pyright: ignore[reportIncompatibleMethodOverride]
     fraction: jax.Array  # shape=(), dtype=jnp.float32.
-    start: Any  # Shaped as the parameters; None for the divergence.
+    start: Any  # Shaped like the parameters; None if the divergence is measured.
     inner: optax.OptState
 
 
@@ -32,10 +32,10 @@ def control_fraction(
     gain: jax.typing.ArrayLike = 0.1,
     least: jax.typing.ArrayLike = 1e-4,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Adapts the fraction that moves so that the model keeps to a budget.
+    r"""Adapts the update fraction so that the model stays within a budget.
 
-    Before each step it measures how far the model is from where training began,
-    :math:`D`, compares that with the budget :math:`B`, and multiplies the fraction:
+    Before each step, the measured change :math:`D` of the model since the start of
+    training is compared with the budget :math:`B`, and the fraction is scaled:
 
     .. math::
 
@@ -43,43 +43,45 @@ def control_fraction(
         \log\alpha + k \, \mathrm{clip}\left(\log\frac{B}{D}, -1, 1\right),
       \qquad \alpha \in [\alpha_{\min}, 1]
 
-    so by a factor of at most :math:`e^k` a step. Then the transformation for that
-    fraction runs.
+    with :math:`k` the `gain` and :math:`\alpha_{\min}` the argument `least`, so by a
+    factor of at most :math:`e^k` per step. The step is then computed by the
+    transformation that `factory` returns for the new fraction.
 
-    Where the model settles at a distance that grows with the fraction, the fraction
-    converges to the one that settles at the budget. Where nothing draws the model back,
-    a distance once reached does not shrink: under a constant budget the fraction grows
-    until the budget is passed and then falls to `least`. Give a budget that grows with
-    the training, such as `optax.linear_schedule(1.0, 20.0, steps)`, to spread it.
+    If the model settles at a distance that increases with the fraction, the fraction
+    converges to the value at which that distance equals the budget. If nothing pulls
+    the model back, a distance once reached does not shrink: under a constant budget the
+    fraction grows until the budget is exceeded and then falls to `least`. In that case
+    use a budget that grows during training, such as
+    `optax.linear_schedule(1.0, 20.0, steps)`.
 
-    `optax.inject_hyperparams` mistakes a callable for a schedule. Around this it needs
-    ``static_args=("factory",)``, and a `budget` that is a schedule is then evaluated by
-    it. Better give `factory` what is to be injected.
+    `optax.inject_hyperparams` treats callables as schedules. To wrap this function with
+    it, pass ``static_args=("factory",)``; a `budget` that is a schedule is then
+    evaluated by the wrapper. Other hyperparameters can be injected within `factory`.
 
     Args:
       factory: Takes the fraction, an array of shape () that may be traced, and returns
         the transformation to run, such as
         ``lambda fraction: mofo(1e-4, update_fraction=fraction)``. Its state must not
-        depend on the fraction. It is called at every trace, and must be quick.
-      budget: The distance or divergence to keep to, > 0; a number or a schedule of the
-        step count (from 0).
+        depend on the fraction. `factory` is called at every trace and should be cheap.
+      budget: The largest distance or divergence allowed, > 0; a number or a schedule of
+        the step count (from 0).
       measure: `"distance"` is the Euclidean distance of all parameters from those at
-        `init`, which the state then keeps. `"divergence"` is what the caller reports as
-        the extra argument `divergence` of `update`, such as a Kullback-Leibler
-        divergence from the model before training.
-      initial: The fraction at first, in (0, 1].
-      gain: How fast to adapt, > 0. The later the measure follows the fraction, the
-        smaller the gain must be, or both of them swing.
-      least: The fraction not to go below, in (0, 1].
+        `init`, of which the state then keeps a copy. `"divergence"` is the value that
+        the caller passes to `update` as the extra argument `divergence`, such as a
+        Kullback-Leibler divergence from the model before training.
+      initial: The initial fraction, in (0, 1].
+      gain: The rate of adaptation, > 0. The more slowly the measure responds to the
+        fraction, the smaller the gain must be to avoid oscillation.
+      least: The lower bound of the fraction, in (0, 1].
 
     Returns:
-      An `optax.GradientTransformationExtraArgs`. Where `divergence` is not given, None,
-      or NaN, the fraction stays for that step: measure as seldom as you like. A
-      distance that is NaN leaves it, too.
+      An `optax.GradientTransformationExtraArgs`. The fraction is unchanged at steps
+      whose `divergence` is missing, None or NaN, so that it need not be measured at
+      every step. A NaN distance leaves the fraction unchanged too.
 
     Raises:
-      TypeError: If `factory` returns no gradient transformation.
-      ValueError: If an argument has a wrong value, or, at an update that measures the
+      TypeError: If `factory` does not return a gradient transformation.
+      ValueError: If an argument is invalid, or, at an update that measures the
         distance, `params` is None.
 
     Examples:
@@ -142,7 +144,7 @@ def control_fraction(
 def _adapt(
     fraction: jax.Array, budget: Any, measured: Any, gain: Any, least: Any
 ) -> jax.Array:
-    """Returns the fraction for the next step; the same where a measure is missing."""
+    """Returns the fraction for the next step, unchanged if the measure is NaN."""
     budget, measured = (jnp.asarray(x, jnp.float32) for x in (budget, measured))
     error = jnp.clip(jnp.log(budget) - jnp.log(measured), -1, 1)
     adapted = jnp.clip(fraction * jnp.exp(gain * error), least, 1)
@@ -150,7 +152,7 @@ def _adapt(
 
 
 def _check(budget: Any, measure: Any, initial: Any, gain: Any, least: Any) -> None:
-    """Raises ValueError for an argument that has a wrong value."""
+    """Raises ValueError if an argument is invalid."""
     _checks.check_choice("measure", measure, MEASURES)
     _checks.check_fraction("initial", initial)
     _checks.check_fraction("least", least)

@@ -1,8 +1,8 @@
-"""What a run did: what was selected, whether it lasts, how far the parameters moved.
+"""Diagnostics: which coordinates move, at successive steps and over a whole run.
 
-Functions of trees that a training loop already has, so that no optimizer needs state
-for them. They only compare and add up: they may run at every step, inside `jax.jit`,
-under any sharding. Counts are exact, however large the tensors.
+These are functions of trees that a training loop already has, so that no optimizer
+needs state for them. They consist of comparisons and sums, and can run at every step,
+inside `jax.jit` and under any sharding. Counts are exact for tensors of any size.
 """
 
 from typing import Any, NamedTuple
@@ -22,11 +22,11 @@ TOTAL = "total"
 
 
 class Distance(NamedTuple):
-    """How far parameters are from where they started.
+    """The distance of parameters from their starting values.
 
     Attributes:
       distance: The Euclidean norm of the difference, shape ().
-      relative: That divided by the start's own norm, shape ().
+      relative: The distance divided by the norm of the starting values, shape ().
     """
 
     distance: jax.Array
@@ -34,17 +34,17 @@ class Distance(NamedTuple):
 
 
 def selected_share(updates: optax.Updates) -> Any:
-    r"""Measures for each tensor the share of its coordinates that an update moves.
+    r"""Returns the share of each tensor's coordinates that an update moves.
 
     .. math::
 
       |\{i : u_i \ne 0\}| / n
 
     Args:
-      updates: What `update` returned, or boolean masks.
+      updates: The updates that `update` returned, or boolean masks.
 
     Returns:
-      A float32 scalar for each tensor, in the tree's structure; 0 for an empty one.
+      A float32 scalar for each tensor, in the tree's structure; 0 for an empty tensor.
 
     Examples:
       >>> import jax.numpy as jnp, mofo_jax
@@ -55,7 +55,10 @@ def selected_share(updates: optax.Updates) -> Any:
       >>> {name: float(x) for name, x in mofo_jax.selected_share(updates).items()}
       {'bias': 0.25, 'kernel': 1.0}
 
-    Source: ours. The kernel's equal momenta are all selected, as `ties="all"` says.
+    All momenta of the kernel are equal here, and the default ``ties="all"`` selects
+    them all.
+
+    Source: ours.
     """
 
     def share(update: Any) -> jax.Array:
@@ -66,27 +69,28 @@ def selected_share(updates: optax.Updates) -> Any:
 
 
 def mask_overlap(updates: optax.Updates, previous_updates: optax.Updates) -> Any:
-    r"""Measures for each tensor how much of what moves now moved at the last step too.
+    r"""Returns the share of each tensor's moving coordinates that moved a step earlier.
 
     .. math::
 
       |\{i : u_i \ne 0, u'_i \ne 0\}| / |\{i : u_i \ne 0\}|
 
-    If each step's selection of a fraction :math:`\alpha` were drawn anew, this would be
-    :math:`\alpha`. Of the step before only this is needed: where its updates were not
-    zero. A loop may keep the booleans ``update != 0``, a byte a coordinate.
+    If each step selected a fraction :math:`\alpha` independently at random, the
+    expected overlap would be :math:`\alpha`. Of the previous updates only the positions
+    of nonzero values matter: a training loop may keep the masks ``update != 0``, one
+    byte per coordinate.
 
     Args:
-      updates: What `update` returned, or boolean masks.
-      previous_updates: The same of the step before; leaves are paired in order.
+      updates: The updates that `update` returned, or boolean masks.
+      previous_updates: Those of the previous step; leaves are paired in order.
 
     Returns:
-      A float32 scalar for each tensor, in the structure of `updates`; 0 where nothing
-      moves now.
+      A float32 scalar for each tensor, in the structure of `updates`; 0 if no
+      coordinate of `updates` moves.
 
     Raises:
-      ValueError: If the two have different numbers of leaves, or leaves of different
-        shapes.
+      ValueError: If the two trees have different numbers of leaves, or leaves of
+        different shapes.
 
     Examples:
       >>> import jax.numpy as jnp, mofo_jax
@@ -106,32 +110,31 @@ def mask_overlap(updates: optax.Updates, previous_updates: optax.Updates) -> Any
 def distance_from_start(
     params: optax.Params, start: optax.Params, rules: PerTensor[str] | None = None
 ) -> dict[str, Distance]:
-    r"""Measures how far parameters are from where they started.
+    r"""Measures the distance of parameters from their starting values.
 
     .. math::
 
       \|\theta - \theta_0\|_2 \quad\text{and}\quad
       \|\theta - \theta_0\|_2 / \|\theta_0\|_2
 
-    Differences are taken and squares added in float32, or in float64 for such
-    parameters.
+    Differences and sums of squares are computed in float32, or in float64 for
+    parameters of that precision.
 
     Args:
       params: The parameters, floating-point, integer or complex.
-      start: The parameters at the start, on the devices or, as NumPy arrays, on the
-        host: outside of `jax.jit` one tensor at a time is moved. Leaves are paired in
-        order.
-      rules: The group that each parameter belongs to, as `PathRules` from its path to
-        the group's name, or in another form that options by tensor have. None makes no
-        groups.
+      start: The starting values, on the devices or, as NumPy arrays, on the host.
+        Outside of `jax.jit`, host arrays are transferred one tensor at a time. Leaves
+        are paired in order.
+      rules: The name of each parameter's group, given as `PathRules` or in another form
+        that `momentum_filter` accepts for an option per tensor. None defines no groups.
 
     Returns:
-      A `Distance` for `"total"`, all parameters, and one for each group that has any.
-      The relative distance from a start of zeros is 0 or infinite.
+      A `Distance` for all parameters, with the key `"total"`, and one for each group
+      that has parameters. The relative distance from a start of zeros is 0 or infinite.
 
     Raises:
       ValueError: If the two trees have different numbers of leaves or leaves of
-        different shapes, a parameter has no group, or a group is called `"total"`.
+        different shapes, a parameter has no group, or a group is named `"total"`.
 
     Examples:
       >>> import jax.numpy as jnp, mofo_jax
@@ -146,7 +149,7 @@ def distance_from_start(
       total: 3.00, relative 0.35
 
     Source: Chen et al, `MoFO <https://arxiv.org/abs/2407.20999>`_, 2024, which
-    explains less forgetting by a smaller distance.
+    attributes less forgetting to a smaller distance.
     """
     squares = [_squares(x, old) for x, old in _pairs(params, "start", start)]
     found = {}
@@ -163,22 +166,25 @@ def distance_from_start(
 def ever_moved_share(
     params: optax.Params, start: optax.Params, rules: PerTensor[str] | None = None
 ) -> dict[str, jax.Array]:
-    """Measures the share of coordinates that are not where they started.
+    """Returns the share of coordinates that differ from their starting values.
 
-    A coordinate has moved if its bits have changed: a NaN that was there from the start
-    has not moved, however small a step has. Only that a zero changed its sign is no
-    move, since adding zero may do it. What went and came back has not moved.
+    A coordinate has moved if its bits differ from those at the start. The smallest
+    change therefore counts, and a NaN that was present at the start does not. A zero
+    whose sign changed does not count, since adding zero can change it. A coordinate
+    that has returned to its starting value does not count either.
+
+    Given the parameters after and before one step, the result is the share that the
+    step moved.
 
     Args:
       params: The parameters.
-      start: The parameters at the start, as for `distance_from_start`, in dtypes that
-        convert to those of `params` without loss.
+      start: The starting values, as for `distance_from_start`, in dtypes that convert
+        to those of `params` without loss.
       rules: The groups, as for `distance_from_start`.
 
     Returns:
-      A float32 scalar for `"total"`, all parameters, and one for each group that has
-      any. Given the parameters after a step and before it, the share that the step
-      moved.
+      A float32 scalar for all parameters, with the key `"total"`, and one for each
+      group that has parameters.
 
     Raises:
       ValueError: As `distance_from_start`.
@@ -202,7 +208,7 @@ def ever_moved_share(
 
 
 def _pairs(tree: Any, name: str, other: Any) -> list[tuple[Any, Any]]:
-    """Pairs the leaves of two trees, whose structures may differ as Flax's do."""
+    """Pairs the leaves of two trees by order, since Flax may wrap them differently."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     others = jax.tree.leaves(other)
     if len(leaves) != len(others):
@@ -221,14 +227,16 @@ def _pairs(tree: Any, name: str, other: Any) -> list[tuple[Any, Any]]:
 
 
 def _groups(params: optax.Params, rules: PerTensor[str] | None) -> dict[str, list[int]]:
-    """Returns the positions of the leaves of each group, and of all of them."""
+    """Returns the positions of the leaves of each group, and of all leaves."""
     everything = range(len(jax.tree.leaves(params)))
     groups = {TOTAL: list(everything)}
     if rules is None:
         return groups
     names = _GROUPS.resolve(rules, params)
     if TOTAL in names:
-        raise ValueError(f"`rules` must not call a group {TOTAL!r}, the name of all")
+        raise ValueError(
+            f"`rules` must not name a group {TOTAL!r}, which stands for all parameters"
+        )
     for position, name in enumerate(names):
         groups.setdefault(name, []).append(position)
     return groups
@@ -241,7 +249,7 @@ _GROUPS: Kind[str] = Kind(
 
 @jax.jit
 def _squares(x: jax.Array, start: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns the squared norms of the difference of two arrays and of the second."""
+    """Returns the squared norms of `x - start` and of `start`."""
     difference = widen(x) - widen(start)
     return _sum_of_squares(difference), _sum_of_squares(widen(start))
 
@@ -256,7 +264,7 @@ def _nonzero(update: jax.Array) -> jax.Array:
 
 
 def _nonzero_and_before(update: jax.Array, previous: jax.Array) -> jax.Array:
-    """Returns 1 where an update moves its coordinate, 2 if the one before did too."""
+    """Returns 1 where an update moves its coordinate, 2 if `previous` did too."""
     moves = _moves(update)
     return moves.astype(np.uint8) + (moves & _moves(previous)).astype(np.uint8)
 
@@ -268,7 +276,7 @@ def _moves(update: jax.Array) -> jax.Array:
 
 
 def _differs(x: jax.Array, start: jax.Array) -> jax.Array:
-    """Returns 1 where the bits of two arrays differ, but for the sign of a zero."""
+    """Returns 1 where the bits of two arrays differ, except in the sign of a zero."""
     start = start.astype(x.dtype)
     if jnp.iscomplexobj(x):
         return _differs(x.real, start.real) | _differs(x.imag, start.imag)
@@ -283,5 +291,5 @@ def _differs(x: jax.Array, start: jax.Array) -> jax.Array:
 
 
 def _ratio(part: jax.Array, whole: jax.typing.ArrayLike) -> jax.Array:
-    """Returns part / whole as float32, 0 of nothing."""
+    """Returns part / whole as float32, and 0 if `whole` is 0."""
     return jnp.where(whole == 0, 0, part / jnp.maximum(whole, 1)).astype(jnp.float32)

@@ -1,4 +1,4 @@
-"""Dtypes that arguments name, and numbers widened or rounded to those of a dtype."""
+"""Checks of dtype arguments, and casts that widen or round arrays."""
 
 from typing import Any
 
@@ -9,13 +9,13 @@ from jax import lax
 
 
 def floating_dtype(name: str, value: Any) -> np.dtype:
-    """Returns the dtype that an argument names, as JAX would have it.
+    """Returns the dtype that an argument specifies, canonicalized by JAX.
 
     Raises:
-      ValueError: If it names none, or none of real floating-point numbers.
+      ValueError: If the argument does not specify a real floating-point dtype.
     """
     try:
-        # NumPy takes None for float64.
+        # NumPy interprets None as float64.
         dtype = jax.dtypes.canonicalize_dtype("bool" if value is None else value)
     except TypeError:
         dtype = np.dtype(bool)
@@ -25,26 +25,26 @@ def floating_dtype(name: str, value: Any) -> np.dtype:
 
 
 def is_floating(x: Any) -> bool:
-    """Returns whether `x` is of a real floating-point dtype, abstract as it may be."""
+    """Returns whether `x`, an array or abstract, has a real floating-point dtype."""
     return jnp.issubdtype(dtype_of(x), jnp.floating)
 
 
 def dtype_of(x: Any) -> Any:
-    """Returns the dtype of an array, of what stands for one, or of a number."""
+    """Returns the dtype of an array, a `ShapeDtypeStruct` or a number."""
     return x.dtype if hasattr(x, "dtype") else jnp.result_type(x)
 
 
 def widen(x: jax.typing.ArrayLike) -> jax.Array:
-    """Returns an array in float32, or in its own dtype where that is wider."""
+    """Casts an array to float32, or keeps its dtype if that is wider."""
     return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
 
 
 def round_to(x: jax.Array, dtype: Any) -> jax.Array:
-    """Returns `x` in its own dtype, rounded to the nearest numbers of another.
+    """Rounds `x` to numbers that `dtype` can represent, and keeps its own dtype.
 
-    A compiler may leave out a conversion to a narrow dtype and back, and calculate with
-    what was never rounded: compiled for CPU by jax 0.10.2, the rounding error of a sum
-    in bfloat16 came out as 4e-8 where it was 8e-3. It must not leave out this.
+    A compiler may omit a conversion to a narrow dtype and back, and continue with the
+    unrounded value: compiled for CPU by jax 0.10.2, the rounding error of a sum in
+    bfloat16 came out as 4e-8 instead of 8e-3. It must not omit `reduce_precision`.
     """
     narrow, own = jnp.finfo(dtype), jnp.finfo(x.dtype)
     if narrow.nexp >= own.nexp and narrow.nmant >= own.nmant:
@@ -54,7 +54,7 @@ def round_to(x: jax.Array, dtype: Any) -> jax.Array:
     )
     if narrow.nexp >= own.nexp:
         return rounded
-    # It makes zeros of subnormal numbers, and in float16 those begin at 6e-5.
+    # `reduce_precision` flushes subnormal numbers to zero; float16's are below 6e-5.
     least = float(narrow.smallest_subnormal)
     subnormal = jnp.round(x / least) * least
     return jnp.where(jnp.abs(x) < float(narrow.smallest_normal), subnormal, rounded)

@@ -1,4 +1,4 @@
-"""The filter around any transformation: the top fraction moves, the rest stays."""
+"""A filter around any transformation, which moves only the top fraction."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
@@ -39,66 +39,73 @@ def momentum_filter(
     unselected_scale: jax.typing.ArrayLike = 0.0,
     axis_name: PerTensor[AxisName] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Keeps the updates with the largest momenta and zeroes the rest.
+    r"""Keeps the updates with the largest momenta and sets the others to zero.
 
-    Runs `inner`, ranks the coordinates of every block by the magnitude of their
-    momentum, and lets only the top fraction of `inner`'s updates through:
+    The filter runs `inner`, ranks the coordinates of every block by the magnitude of
+    their momentum, and keeps the updates of the top fraction. A block is a set of
+    coordinates that compete with one another: by default a whole tensor. With
+    :math:`n` coordinates in a block,
 
     .. math::
 
       u'_i = u_i \text{ if } |m_i| \ge \tau \text{ and } m_i \ne 0, \text{ else } 0,
 
-    with :math:`\tau` the :math:`k`-th largest :math:`|m|` in the block and
-    :math:`k = \max(1, \lfloor \alpha n \rfloor)`. The state is `inner`'s own and
-    nothing more. Selection is exact, needs no sort, and gives the same coordinates
-    under any sharding, in Auto and Explicit meshes.
+    where the threshold :math:`\tau` is the :math:`k`-th largest :math:`|m|` in the
+    block and :math:`k = \max(1, \lfloor \alpha n \rfloor)`. The state is that of
+    `inner`; the filter adds none. Selection is exact, uses no sort, and selects the
+    same coordinates under any sharding, in Auto and Explicit meshes.
 
-    A NaN momentum ranks above infinity, so that divergence stays visible. The momentum
-    that `inner` returns is ranked, before it is cast to the dtype that its state keeps.
+    A NaN momentum ranks above infinity, so that divergence remains visible. The
+    momentum is ranked as `inner` returns it, before it is cast to the dtype of the
+    state.
 
     Args:
-      inner: Any transformation that keeps a momentum: a tree named `mu` or `trace`
+      inner: Any transformation that keeps a momentum: a tree named `mu`, `trace` or `m`
         anywhere in its state.
       update_fraction: The share of each block to update. A number in (0, 1], which may
         be traced; a schedule from the step count (from 0) to a number; or a pytree
-        prefix of the parameters holding either. A static 1 filters nothing. For a
-        traced float32 value `k` is the floor of the exact product: at most one from
-        NumPy's float64 product, and equal to it for blocks below 2**29 coordinates.
-        Values outside of the range that are only known when traced are clipped.
+        prefix of the parameters holding either. A static 1 disables the filter. For a
+        traced float32 value, `k` is the floor of the exact product. It equals NumPy's
+        float64 product for blocks of fewer than 2**29 coordinates, and differs from it
+        by at most 1 for larger ones. Traced values outside of (0, 1] are clipped.
       block_axes: The axes of each tensor that index separate blocks. None or `()` makes
-        a whole tensor one block, as in the paper; `(0,)` gives each layer of a
-        `[layers, ...]` tensor its own; `(AxisParts(1, 9),)` cuts axis 1 into 9 runs, as
-        the heads of a kernel that keeps them in one axis. A name makes tensors share
-        their blocks: `"model"` for all is one block, `("layer", 0)` one for each index
-        of axis 0. One such value for all tensors, a pytree prefix of them, `PathRules`,
-        or a callable from the tree of updates to such a prefix.
+        a whole tensor one block, as in the paper; `(0,)` makes each layer of a
+        `[layers, ...]` tensor a block; `(AxisParts(1, 9),)` splits axis 1 into 9 runs,
+        such as the heads of a kernel that merges heads and head dimensions in one axis.
+        Tensors with the same name share their blocks: `"model"` for all tensors makes
+        them one block, `("layer", 0)` makes one block for each index of axis 0. The
+        option is one such value for all tensors, a pytree prefix of values,
+        `PathRules`, or a callable from the tree of updates to such a prefix.
       dense: The tensors to leave unfiltered: a boolean, a pytree prefix of booleans,
         `PathRules`, or a callable. `NORMS_AND_BIASES` reproduces the authors' code.
-      score: What ranks coordinates. `"momentum"` is the paper's; its other three are
-        `"gradient"`, `"adam_ratio"` (see `scores.adam_ratio`) and `"random"`
-        (`scores.random`). `"update"` is the magnitude of what `inner` proposes,
-        `"relative_momentum"` is :math:`|m| / (|\theta| + 10^{-8})`, `"agreement"`
-        :math:`\max(m g, 0)`. Or a `scores.Score`, or a callable from a `scores.Tensor`
-        to an array of the tensor's shape. What scores 0 does not move.
+      score: How coordinates are ranked. `"momentum"` is the paper's method; the paper
+        compares it with `"gradient"`, `"adam_ratio"` (see `scores.adam_ratio`) and
+        `"random"` (see `scores.random`). `"update"` is the magnitude of the update that
+        `inner` proposes, `"relative_momentum"` is :math:`|m| / (|\theta| + 10^{-8})`,
+        and `"agreement"` is :math:`\max(m g, 0)`. It may also be a `scores.Score`, or a
+        callable from a `scores.Tensor` to an array of the tensor's shape. Coordinates
+        that score 0 do not move.
       ties: `"all"` updates every coordinate that equals the threshold, as the authors'
-        code does; `"exact"` updates exactly `k`, of equals those with the lowest
-        row-major index in their block, and with blocks across tensors in the first of
-        the tree. Neither updates where the momentum is zero.
+        code does. `"exact"` updates exactly `k`: of equal coordinates those with the
+        lowest row-major index in their block, and in blocks across tensors those of the
+        first tensor in the tree. With neither do coordinates that score 0 move.
       unselected_scale: The factor on the updates of coordinates that are not selected,
-        in [0, 1): MGUP's gamma. 0 leaves these coordinates where they are.
+        in [0, 1), called gamma in MGUP. 0 leaves these coordinates unchanged.
       axis_name: Inside `shard_map`, the mesh axis or axes over which tensors are
-        sharded, so that shards are ranked together; given like the other options.
-        Elsewhere None. Under `check_vma=False` an axis must be named only for tensors
-        that are sharded over it, not for replicated ones.
+        sharded, so that all shards of a tensor are ranked together; may differ between
+        tensors, in the same forms as `block_axes`. None outside of `shard_map`. Under
+        `check_vma=False`, name an axis only for tensors that are sharded over it, not
+        for replicated ones.
 
     Returns:
-      An `optax.GradientTransformationExtraArgs` with the state of `inner`. Updates have
-      the dtype of the gradients; unfiltered ones are as `inner` returns them.
+      An `optax.GradientTransformationExtraArgs` with the state of `inner`. Updates of
+      filtered tensors have the dtype of the gradients; those of the other tensors are
+      returned as `inner` computes them.
 
     Raises:
       TypeError: If `inner` is not a gradient transformation.
-      ValueError: If an option has a wrong value, here or, where only the tree tells, at
-        the first update.
+      ValueError: If an option is invalid. Values that depend on the tree of updates are
+        checked at the first update.
 
     Examples:
       >>> import jax.numpy as jnp, mofo_jax, optax
@@ -118,8 +125,8 @@ def momentum_filter(
     _checks.check_number("unselected_scale", unselected_scale, 0, 1)
     if axis_name is not None and ties == "exact":
         raise ValueError(
-            'ties="exact" breaks ties by an index that shards do not know: `axis_name` '
-            'must be None or `ties` "all"'
+            '`axis_name` must be None or `ties` "all": ties="exact" breaks ties by the '
+            "row-major index in the whole tensor, which a shard does not know"
         )
     options = Options(
         update_fraction,
@@ -157,7 +164,7 @@ def momentum_filter(
                 group, contest.tensors, selected, strict=True
             ):
                 i = tensor.number
-                # A coordinate without any momentum stays, even where zeros are tied.
+                # A coordinate that scores zero stays, even if the threshold is zero.
                 moves = (mask & (shown.patterns(*shown.arrays) > 0)).reshape(
                     jnp.shape(steps[i])
                 )
@@ -171,7 +178,11 @@ def momentum_filter(
 
 
 def _scored(rank: scores.Function, tensor: scores.Tensor) -> jax.Array:
-    """Returns the scores of a tensor, or raises ValueError for what is no score."""
+    """Returns the scores of a tensor.
+
+    Raises:
+      ValueError: If the shape or the dtype of the result is wrong.
+    """
     scored = jnp.asarray(rank(tensor))
     shape = jnp.shape(tensor.gradient)
     if scored.shape != shape or not jnp.issubdtype(scored.dtype, jnp.inexact):
@@ -185,7 +196,7 @@ def _scored(rank: scores.Function, tensor: scores.Tensor) -> jax.Array:
 def _contest(
     group: Sequence[Filtered], scored: Iterable[jax.Array], state: optax.OptState
 ) -> Contest:
-    """Returns the contest of tensors that share their blocks, given their scores."""
+    """Builds the contest among tensors that share their blocks from their scores."""
     arrays = list(scored)
     common = jnp.result_type(*arrays)
     tensors = tuple(
@@ -201,15 +212,15 @@ def _contest(
 
 
 def _left(step: jax.Array, unselected_scale: Any, zero: jax.Array) -> jax.Array:
-    """Returns what is left of the step of coordinates that are not selected."""
-    # A product would turn an infinity into a NaN. A literal zero would be merged with
-    # the zeros into which gradients are summed, and keep these alive on a GPU.
+    """Returns the steps of coordinates that are not selected."""
+    # Multiplication by zero would turn infinity into NaN. A literal zero would be CSE'd
+    # with the zeros that initialize gradient buffers and keep them alive on a GPU.
     is_zero = _checks.is_static_number(unselected_scale) and unselected_scale == 0
     return zero.astype(step.dtype) if is_zero else step * unselected_scale
 
 
 def _cast_like(new: Any, old: Any) -> Any:
-    """Keeps a state's floating-point dtypes, which a traced decay rate would widen."""
+    """Casts to the dtype of the old state, which a traced decay rate would widen."""
     if jnp.issubdtype(jnp.result_type(old), jnp.inexact):
         return jnp.asarray(new, jnp.result_type(old))
     return new

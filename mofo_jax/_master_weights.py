@@ -1,4 +1,4 @@
-"""Parameters in bfloat16 or float16 that take steps too small for them."""
+"""Master weights for parameters in bfloat16 or float16."""
 
 from typing import Any, NamedTuple
 
@@ -11,10 +11,10 @@ from mofo_jax._dtypes import dtype_of, floating_dtype, is_floating, round_to
 
 
 class MasterWeightsState(NamedTuple):
-    """What the parameters cannot hold of their master weights.
+    """The state of `master_weights`.
 
     Attributes:
-      remainder: The master weights less the parameters, shaped as these.
+      remainder: The master weights minus the parameters, shaped like the parameters.
       inner_state: The state of the wrapped transformation.
     """
 
@@ -27,53 +27,57 @@ def master_weights(
     *,
     remainder_dtype: jax.typing.DTypeLike = "float32",
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Keeps what parameters of a narrow dtype cannot hold of the steps they are given.
+    r"""Accumulates steps that are too small for parameters of a narrow dtype.
 
-    A bfloat16 parameter of 1 ignores steps of 0.0019, however many there are. Here
-    the parameter :math:`\theta` is the rounded part of a master weight
-    :math:`\theta + r`, and a step :math:`u` of `inner` is added to the whole:
+    A bfloat16 parameter of 1 never changes under steps of 0.0019, no matter how many.
+    Here the state keeps a remainder :math:`r`, so that :math:`\theta + r` is the master
+    weight and the parameter :math:`\theta` its rounded value. A step :math:`u` of
+    `inner` is added to their sum:
 
     .. math::
 
       \theta' = \mathrm{round}(\theta + (r + u)), \qquad
       r' = (\theta + (r + u)) - \theta'
 
-    so that :math:`\theta' + r' = \theta + r + u` but for the rounding of two numbers,
-    :math:`r + u` and :math:`r'`, both of about the size of the step or of half a unit
-    in the last place of :math:`\theta`: more exact than master weights in float32,
-    and with no second copy of what the parameter holds. The new remainder is counted
-    from the parameter that `optax.apply_updates` arrives at, even where the update,
-    rounded to the gradients' dtype, leads it elsewhere than planned.
+    so that :math:`\theta' + r' = \theta + r + u` except for the rounding of
+    :math:`r + u` and :math:`r'`, both about as large as the step or half a unit in the
+    last place of :math:`\theta`. This is more precise than master weights in float32
+    and stores no second copy of the parameter. The new remainder refers to the
+    parameter that `optax.apply_updates` computes, even if rounding the update to the
+    dtype of the gradients makes that differ from :math:`\theta'`.
 
-    Where `inner`'s step is exactly zero nothing changes: what a filter does not select
-    stays where it is, with its remainder, even where that is half a unit.
+    Where the step of `inner` is exactly zero, neither the parameter nor its remainder
+    changes. Coordinates that a filter does not select therefore stay unchanged, even if
+    their remainder is half a unit in the last place.
 
-    `inner` gets gradients, parameters (the master weights) and at `init` parameters in
-    float32, or in float64 where the parameters are. So its moments are float32, too,
-    which they must be: in bfloat16 a second moment with a decay rate of 0.999 never
-    decays, since the product rounds back to what it was.
+    `inner` receives gradients and parameters in float32, or in float64 for parameters
+    of that precision; at an update the parameters are the master weights. Its moments
+    are therefore in float32 too. This is necessary: a second moment in bfloat16 with a
+    decay rate of 0.999 never decays, since the product rounds back to the old value.
 
-    Place it around all that computes the step: ``master_weights(mofo(...))``. What
-    changes the updates afterwards, as a filter or a later member of a chain, is not
-    accounted for; what drops them together with the new state, as `optax.MultiSteps`
-    and `optax.apply_if_finite` do, is.
+    Wrap everything that computes the step: ``master_weights(mofo(...))``. A
+    transformation that changes the updates afterwards, such as a filter or a later
+    member of a chain, is not taken into account. Wrappers that discard updates together
+    with the new state, such as `optax.MultiSteps` and `optax.apply_if_finite`, are
+    supported.
 
     Args:
-      inner: Any transformation that ends with the step, as `mofo` and `optax.adamw`.
+      inner: A complete optimizer, such as `mofo` or `optax.adamw`, whose updates are to
+        be added to the parameters.
       remainder_dtype: The floating-point dtype of the remainder. `"float32"` takes 4
-        bytes a parameter. `"bfloat16"` takes 2, and makes of a bfloat16 parameter a
-        master weight of 17 significant binary digits: a step below 2**-17 of it may be
-        lost.
+        bytes per parameter. `"bfloat16"` takes 2, and gives bfloat16 parameters master
+        weights of 17 significant bits: a step smaller than 2**-17 of the parameter may
+        be lost.
 
     Returns:
       An `optax.GradientTransformationExtraArgs` with a `MasterWeightsState`. It needs
-      `params`; updates have the dtype of the gradients. Parameters in float32 or
-      float64 are given a compensated sum. Complex and integer ones are updated as by
-      `inner` alone.
+      `params`; updates have the dtype of the gradients. For parameters in float32 or
+      float64 it computes a compensated sum. Complex and integer parameters are updated
+      by `inner` alone.
 
     Raises:
-      TypeError: If `inner` is no gradient transformation.
-      ValueError: If `remainder_dtype` is no floating-point dtype, or, at an update,
+      TypeError: If `inner` is not a gradient transformation.
+      ValueError: If `remainder_dtype` is not a floating-point dtype, or, at an update,
         `params` is None.
 
     Examples:
@@ -90,9 +94,9 @@ def master_weights(
       >>> print((params + state.remainder).round(5))
       [0.9 1.1]
 
-    Source: ours. That float16 parameters need master weights in float32: Micikevicius
-    et al, `Mixed precision training <https://arxiv.org/abs/1710.03740>`_, 2018; the
-    error of the sum is Knuth's.
+    Source: ours. On the need for master weights in float32: Micikevicius et al,
+    `Mixed precision training <https://arxiv.org/abs/1710.03740>`_, 2018. The rounding
+    error of the sum is computed by Knuth's algorithm TwoSum.
     """
     _checks.check_transformation("`inner` must be", inner)
     dtype = floating_dtype("remainder_dtype", remainder_dtype)
@@ -120,7 +124,7 @@ def master_weights(
         if params is None:
             raise ValueError(
                 "`params` must be given to `update`: `master_weights` adds each step "
-                "to them and to what they cannot hold"
+                "to the parameters and their remainders"
             )
         steps, inner_state = wrapped.update(
             jax.tree.map(widen, params, updates),
@@ -140,7 +144,7 @@ def master_weights(
 def _settle(
     gradient: jax.Array, param: jax.Array, remainder: jax.Array, step: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns the update of a tensor and what the parameters will not hold of it."""
+    """Returns the update of a tensor and its new remainder."""
     gradient_dtype = jnp.result_type(gradient)
     if not is_floating(param):
         return jnp.asarray(step, gradient_dtype), remainder
@@ -149,13 +153,13 @@ def _settle(
     theta, r, u = (jnp.asarray(x, wide) for x in (param, remainder, step))
     owed = r + u
     whole = theta + owed
-    # What the sum is short of, exactly.
+    # The exact rounding error of the sum (TwoSum).
     added = whole - theta
     short = (theta - (whole - added)) + (owed - added)
     emitted = round_to(round_to(whole, dtype) - theta, gradient_dtype)
     reached = round_to(theta + emitted, dtype)
     left = round_to((whole - reached) + short, remainder.dtype)
-    # A NaN is not zero: it has to be seen.
+    # A NaN counts as a move, so that divergence remains visible.
     moves = u != 0
     return (
         jnp.where(moves, emitted, 0).astype(gradient_dtype),
@@ -164,14 +168,14 @@ def _settle(
 
 
 def _wide(param: Any, remainder_dtype: Any) -> Any:
-    """Returns the dtype to calculate in."""
+    """Returns the dtype in which the sum is computed."""
     return jnp.promote_types(
         jnp.promote_types(dtype_of(param), remainder_dtype), jnp.float32
     )
 
 
 def _cast(x: Any, dtype: Any) -> Any:
-    """Returns an array, or what stands for one, in another dtype."""
+    """Casts an array or a `ShapeDtypeStruct` to another dtype."""
     if isinstance(x, jax.ShapeDtypeStruct):
         return x.update(dtype=dtype)
     return jnp.asarray(x, dtype)

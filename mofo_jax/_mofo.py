@@ -1,4 +1,4 @@
-"""MoFO: Adam of which only the coordinates with the largest momenta move."""
+"""MoFO: Adam that moves only the coordinates with the largest momenta."""
 
 from typing import Any, Literal
 
@@ -37,8 +37,9 @@ def mofo(
 ) -> optax.GradientTransformationExtraArgs:
     r"""The Momentum-Filtered Optimizer.
 
-    Adam's moments are kept for every coordinate, but at each step only the fraction
-    :math:`\alpha` of every block with the largest momenta moves:
+    Adam's moments are updated for all coordinates, but each step moves only the
+    fraction :math:`\alpha` of every block that has the largest momenta. A block is by
+    default a whole tensor:
 
     .. math::
 
@@ -52,50 +53,52 @@ def mofo(
           \text{ largest of its block of } n
       \end{align*}
 
-    and :math:`\theta` stays exactly where it is elsewhere. The state is that of
-    `optax.adamw` with the same arguments, so that one can go on from the other's
-    checkpoint, and a static ``update_fraction=1`` is `optax.adamw` to the last bit.
+    The other coordinates of :math:`\theta` do not change at all. The state is that of
+    `optax.adamw` with the same arguments, so that either optimizer can resume from a
+    checkpoint of the other, and a static ``update_fraction=1`` is bitwise identical to
+    `optax.adamw`.
 
-    With a `mu_dtype` narrower than the gradients, the momentum that is ranked is the
-    one that the update uses, before it is rounded for the state.
+    With a `mu_dtype` narrower than the gradients, momenta are ranked as the update uses
+    them, before they are rounded for the state.
 
     Args:
       learning_rate: A number or a schedule.
       b1: Decay rate of the momentum, in [0, 1).
       b2: Decay rate of the second moment, in [0, 1).
-      eps: Added to the denominator outside of the square root, >= 0.
-      eps_root: Added inside of the square root, >= 0.
-      mu_dtype: The dtype in which the state keeps the momentum; None for the
-        parameters'.
-      weight_decay: Decoupled weight decay, a number or a schedule. Updates then need
-        `params`.
+      eps: Added to the denominator outside the square root, >= 0.
+      eps_root: Added inside the square root, >= 0.
+      mu_dtype: The dtype of the momentum in the state; None for the parameters'.
+      weight_decay: Decoupled weight decay, a number or a schedule. Unless it is zero,
+        updates need `params`.
       mask: The parameters to decay, as in `optax.adamw`.
-      nu_dtype: The dtype in which the state keeps the second moment; None for the
-        parameters'. Give `"float32"` where those are bfloat16 or float16. A narrow one
-        saves memory and stalls: with a `b2` of 0.999 the decay of a bfloat16 moment is
-        below half a unit in its last place, so that it never falls, and it rises only
-        while a squared gradient is several times as large. The update computes with
-        the wider of this and the gradients' dtype; the state's moment is rounded then.
-      nesterov: Whether to use Nesterov's momentum in the update. The momentum itself is
-        ranked in either case.
+      nu_dtype: The dtype of the second moment in the state; None for the parameters'.
+        Use `"float32"` for parameters in bfloat16 or float16. A narrow second moment
+        saves memory but stalls: with a `b2` of 0.999, the decay of a bfloat16 moment is
+        less than half a unit in its last place, so that it never decreases, and it
+        increases only if a squared gradient is several times as large. The update is
+        computed in the wider of `nu_dtype` and the dtype of the gradients, and the
+        moment is rounded afterwards.
+      nesterov: Whether to use Nesterov's momentum in the update. Coordinates are ranked
+        by the ordinary momentum in either case.
       update_fraction: The paper's alpha, in (0, 1]; see `momentum_filter`.
       block_axes: The axes that index separate blocks; see `momentum_filter`.
       dense: The tensors that take plain Adam updates; see `momentum_filter`.
-      score: What ranks coordinates; see `momentum_filter`.
+      score: How coordinates are ranked; see `momentum_filter`.
       ties: `"all"` or `"exact"`; see `momentum_filter`.
       unselected_scale: The factor on the steps of coordinates that are not selected;
         see `momentum_filter`.
-      decay: `"selected"` decays the coordinates that move, so that the rest stays;
-        `"all"` decays every coordinate, as the authors' code does.
+      decay: `"selected"` applies weight decay to the coordinates that move, so that the
+        others stay unchanged; `"all"` applies it to every coordinate, as the authors'
+        code does.
       axis_name: The mesh axes of `shard_map`; see `momentum_filter`.
 
     Returns:
       An `optax.GradientTransformationExtraArgs`. Its state has the structure, shapes
-      and dtypes of that of `optax.adamw`, but for a `nu_dtype`.
+      and dtypes of the state of `optax.adamw`, except for the `nu_dtype`.
 
     Raises:
-      ValueError: If an argument has a wrong value, here or, where only the tree of
-        updates tells, at the first update.
+      ValueError: If an argument is invalid. Values that depend on the tree of updates
+        are checked at the first update.
 
     Examples:
       >>> import jax, jax.numpy as jnp, mofo_jax, optax
@@ -176,21 +179,20 @@ def scale_by_mofo(
 ) -> optax.GradientTransformationExtraArgs:
     """Rescales updates as Adam does and keeps those with the largest momenta.
 
-    The part of `mofo` without learning rate and weight decay, for `optax.chain`.
+    This is `mofo` without learning rate and weight decay, for use in `optax.chain`.
 
     Args:
       b1: Decay rate of the momentum, in [0, 1).
       b2: Decay rate of the second moment, in [0, 1).
-      eps: Added to the denominator outside of the square root, >= 0.
-      eps_root: Added inside of the square root, >= 0.
-      mu_dtype: The dtype in which the state keeps the momentum; None for the
-        parameters'.
-      nu_dtype: The dtype in which the state keeps the second moment; see `mofo`.
+      eps: Added to the denominator outside the square root, >= 0.
+      eps_root: Added inside the square root, >= 0.
+      mu_dtype: The dtype of the momentum in the state; None for the parameters'.
+      nu_dtype: The dtype of the second moment in the state; see `mofo`.
       nesterov: Whether to use Nesterov's momentum in the update.
       update_fraction: The paper's alpha, in (0, 1]; see `momentum_filter`.
       block_axes: The axes that index separate blocks; see `momentum_filter`.
       dense: The tensors that take plain Adam updates; see `momentum_filter`.
-      score: What ranks coordinates; see `momentum_filter`.
+      score: How coordinates are ranked; see `momentum_filter`.
       ties: `"all"` or `"exact"`; see `momentum_filter`.
       unselected_scale: The factor on the steps of coordinates that are not selected;
         see `momentum_filter`.
@@ -201,8 +203,8 @@ def scale_by_mofo(
       `optax.ScaleByAdamState`.
 
     Raises:
-      ValueError: If an argument has a wrong value, here or, where only the tree of
-        updates tells, at the first update.
+      ValueError: If an argument is invalid. Values that depend on the tree of updates
+        are checked at the first update.
 
     Examples:
       >>> import jax.numpy as jnp, mofo_jax, optax
@@ -236,12 +238,12 @@ def scale_by_mofo(
 
 
 def _own_ratio(score: ScoreLike, b2: Any, eps: Any, eps_root: Any) -> ScoreLike:
-    """Makes "adam_ratio" of the optimizer's own decay rate and eps."""
+    """Replaces "adam_ratio" by the score with the optimizer's own hyperparameters."""
     return scores.adam_ratio(b2, eps, eps_root) if score == "adam_ratio" else score
 
 
 def _check_adam(b1: Any, b2: Any, eps: Any, eps_root: Any) -> None:
-    """Raises ValueError where Optax would compute nonsense."""
+    """Raises ValueError if a hyperparameter is out of range, which Optax accepts."""
     for name, value in (("b1", b1), ("b2", b2)):
         _checks.check_number(name, value, 0, 1)
     for name, value in (("eps", eps), ("eps_root", eps_root)):

@@ -1,4 +1,4 @@
-"""Moments and counts, found wherever an optimizer's state keeps them."""
+"""Moments and step counts, found anywhere in the state of an optimizer."""
 
 from typing import Any
 
@@ -8,18 +8,17 @@ import optax
 
 from mofo_jax._options.path_rules import path_name, place
 
-# Optax's names: of most optimizers, of SGD's trace, and of Adan.
+# Optax's names: those of most optimizers, of `optax.trace`, and of Adan.
 _MOMENTUM = ("mu", "trace", "m")
 _SECOND_MOMENT = ("nu",)
 _FISHER = ("fisher",)
 
 
 class Moments:
-    """What an optimizer's state keeps for each leaf of the updates.
+    """The moments that an optimizer's state holds for each leaf of the updates.
 
     Args:
-      state: The state after the update; any state of Optax's transformations, nested as
-        it may be.
+      state: The state after the update, of any Optax transformation, however nested.
       updates: The tree of updates.
     """
 
@@ -31,14 +30,15 @@ class Moments:
         """Returns the momentum of one leaf.
 
         Raises:
-          ValueError: If the state keeps no momentum, or two, for it.
+          ValueError: If the state holds no momentum, or two, for it.
         """
         return self._one(
             _MOMENTUM,
             index,
             ("momentum", "momenta"),
-            "as optax.adam, optax.lion and optax.sgd with `momentum` do, or "
-            '`score` be one that needs none, as "update", or the tensor be `dense`',
+            "as in optax.adam, optax.lion and optax.sgd with `momentum`. Otherwise "
+            'choose a `score` that needs none, such as "update", or make the tensor '
+            "`dense`",
         )
 
     def second_moment(self, index: int) -> jax.Array:
@@ -47,7 +47,7 @@ class Moments:
             _SECOND_MOMENT,
             index,
             ("second moment", "second moments"),
-            "as optax.adam does, or `score` be one that needs none",
+            "as in optax.adam. Otherwise choose a `score` that needs none",
         )
 
     def fisher(self, index: int) -> jax.Array:
@@ -56,21 +56,21 @@ class Moments:
             _FISHER,
             index,
             ("Fisher information", "kinds of Fisher information"),
-            "as mofo_jax.baselines.keep_fisher in an optax.chain does",
+            "as in an optax.chain with mofo_jax.baselines.keep_fisher",
         )
 
     def count(self) -> jax.Array:
-        """Returns how many updates there have been, with this one.
+        """Returns the number of updates, including the current one.
 
         Raises:
-          ValueError: If the state does not keep a count.
+          ValueError: If the state holds no step count.
         """
         return step_count(self._state, "`score` depends on the step")
 
     def _one(
         self, names: tuple[str, ...], index: int, what: tuple[str, str], advice: str
     ) -> jax.Array:
-        """Returns the leaf that one of the fields holds for one leaf of the updates."""
+        """Returns the one array that fields of these names hold for one leaf."""
         if names not in self._found:
             self._found[names] = _by_leaf(self._state, names, self._updates)
         found = self._found[names][index]
@@ -81,18 +81,18 @@ class Moments:
         if found:
             raise ValueError(
                 f"`score` finds two {what[1]} for {parameter} in the state of `inner`: "
-                "filter the one transformation whose own is to be ranked"
+                f"wrap only the transformation whose {what[0]} the score should use"
             )
         raise ValueError(
-            f"`score` finds no {what[0]} for {parameter} in the state of `inner`: it "
-            f"must keep a tree named {' or '.join(names)}, {advice}"
+            f"`score` finds no {what[0]} for {parameter} in the state of `inner`, "
+            f"which must hold a tree named {' or '.join(names)}, {advice}"
         )
 
 
 def _by_leaf(
     state: optax.OptState, names: tuple[str, ...], updates: optax.Updates
 ) -> list[list[jax.Array]]:
-    """Returns for each leaf of the updates what the named fields hold for it."""
+    """Returns the arrays that the named fields hold for each leaf of the updates."""
     found: list[list[jax.Array]] = [[] for _ in jax.tree.leaves(updates)]
     for tree in _fields(state, names):
         for held, leaf in zip(found, _aligned(tree, updates), strict=True):
@@ -102,20 +102,21 @@ def _by_leaf(
 
 
 def step_count(state: optax.OptState, why: str) -> jax.Array:
-    """Returns how many updates an optimizer's state has seen.
+    """Returns the number of updates that the state of an optimizer has counted.
 
     Args:
       state: The state.
-      why: What needs it, for the error.
+      why: The reason why the count is needed, for the error.
 
     Raises:
-      ValueError: If the state does not keep a count.
+      ValueError: If the state holds no step count.
     """
     counts = [count for count in _fields(state, ("count", "t")) if jnp.ndim(count) == 0]
     if not counts:
         raise ValueError(
-            f"{why}, and the state of `inner` keeps no `count`: chain it with "
-            "optax.scale_by_schedule, or choose what does not depend on the step"
+            f"{why}, but the state of `inner` keeps no `count`: chain `inner` with a "
+            "transformation that counts, such as optax.scale_by_schedule, or choose an "
+            "option that does not depend on the step"
         )
     return counts[0]
 
@@ -133,9 +134,9 @@ def _fields(state: optax.OptState, names: tuple[str, ...]) -> list[Any]:
 def _aligned(tree: Any, updates: optax.Updates) -> list[jax.Array | None]:
     """Returns the leaf of `tree` for each leaf of `updates`, None where it has none.
 
-    Under `optax.partition` and `optax.masked` a group's momentum has a placeholder for
-    what belongs to others. A tree of another structure is no momentum: a parameter,
-    too, may be called `mu`.
+    Under `optax.partition` and `optax.masked`, the momentum of a group has placeholders
+    for the leaves of other groups. A tree of another structure is not a momentum: a
+    parameter may be named `mu` too.
     """
     aligned: list[jax.Array | None] = []
 

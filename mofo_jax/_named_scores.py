@@ -1,4 +1,4 @@
-"""The scores that have a name, and what the option `score` may be."""
+"""The scores that have names, and the type of the option `score`."""
 
 from typing import Literal, get_args
 
@@ -22,10 +22,10 @@ ScoreLike = Name | Score | Function
 
 
 def resolve_score(score: ScoreLike) -> Function:
-    """Returns the function that a score stands for.
+    """Returns the function for a value of the option `score`.
 
     Raises:
-      ValueError: If it is neither a name nor a score.
+      ValueError: If the value is not a known name, a `Score` or a callable.
     """
     if isinstance(score, str) and score in _NAMED:
         return _NAMED[score]
@@ -50,13 +50,13 @@ def _update(tensor: Tensor) -> jax.Array:
 
 
 def _relative_momentum(tensor: Tensor) -> jax.Array:
-    # The eps is far below weights, and lets those that are zero move first.
+    # The epsilon is far smaller than typical weights, and ranks weights of zero first.
     return jnp.abs(widen(tensor.momentum)) / (jnp.abs(widen(tensor.param)) + 1e-8)
 
 
 def _agreement(tensor: Tensor) -> jax.Array:
     product = jnp.real(widen(tensor.momentum) * jnp.conj(widen(tensor.gradient)))
-    # A NaN stays one: it has to be seen.
+    # The comparison is false for NaN, which remains visible.
     return jnp.where(product < 0, 0, product)
 
 

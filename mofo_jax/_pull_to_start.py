@@ -1,4 +1,4 @@
-"""The pull towards the parameters with which training began."""
+"""A pull towards the parameters at the start of training."""
 
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ NORMS = ("l2", "l1")
 
 
 class PullToStartState(NamedTuple):
-    """The parameters that the pull leads back to."""
+    """The parameters at the start of training."""
 
     start: optax.Params
 
@@ -21,10 +21,10 @@ class PullToStartState(NamedTuple):
 def pull_to_start(
     strength: jax.typing.ArrayLike, norm: str = "l2", mask: Any = None
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Adds a decoupled pull towards the parameters with which training began.
+    r"""Adds a decoupled pull towards the parameters at the start of training.
 
-    Placed in an `optax.chain` after the transformation that proposes a step and before
-    `optax.scale_by_learning_rate`, as weight decay is, it gives
+    Placed in an `optax.chain` after the transformation that computes a step and before
+    `optax.scale_by_learning_rate`, like decoupled weight decay, it gives
 
     .. math::
 
@@ -32,13 +32,15 @@ def pull_to_start(
       \quad \text{or} \quad
       \theta \leftarrow \theta - \eta (u + \lambda \, \mathrm{sign}(\theta - \theta_0)).
 
-    The learning rate comes later in the chain, so how far the sign will move is not
-    known here: as in the authors' code, an `"l1"` pull may step past the start by at
-    most :math:`\eta \lambda`. Exactly at the start there is no pull.
+    where :math:`\theta_0` are the parameters at `init`. Since the learning rate is
+    applied later in the chain, the `"l1"` pull cannot be limited to the remaining
+    displacement: as in the authors' code, it may overshoot the start by at most
+    :math:`\eta \lambda`. Exactly at the start there is no pull.
 
     Args:
-      strength: How hard to pull, >= 0; may be traced.
-      norm: `"l2"` pulls in proportion to the distance, `"l1"` all alike.
+      strength: The factor :math:`\lambda` on the pull, >= 0; may be traced.
+      norm: `"l2"` pulls in proportion to the displacement, `"l1"` with equal strength
+        everywhere.
       mask: The parameters to pull, as in `optax.add_decayed_weights`.
 
     Returns:
@@ -46,8 +48,8 @@ def pull_to_start(
       dtype.
 
     Raises:
-      ValueError: If `strength` or `norm` has a wrong value, or, at an update, `params`
-        is None.
+      ValueError: If `strength` or `norm` is invalid, or, at an update, `params` is
+        None.
 
     Examples:
       >>> import jax.numpy as jnp, mofo_jax, optax
@@ -65,9 +67,10 @@ def pull_to_start(
       [2. 1.]
       [1.5 1.5]
 
-    Source: the regularised baselines of Chen et al,
-    `MoFO <https://arxiv.org/abs/2407.20999>`_, 2024; L2 to the start first in Xuhong et
-    al, `L2-SP <https://arxiv.org/abs/1802.01483>`_, 2018.
+    Source: the regularized baselines of Chen et al,
+    `MoFO <https://arxiv.org/abs/2407.20999>`_, 2024. L2 regularization towards the
+    start was introduced by Xuhong et al,
+    `L2-SP <https://arxiv.org/abs/1802.01483>`_, 2018.
     """
     _checks.check_number("strength", strength, 0)
     _checks.check_choice("norm", norm, NORMS)
@@ -94,9 +97,10 @@ def pull_to_start(
 
 
 def remember(params: optax.Params) -> optax.Params:
-    """Returns a copy of the parameters, in buffers of its own.
+    """Copies the parameters into new buffers.
 
-    Trainers donate both the parameters and the state, and a buffer can be donated once.
+    Trainers donate both the parameters and the state, and a buffer can be donated only
+    once.
     """
     return jax.tree.map(_copy, params)
 
@@ -109,14 +113,14 @@ def _copy(leaf: Any) -> Any:
 def displacement_from(
     name: str, params: optax.Params | None, start: optax.Params
 ) -> optax.Updates:
-    """Returns each parameter less what it was at the start, in float32 or wider.
+    """Returns each parameter's displacement from the start, in float32 or wider.
 
     Raises:
-      ValueError: If there are no parameters.
+      ValueError: If `params` is None.
     """
     if params is None:
         raise ValueError(
-            f"`params` must be given to `update`: `{name}` compares them with those "
-            "that training began with"
+            f"`params` must be given to `update`: `{name}` compares them with those at "
+            "the start of training"
         )
     return jax.tree.map(lambda p, s: widen(p) - widen(s), params, start)

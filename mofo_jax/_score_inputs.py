@@ -1,4 +1,4 @@
-"""What a score is shown: one tensor, with what the optimizer keeps for it."""
+"""The argument of a score: one tensor, with the optimizer's state for it."""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,13 +11,13 @@ from mofo_jax._moments import Moments
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """One tensor as a score sees it, after the inner transformation has run.
+    """The argument of a score: one tensor, after the inner transformation has run.
 
     Attributes:
-      gradient: The update that the filter was given, of the tensor's shape.
-      update: What the inner transformation makes of it, before the filter.
-      index: The tensor's number in the tree of updates.
-      path: The parameter's path, as in `layers/0/attention/query/kernel`.
+      gradient: The update that the filter received, of the tensor's shape.
+      update: The update that the inner transformation returned, before the filter.
+      index: The tensor's position among the leaves of the updates.
+      path: The parameter's path, such as `layers/0/attention/query/kernel`.
       axis_name: The mesh axes of `shard_map` over which the tensor is sharded.
     """
 
@@ -31,37 +31,37 @@ class Tensor:
 
     @property
     def momentum(self) -> jax.Array:
-        """The first moment that the inner transformation keeps (`mu`, `trace`, `m`).
+        """The first moment in the inner transformation's state (`mu`, `trace`, `m`).
 
         Raises:
-          ValueError: If it keeps none, or two, for this tensor.
+          ValueError: If the state holds none, or two, for this tensor.
         """
         return self._moments.momentum(self.index)
 
     @property
     def second_moment(self) -> jax.Array:
-        """The second moment that the inner transformation keeps (`nu`).
+        """The second moment in the inner transformation's state (`nu`).
 
         Raises:
-          ValueError: If it keeps none, or two, for this tensor.
+          ValueError: If the state holds none, or two, for this tensor.
         """
         return self._moments.second_moment(self.index)
 
     @property
     def fisher(self) -> jax.Array:
-        """The Fisher information that the inner transformation keeps (`keep_fisher`).
+        """The Fisher information in the inner transformation's state (`fisher`).
 
         Raises:
-          ValueError: If it keeps none, or two, for this tensor.
+          ValueError: If the state holds none, or two, for this tensor.
         """
         return self._moments.fisher(self.index)
 
     @property
     def count(self) -> jax.Array:
-        """The number of this step, from 1: an integer of shape ().
+        """The number of the current step, counting from 1: an integer of shape ().
 
         Raises:
-          ValueError: If the inner transformation does not count.
+          ValueError: If the inner transformation's state holds no step count.
         """
         return self._moments.count()
 
@@ -74,7 +74,7 @@ class Tensor:
         """
         if self._params is None:
             raise ValueError(
-                "this `score` ranks by the parameters: `update` must be given `params`"
+                "`params` must be given to `update`: this `score` ranks by parameters"
             )
         return jax.tree.leaves(self._params)[self.index]
 
@@ -84,9 +84,10 @@ Function = Callable[[Tensor], jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """A function from a `Tensor` to scores, in a form that is not callable.
+    """Wraps a function from a `Tensor` to scores in an object that is not callable.
 
-    `optax.inject_hyperparams` takes callables for schedules and leaves this alone.
+    `optax.inject_hyperparams` treats callables as schedules, but leaves a `Score`
+    unchanged.
 
     Args:
       function: Returns a real or complex array of the tensor's shape.

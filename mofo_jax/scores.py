@@ -1,10 +1,10 @@
-r"""What ranks the coordinates of a tensor: `momentum_filter`'s option `score`.
+r"""Scores, by which `momentum_filter` ranks the coordinates of a tensor.
 
-A score is a function from a `Tensor` to an array of its shape: coordinates with larger
-magnitudes move, and those with a score of zero never do. `momentum_filter` takes the
-name of a score, such as `"momentum"`, any such function, or a `Score`, which wraps one
-in a form that `optax.inject_hyperparams` does not mistake for a schedule. The functions
-here make scores that have arguments.
+A score is a function from a `Tensor` to an array of its shape. Coordinates whose scores
+have the largest magnitudes are selected; a coordinate that scores zero never moves. The
+option `score` takes the name of a score, such as `"momentum"`, any such function, or a
+`Score`, which wraps a function in an object that `optax.inject_hyperparams` does not
+treat as a schedule. The functions in this module return scores that take arguments.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ def adam_ratio(
     eps: jax.typing.ArrayLike = 1e-8,
     eps_root: jax.typing.ArrayLike = 0.0,
 ) -> Score:
-    r"""Ranks by the size of Adam's step.
+    r"""Ranks by the magnitude of Adam's step.
 
     .. math:: |m| / (\sqrt{\hat v + \bar\epsilon} + \epsilon)
 
@@ -48,8 +48,8 @@ def adam_ratio(
       eps_root: Adam's eps_root, >= 0.
 
     Returns:
-      A `Score` for transformations that keep `mu`, `nu` and `count`. `mofo` and
-      `scale_by_mofo` make `"adam_ratio"` from their own arguments.
+      A `Score` for transformations that keep `mu`, `nu` and `count`. For the name
+      `"adam_ratio"`, `mofo` and `scale_by_mofo` use their own arguments.
 
     Examples:
       >>> import jax.numpy as jnp, mofo_jax
@@ -72,11 +72,12 @@ def adam_ratio(
 
 
 def random(seed: int = 0) -> Score:
-    """Ranks at random: a fresh mask in each step.
+    """Ranks at random, so that each step selects a new random mask.
 
-    The numbers depend on the seed, the step's count, the tensor's place in the tree and
-    the coordinate alone: the same after a checkpoint and under any sharding, in Auto
-    and Explicit meshes. Inside `shard_map` each shard draws its own.
+    The random numbers depend only on the seed, the step count, the tensor's position in
+    the tree and the coordinate. They are therefore the same after a run has resumed
+    from a checkpoint and under any sharding, in Auto and Explicit meshes. Inside
+    `shard_map`, each shard draws its own numbers.
 
     Args:
       seed: An integer.
@@ -100,8 +101,8 @@ def random(seed: int = 0) -> Score:
       2
       2
 
-    Source: the paper's randomised BCD; there each coordinate is drawn by itself, here
-    exactly the fraction of a block.
+    Source: the paper's randomized BCD, which draws each coordinate independently; here
+    exactly the given fraction of a block is drawn.
     """
     _check_integer("seed", seed)
 
@@ -109,7 +110,7 @@ def random(seed: int = 0) -> Score:
         kind = jax.typeof(tensor.gradient).sharding
         explicit = any(axis is not None for axis in kind.spec)
         key = _key(seed, tensor.count, tensor)
-        # Any number but zero, which is never selected.
+        # Above zero, since a coordinate that scores zero is never selected.
         return jax.random.uniform(
             key,
             jnp.shape(tensor.gradient),
@@ -126,15 +127,16 @@ def random_tensors(
     every: int = 0,
     axes: tuple[int, ...] | PathRules[BlockAxes] = (),
 ) -> Score:
-    """Ranks whole tensors, or slices of them, at random; redrawn from time to time.
+    """Ranks whole tensors, or slices of them, at random.
 
-    With blocks across tensors this selects tensors as a whole. It is what
-    `half_fine_tuning` is made of.
+    All coordinates of a tensor, or of a slice, have the same score. With blocks across
+    tensors this selects whole tensors; `half_fine_tuning` is built on it.
 
     Args:
       seed: An integer.
-      every: For how many steps a draw holds; 0 for ever.
-      axes: The axes along which slices are drawn by themselves, as the layers of a
+      every: The number of steps after which new scores are drawn; 0 keeps the first
+        draw for the whole run.
+      axes: The axes whose slices are drawn independently, such as the layers of a
         stacked tensor: a tuple of axis numbers, or `PathRules` of such tuples.
 
     Returns:
@@ -174,7 +176,7 @@ def random_tensors(
         lengths = tuple(shape[axis] for axis in kept)
         numbers = jax.random.uniform(key, lengths, minval=1e-6)
         others = inner_axes(len(shape), kept)
-        # Added to zeros of the gradient's, so that it is sharded as that is.
+        # Zeros like the gradient give the sum the gradient's sharding.
         zeros = jnp.zeros_like(tensor.gradient, jnp.float32)
         return zeros + jnp.expand_dims(numbers, others)
 
@@ -184,16 +186,16 @@ def random_tensors(
 def gain_for_cost(
     exponent: jax.typing.ArrayLike = 1.0, eps: jax.typing.ArrayLike = 1e-16
 ) -> Score:
-    r"""Ranks by what a step gains on the task for what it costs.
+    r"""Ranks by the expected gain on the task relative to its cost in forgetting.
 
     .. math:: m^2 / (v^p + \epsilon)
 
-    To second order a step changes general text in proportion to the Fisher information,
-    for which :math:`v` stands in here.
+    To second order, the change on general text caused by a step is proportional to the
+    Fisher information, which is approximated here by :math:`v`.
 
     Args:
       exponent: The power p of the second moment, in [0, 1].
-      eps: Keeps coordinates that never had a gradient from dividing by zero, > 0.
+      eps: Avoids division by zero for coordinates that never had a gradient, > 0.
 
     Returns:
       A `Score` for transformations that keep `mu` and `nu`.
@@ -212,19 +214,20 @@ def gain_for_cost(
 
     def gain(tensor: Tensor) -> jax.Array:
         cost = _dtypes.widen(tensor.second_moment) ** exponent + eps
-        # The root, of the same order, whose square does not vanish.
+        # The square root has the same order and does not underflow.
         return jnp.abs(_dtypes.widen(tensor.momentum)) / jnp.sqrt(cost)
 
     return Score(gain)
 
 
 def gain_for_fisher(damping: jax.typing.ArrayLike) -> Score:
-    r"""Ranks by gain for cost with a given Fisher information.
+    r"""Ranks as `gain_for_cost` does, with a given Fisher information as the cost.
 
     .. math:: m^2 / (F + \lambda)
 
     Args:
-      damping: The lambda, > 0: about the Fisher information of a typical coordinate.
+      damping: The :math:`\lambda`, > 0; a typical coordinate's Fisher information is a
+        reasonable choice.
 
     Returns:
       A `Score` for transformations that keep `mu` and `fisher`, as
@@ -253,7 +256,7 @@ def gain_for_fisher(damping: jax.typing.ArrayLike) -> Score:
 
 
 def _key(seed: int, number: jax.Array, tensor: Tensor) -> jax.Array:
-    """Returns a key for one tensor and one number, in each shard its own."""
+    """Returns a PRNG key for a tensor and a number, different in each shard."""
     key = jax.random.fold_in(jax.random.key(seed), number)
     key = jax.random.fold_in(key, tensor.index)
     for name in tensor.axis_name:

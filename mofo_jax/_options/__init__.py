@@ -1,7 +1,7 @@
-"""Options that may differ from tensor to tensor.
+"""Options that may differ between tensors.
 
-`path_rules` says how such an option is given and resolves it by the paths of
-parameters; `blocks` has the option that says which coordinates compete, and `layouts`
-its ready rules for models that people train; `per_tensor` puts the options of the
-filter together.
+`path_rules` defines the forms in which such an option may be given, and resolves it by
+parameter path. `blocks` has the option that determines which coordinates compete, and
+`layouts` its rules for common model families. `per_tensor` combines the options of the
+filter.
 """

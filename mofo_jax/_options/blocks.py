@@ -10,13 +10,14 @@ from mofo_jax._options.path_rules import Kind, PerTensor, path_name, place
 
 
 class AxisParts(NamedTuple):
-    """An entry of `block_axes`: an axis cut into equal runs, each of them a block.
+    """An entry of `block_axes` that splits an axis into equal runs, each a block.
 
-    The heads of a kernel that keeps heads and their coordinates in one axis.
+    Such runs are, for example, the heads of a kernel that merges heads and head
+    dimensions in one axis.
 
     Attributes:
       axis: The axis.
-      parts: Into how many runs of consecutive indices it is cut, at least 1.
+      parts: The number of runs of consecutive indices, at least 1.
 
     Examples:
       >>> import jax.numpy as jnp, mofo_jax
@@ -38,12 +39,12 @@ BlockAxes = str | tuple[int | AxisParts | str, ...]
 
 
 class Blocks(NamedTuple):
-    """Into which blocks the coordinates of one tensor are divided.
+    """The division of one tensor's coordinates into blocks.
 
     Attributes:
       axes: The axes that index separate blocks, ascending.
-      shape: The shape in which the tensor has those axes.
-      name: Tensors with the same name share their blocks; "" shares none.
+      shape: The shape that the tensor is given so that it has these axes.
+      name: Tensors with the same name share their blocks; "" means no sharing.
     """
 
     axes: tuple[int, ...]
@@ -75,12 +76,12 @@ def resolve_blocks(
 def resolve_own_blocks(
     block_axes: PerTensor[BlockAxes] | None, updates: optax.Updates, user: str
 ) -> list[Blocks]:
-    """Returns the same for what treats each tensor by itself.
+    """Returns the blocks of each leaf for a function that treats tensors separately.
 
     Args:
       block_axes: The option.
-      updates: The tree.
-      user: Whose option it is, for the error.
+      updates: The tree of updates.
+      user: The name of the function, for the error.
 
     Raises:
       ValueError: If a value is wrong, does not fit its tensor, or names blocks that
@@ -92,8 +93,8 @@ def resolve_own_blocks(
         if blocks.name:
             raise ValueError(
                 f"`block_axes` for {place(path_name(path))} must not share the block "
-                f"{blocks.name!r} with other tensors: `{user}` treats each tensor by "
-                "itself"
+                f"{blocks.name!r} with other tensors: `{user}` treats each tensor "
+                "separately"
             )
     return found
 
@@ -127,15 +128,15 @@ def _is_cut(value: Any) -> bool:
 BLOCK_AXES: Kind[BlockAxes] = Kind(
     "block_axes",
     _is_value,
-    "a tuple of axis numbers and AxisParts, with a name or without",
+    "a name, or a tuple of axis numbers and AxisParts with at most one name",
 )
 
 
 def _find_blocks(value: BlockAxes, shape: tuple[int, ...], path: str) -> Blocks:
-    """Returns what one value of `block_axes` means for a tensor."""
+    """Returns the blocks that one value of `block_axes` gives a tensor."""
     entries = (value,) if isinstance(value, str) else value
     name = "".join(entry for entry in entries if isinstance(entry, str))
-    # How many parts each axis that is named is cut into; 0 for all of its indices.
+    # The number of parts of each listed axis; 0 if each of its indices is a block.
     parts: dict[int, int] = {}
     for entry in entries:
         if not isinstance(entry, str):
@@ -153,7 +154,7 @@ def _find_blocks(value: BlockAxes, shape: tuple[int, ...], path: str) -> Blocks:
         if number:
             if length % number:
                 raise ValueError(
-                    f"`block_axes` for {place(path)} must cut axis {axis}, of length "
+                    f"`block_axes` for {place(path)} must split axis {axis}, of length "
                     f"{length}, into equal parts, got {number} parts"
                 )
             cut.extend((number, length // number))
@@ -168,11 +169,11 @@ def inner_axes(ndim: int, block_axes: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def normalize_axes(axes: tuple[int, ...], ndim: int, path: str) -> tuple[int, ...]:
-    """Returns axes as ascending numbers from 0.
+    """Returns axes as non-negative numbers in ascending order.
 
     Raises:
       TypeError: If the axes are not a tuple of integers.
-      ValueError: If an axis is out of range or named twice.
+      ValueError: If an axis is out of range or listed twice.
     """
     if not _is_axes(axes):
         raise TypeError(f"`block_axes` must be a tuple of axis numbers, got {axes!r}")
@@ -189,5 +190,5 @@ def normalize_axes(axes: tuple[int, ...], ndim: int, path: str) -> tuple[int, ..
 
 def _refuse_repeated(path: str, value: BlockAxes) -> None:
     raise ValueError(
-        f"`block_axes` for {place(path)} must name an axis once, got {value}"
+        f"`block_axes` for {place(path)} must list each axis only once, got {value}"
     )

@@ -1,8 +1,9 @@
-"""Which axes index layers, heads and experts, in the models that people train.
+"""The axes of layers, heads and experts in common model families.
 
-A layout is a table: how parameters of one layer end their paths, and which of their
-axes index heads or experts; and under which paths, and on which axis, layers are
-stacked. What the tables do not name is one block, or one a layer.
+A layout is a table of regular expressions. Those for the ends of paths say which axes
+of one layer's parameters index heads or experts; those for the beginnings of paths say
+where, and on which axes, layers are stacked. A tensor that no expression matches is one
+block, or one block per layer if its layers are stacked.
 """
 
 from typing import Any, NamedTuple
@@ -13,20 +14,20 @@ from mofo_jax._options.path_rules import PathRules, check_expression
 
 UNITS = ("layer", "head", "expert")
 
-# Numbers are axes of one layer's tensor; strings name a count of heads, and cut the
-# axis into that many parts.
+# A number is an axis of one layer's tensor. A pair is an axis and the name of a count
+# of heads, into which the axis is split.
 _Axes = tuple[int | tuple[int, str], ...]
 
 
 class _Layout(NamedTuple):
-    """How a family of models names and shapes its parameters.
+    """The parameter names and shapes of a model family.
 
     Attributes:
-      stacked: By the beginning of the paths whose tensors stack layers, on how many
-        axes they do; the first match counts.
-      layer_axis: The first of these axes, which follow one another.
-      heads: By the end of a path, the axes that index heads.
-      experts: By the end of a path, the axes that index experts.
+      stacked: Maps beginnings of the paths of stacked tensors to the number of axes on
+        which layers are stacked; the first match counts.
+      layer_axis: The first of these axes, which are consecutive.
+      heads: Maps ends of paths to the axes that index heads.
+      experts: Maps ends of paths to the axes that index experts.
     """
 
     stacked: dict[str, int]
@@ -49,7 +50,7 @@ _MAXTEXT_STACKS = (
 
 _LAYOUTS: dict[str, _Layout] = {
     "linen": _Layout(
-        # `nn.scan` calls the scanned module `Scan...` if nobody does.
+        # `nn.scan` names the scanned module `Scan...` by default.
         {r"(?:^|/)(?:layers|blocks|Scan\w+)/(?!\d+/)": 1},
         0,
         _FLAX_HEADS,
@@ -115,45 +116,46 @@ def block_rules(
     stacked: str | None = None,
     layer_axis: int | None = None,
 ) -> PathRules[BlockAxes]:
-    """Makes each layer, attention head or expert a block of its own.
+    """Returns rules that make each layer, attention head or expert a block.
 
-    For `block_axes`, with the names and shapes of:
+    The rules are a value of the option `block_axes`. They follow the parameter names
+    and shapes of:
 
     - `"linen"`: Flax Linen with `nn.MultiHeadDotProductAttention`. `nn.scan` stacks
-      layers on axis 0, in a module called `layers`, `blocks` or, by Linen itself,
-      `Scan...`. Experts are stacked by `nn.vmap`, on axis 0, in a module called
-      `experts`.
+      layers on axis 0, in a module named `layers`, `blocks` or, by default, `Scan...`.
+      Experts are stacked by `nn.vmap`, on axis 0, in a module named `experts`.
     - `"nnx"`: Flax NNX with `nnx.MultiHeadAttention`, in lists of layers or stacked as
       above.
     - `"maxtext"`: MaxText's decoders, with `scan_layers`, which stacks layers on axis 1
       (`param_scan_axis`), or without. Not under pipeline parallelism.
     - `"tunix"`: Tunix's Gemma, Llama 3 and Qwen, which do not stack layers.
-    - `"llama"`: the Llama of `examples/finetune`, scanned or not, whose kernels keep
-      heads and their coordinates in one axis.
+    - `"llama"`: the Llama of `examples/finetune`, scanned or not, whose kernels merge
+      heads and head dimensions in one axis.
 
-    In Flax's layouts attention is what has `att` or `mha` in its name. Biases of heads
-    and experts go with their kernels; a router, which chooses among experts, belongs to
-    none and is one block a layer, as are scales and sinks with one number a head.
+    In Flax's layouts, attention modules are those with `att` or `mha` in their names.
+    Biases of heads and experts are divided like their kernels. A router, which chooses
+    among experts, is one block per layer, as are scales and sinks with one number per
+    head.
 
     Args:
-      layout: Whose names and shapes parameters have.
-      unit: What is a block: `"layer"`, which divides only stacked tensors, `"head"`
-        within each layer, or `"expert"` within each layer.
-      heads: How many query heads there are, for kernels that merge them with their
-        coordinates: needed by `"llama"`, and by `"tunix"` to divide Qwen 2's biases.
-      kv_heads: How many key and value heads, if not `heads`.
-      stacked: A regular expression that finds the paths whose tensors stack layers,
-        on one axis, instead of the layout's own.
-      layer_axis: The axis, >= 0, on which they do, instead of the layout's own:
-        MaxText's `param_scan_axis`. Layers that are scanned within scanned layers have
-        the axis after it too.
+      layout: The model family whose names and shapes the parameters have.
+      unit: The unit that is a block: `"layer"`, which divides only stacked tensors,
+        `"head"` within each layer, or `"expert"` within each layer.
+      heads: The number of query heads, for kernels that merge heads and head
+        dimensions: required by `"llama"`, and by `"tunix"` to divide Qwen 2's biases.
+      kv_heads: The number of key and value heads, if it differs from `heads`.
+      stacked: A regular expression for the paths of tensors that stack layers on one
+        axis, which replaces the layout's own.
+      layer_axis: The axis, >= 0, on which layers are stacked, which replaces the
+        layout's own: MaxText's `param_scan_axis`. Layers that are scanned within
+        scanned layers also use the axis after it.
 
     Returns:
-      The rules. Tensors that they do not name are one block each.
+      The rules. Tensors that no rule matches are one block each.
 
     Raises:
-      ValueError: If an argument has a wrong value, or the layout needs none or lacks
-        it.
+      ValueError: If an argument is invalid, or the layout requires it and it is
+        missing, or the layout does not use it.
 
     Examples:
       >>> import mofo_jax
@@ -207,7 +209,7 @@ def block_rules(
 def _counts_of_heads(
     layout: str, named: dict[str, _Axes], heads: int | None, kv_heads: int | None
 ) -> dict[str, int | None]:
-    """Checks the counts of heads against what the layout's table asks for."""
+    """Checks the numbers of heads, and returns them under the names in the tables."""
     merges = any(not isinstance(axis, int) for axes in named.values() for axis in axes)
     counts = {"heads": heads, "kv_heads": heads if kv_heads is None else kv_heads}
     for name, count in (("heads", heads), ("kv_heads", kv_heads)):
@@ -216,7 +218,7 @@ def _counts_of_heads(
         if not merges:
             raise ValueError(
                 f"`{name}` must be None for this `unit` and the layout {layout!r}, "
-                f"which keep heads in an axis of their own, got {count!r}"
+                f"which does not merge heads and head dimensions, got {count!r}"
             )
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise ValueError(f"`{name}` must be an integer >= 1, got {count!r}")
@@ -224,14 +226,14 @@ def _counts_of_heads(
         raise ValueError(f"`heads` must be given with `kv_heads`, got {heads!r}")
     if layout == "llama" and merges and heads is None:
         raise ValueError(
-            "`heads` must be given for the layout 'llama', whose kernels keep heads "
-            f"and their coordinates in one axis, got {heads!r}"
+            "`heads` must be given for the layout 'llama', whose kernels merge heads "
+            f"and head dimensions in one axis, got {heads!r}"
         )
     return counts
 
 
 def _divided(axes: _Axes, counts: dict[str, int | None]) -> tuple[int | AxisParts, ...]:
-    """Returns the entries of `block_axes`; an axis of uncounted heads stays whole."""
+    """Returns entries of `block_axes`; an axis is split only if heads are counted."""
     entries: list[int | AxisParts] = []
     for axis in axes:
         if isinstance(axis, int):
@@ -242,7 +244,7 @@ def _divided(axes: _Axes, counts: dict[str, int | None]) -> tuple[int | AxisPart
 
 
 def _moved(entry: int | AxisParts, layers: tuple[int, ...]) -> int | AxisParts:
-    """Returns an entry's place once axes of layers have been put in."""
+    """Returns an entry of `block_axes` after the axes of layers are inserted."""
     if isinstance(entry, AxisParts):
         return entry._replace(axis=entry.axis + len(layers) * (entry.axis >= layers[0]))
     return entry + len(layers) * (entry >= layers[0])

@@ -1,4 +1,4 @@
-"""Options that may differ from tensor to tensor, chosen by the path of a parameter.
+"""Options that may differ between tensors, chosen by the path of a parameter.
 
 An option is given once for all tensors, as a pytree prefix of the parameters, by rules
 on parameter paths, or as a callable on the tree. It is resolved inside `update`, from
@@ -33,15 +33,15 @@ def check_expression(name: str, expression: str) -> None:
 class PathRules(Generic[T_co]):
     r"""An option chosen by the path of each parameter; the first match wins.
 
-    Paths are joined by slashes, as in `layers/0/attention/query/kernel`; the `.value`
-    that Flax appends to a boxed parameter is left out. Unlike a callable, rules pass
-    through `optax.inject_hyperparams` untouched.
+    The keys of a path are joined by slashes, as in `layers/0/attention/query/kernel`;
+    the `.value` that Flax appends to a boxed parameter is left out. Unlike a callable,
+    rules pass through `optax.inject_hyperparams` unchanged.
 
     Args:
       rules: Maps regular expressions, searched for in the path, to values of the
         option.
-      default: The value for parameters that no rule matches. Without one, such a
-        parameter is an error that names it.
+      default: The value for parameters that no rule matches. Without a default, such
+        parameters raise an error that lists them.
 
     Raises:
       ValueError: If a regular expression is malformed.
@@ -71,16 +71,16 @@ class PathRules(Generic[T_co]):
         return f"PathRules({dict(self.rules)!r}{default})"
 
     def value_at(self, path: str) -> Any:
-        """Returns the option's value for the parameter at `path`, `...` for none."""
+        """Returns the value for the parameter at `path`, or `...` if there is none."""
         for expression, value in self.rules:
             if re.search(expression, path):
                 return value
         return self.default
 
 
-# How an option that may differ from tensor to tensor is given: one value for all, rules
-# by path, a callable from the tree of updates to a pytree prefix, or such a prefix. A
-# prefix may be any pytree; the type names those that are most common.
+# The forms of an option that may differ between tensors: one value for all, rules by
+# path, a callable from the tree of updates to a pytree prefix, or such a prefix. A
+# prefix may be any pytree; the type lists the most common ones.
 PerTensor = Union[  # noqa: UP007 (`|` cannot name the alias itself.)
     T,
     PathRules[T],
@@ -90,10 +90,10 @@ PerTensor = Union[  # noqa: UP007 (`|` cannot name the alias itself.)
 ]
 
 NORMS_AND_BIASES = PathRules({r"(?i)norm|bias|(^|/)scale$": True}, default=False)
-"""`dense=NORMS_AND_BIASES` leaves normalisation scales and biases to plain Adam.
+"""`dense=NORMS_AND_BIASES` gives normalization scales and biases plain Adam updates.
 
 The authors' code filters neither: it looks for "norm" and "bias" in PyTorch's names.
-Flax calls a normalisation's weight `scale`, whatever the module's name.
+Flax names the weight of a normalization `scale`, whatever the module's name.
 """
 
 
@@ -106,18 +106,18 @@ def path_name(path: Path) -> str:
 
 
 def place(path: str) -> str:
-    """Returns how an error names the parameter at `path`."""
+    """Returns the name of the parameter at `path` for an error message."""
     return path or "the tensor"
 
 
 @dataclasses.dataclass(frozen=True)
 class Kind(Generic[T]):
-    """What an option's values are.
+    """An option that may differ between tensors, and the values that it takes.
 
     Attributes:
       name: The option's name, for errors.
-      is_value: Whether something is one value of the option rather than a tree of them.
-      allowed: What a value must be, for errors.
+      is_value: Returns whether an object is one value rather than a tree of values.
+      allowed: A description of the allowed values, for errors.
     """
 
     name: str
@@ -125,13 +125,13 @@ class Kind(Generic[T]):
     allowed: str
 
     def check(self, option: PerTensor[T]) -> list[T]:
-        """Checks the values that can be told without a tree of updates.
+        """Checks the values that are known without a tree of updates.
 
         Returns:
           These values.
 
         Raises:
-          ValueError: If one of them is wrong whatever the tree.
+          ValueError: If one of them is invalid for every tree.
         """
         if isinstance(option, PathRules):
             values = [value for _, value in option.rules]

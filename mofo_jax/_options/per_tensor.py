@@ -1,4 +1,4 @@
-"""How each tensor is filtered: the filter's options, resolved for a tree of updates."""
+"""The filter's options, resolved for each tensor of a tree of updates."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,13 +12,13 @@ from mofo_jax import _checks
 from mofo_jax._options.blocks import BLOCK_AXES, BlockAxes, Blocks, resolve_blocks
 from mofo_jax._options.path_rules import Kind, PerTensor, path_name
 
-# What a fraction may be: a number, known or traced, or a schedule of the step count.
+# A fraction is a number, static or traced, or a schedule of the step count.
 Fraction = jax.typing.ArrayLike | Callable[[jax.typing.ArrayLike], jax.typing.ArrayLike]
 AxisName = str | tuple[str, ...]
 
 
 class Options(NamedTuple):
-    """The options that may differ from tensor to tensor, as the user gave them."""
+    """The options that may differ between tensors, as the user gave them."""
 
     update_fraction: PerTensor[Fraction]
     block_axes: PerTensor[BlockAxes]
@@ -26,7 +26,7 @@ class Options(NamedTuple):
     axis_name: PerTensor[AxisName]
 
     def check(self) -> None:
-        """Raises ValueError for a value that is wrong whatever the tree."""
+        """Raises ValueError if a value is invalid for every tree."""
         for fraction in _FRACTION.check(self.update_fraction):
             _checks.check_fraction("update_fraction", fraction)
         BLOCK_AXES.check(self.block_axes)
@@ -35,13 +35,13 @@ class Options(NamedTuple):
 
 
 class Filtered(NamedTuple):
-    """One tensor that is filtered, and how.
+    """A tensor that is filtered, with its options.
 
     Attributes:
-      number: Its place among the leaves of the updates.
+      number: Its position among the leaves of the updates.
       path: Its path.
       fraction: The share of each block that moves, a number or a schedule.
-      blocks: Into which blocks its coordinates are divided.
+      blocks: The division of its coordinates into blocks.
       axis_name: The mesh axes of `shard_map` over which it is sharded.
     """
 
@@ -53,9 +53,9 @@ class Filtered(NamedTuple):
 
 
 def find_filtered(options: Options, updates: optax.Updates) -> list[list[Filtered]]:
-    """Returns the tensors that are filtered, those that share their blocks together.
+    """Returns the tensors to filter, in groups that share their blocks.
 
-    Left out are dense tensors, those with a static fraction of 1, and empty ones.
+    Dense tensors, those with a static fraction of 1, and empty ones are left out.
 
     Raises:
       ValueError: If an option does not fit the tree, or tensors cannot share blocks.

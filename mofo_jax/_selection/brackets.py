@@ -1,9 +1,10 @@
-"""The bracket of a block's threshold, and where to count in order to narrow it.
+"""The bracket of a block's threshold, and the thresholds that narrow it.
 
-The first thresholds lie where the mean and the spread of the patterns suggest. Those of
-later passes interpolate between the counts at the bracket's ends, but for two that
-divide it into thirds: so whatever the data, a pass leaves at most a third of the
-patterns, and no search takes more passes than a pattern has bits.
+The first thresholds are estimated from the mean and the standard deviation of the
+patterns. In later passes, five of the seven thresholds interpolate between the counts
+at the bracket's ends and two divide the bracket into thirds. For any data, a pass
+therefore leaves at most a third of the patterns, and a search takes no more passes than
+a pattern has bits.
 """
 
 import math
@@ -18,15 +19,15 @@ from mofo_jax._selection.counting import THRESHOLDS, usual_octave
 from mofo_jax._selection.limbs import Count
 from mofo_jax._selection.patterns import Ranked
 
-# The constants below were chosen by the number of passes on momenta of a real
-# fine-tuning run and on synthetic ones; `examples/benchmarks/README.md` has the table.
+# The constants below were chosen for the number of passes that they need on momenta of
+# a real fine-tuning run and on synthetic data; see `examples/benchmarks/README.md`.
 
-# How far from the guess the first thresholds lie, in standard deviations of the
-# patterns. On most of those data the guess is wrong by at most 0.15 of them.
+# The distance of the outermost first thresholds from the guess, in standard deviations
+# of the patterns. On most of those data the error of the guess is at most 0.15 of them.
 _FIRST_SPREAD = 0.2
 
-# How far from the guess later thresholds lie: one standard deviation of the count that
-# interpolation guesses, and at least this share of the bracket for each octave of its
+# The distance of the outermost later thresholds from the guess: one standard deviation
+# of the interpolated count, and at least this share of the bracket per octave of its
 # width, up to two octaves, since the counts of a wide bracket do not lie on a line.
 _SPREAD_BY_OCTAVE = 0.03
 _MOST_LEAST_SPREAD = 0.06
@@ -42,13 +43,13 @@ _FIRST_OFFSETS, _OFFSETS = (
 
 
 class Bracket(NamedTuple):
-    """Between which patterns the thresholds of some blocks lie.
+    """The patterns between which the thresholds of some blocks lie.
 
     Attributes:
-      low: A pattern that at least as many coordinates reach as are wanted.
-      high: A pattern above it that fewer reach.
-      count_low: How many coordinates reach `low`.
-      count_high: How many reach `high`.
+      low: A pattern that at least the wanted number of coordinates reach.
+      high: A larger pattern that fewer coordinates reach.
+      count_low: The number of coordinates that reach `low`.
+      count_high: The number of coordinates that reach `high`.
     """
 
     low: jax.Array
@@ -65,15 +66,16 @@ def finished(bracket: Bracket, wanted: Count) -> jax.Array:
 
 
 def first_thresholds(sums: jax.Array, wanted: Count, tensor: Ranked) -> jax.Array:
-    """Guesses thresholds from the mean and the spread of the patterns above zero.
+    """Estimates thresholds from the mean and deviation of the patterns above zero.
 
-    On a logarithmic scale, exponential, Weibull and other stretched magnitudes differ
-    only in place and spread: their quantiles are those of a Gumbel distribution.
+    The logarithms of exponentially and Weibull-distributed magnitudes differ only in
+    location and scale: their quantiles are those of a Gumbel distribution.
 
     Args:
-      sums: What `counting.moments` gives, over all shards, `[3, *blocks]`.
-      wanted: How many coordinates each block selects, limbs of the blocks' shape.
-      tensor: What the patterns are.
+      sums: The moments from `counting.moments`, over all shards, `[3, *blocks]`.
+      wanted: The number of coordinates that each block selects, limbs of the blocks'
+        shape.
+      tensor: The tensor that the patterns belong to.
 
     Returns:
       Patterns, `[THRESHOLDS, *blocks]`.
@@ -89,25 +91,27 @@ def first_thresholds(sums: jax.Array, wanted: Count, tensor: Ranked) -> jax.Arra
     patterns = (guess + np.float32(usual_octave(tensor))) * np.float32(tensor.octave)
     patterns = jnp.clip(patterns, 1.0, np.float32(2.0**tensor.bits * (1 - 2.0**-20)))
     patterns = patterns.astype(tensor.pattern_dtype)
-    # The least pattern above zero shows whether zeros have to be selected.
+    # The smallest pattern above zero shows whether zeros have to be selected.
     return jnp.concatenate([jnp.ones_like(patterns[:1]), patterns])
 
 
 def next_thresholds(bracket: Bracket, wanted: Count, octave: int) -> jax.Array:
-    """Places a pass's thresholds, `[THRESHOLDS, *blocks]`, in the brackets.
+    """Returns a pass's thresholds within the brackets, `[THRESHOLDS, *blocks]`.
 
     Args:
       bracket: The brackets.
-      wanted: How many coordinates each block selects, limbs of the blocks' shape.
-      octave: How many patterns double a number; 0 where they are not of numbers.
+      wanted: The number of coordinates that each block selects, limbs of the blocks'
+        shape.
+      octave: The number of patterns between a number and its double; 0 if the patterns
+        are not those of floating-point numbers.
     """
     width = bracket.high - bracket.low
     excess = limbs.to_float(limbs.subtract(bracket.count_low, wanted))
     inside = limbs.to_float(limbs.subtract(bracket.count_low, bracket.count_high))
     number = jnp.maximum(limbs.to_float(wanted), 1.0)
     above = jnp.maximum(limbs.to_float(bracket.count_high), 0.5)
-    # Within an octave patterns are linear in the magnitude, and the logarithm of the
-    # count is linear in both where magnitudes fall off exponentially.
+    # Within an octave patterns are linear in the magnitude. If magnitudes are
+    # distributed exponentially, the logarithm of the count is linear in both.
     guess = jnp.log1p((excess + 0.5) / (number - 0.5)) / jnp.log1p(inside / above)
     guess = jnp.clip(guess, 0.0, 1.0)
     deviation = jnp.sqrt(guess * (1.0 - guess) / jnp.maximum(inside, 1.0))
@@ -121,11 +125,11 @@ def next_thresholds(bracket: Bracket, wanted: Count, octave: int) -> jax.Array:
 
 
 def evenly(bracket: Bracket, thresholds: int = THRESHOLDS) -> jax.Array:
-    """Divides the brackets evenly by thresholds, `[thresholds, *blocks]`."""
+    """Returns thresholds that divide the brackets evenly, `[thresholds, *blocks]`."""
     width = (bracket.high - bracket.low)[None]
     numbers = _along(np.arange(1, thresholds + 1, dtype=width.dtype), bracket.low)
     parts = np.array(thresholds + 1, width.dtype)
-    # In two terms, since the product of a wide bracket and a number overflows.
+    # In two terms, since the product of a wide bracket and a number may overflow.
     steps = width // parts * numbers + width % parts * numbers // parts
     return bracket.low[None] + steps
 
@@ -133,9 +137,9 @@ def evenly(bracket: Bracket, thresholds: int = THRESHOLDS) -> jax.Array:
 def narrowed(
     bracket: Bracket, wanted: Count, thresholds: jax.Array, counts: Count
 ) -> Bracket:
-    """Returns the brackets after a pass: between the nearest counts on either side.
+    """Returns the brackets after a pass: the nearest thresholds on either side.
 
-    What is finished stays as it was: it need not have been counted.
+    Finished brackets stay unchanged, since their blocks may not have been counted.
     """
     low, high, count_low, count_high = bracket
     for i, threshold in enumerate(thresholds):
@@ -153,5 +157,5 @@ def narrowed(
 
 
 def _along(numbers: np.ndarray, blocks: jax.Array) -> np.ndarray:
-    """Gives one number for each threshold the dimensions of thresholds."""
+    """Reshapes numbers, one for each threshold, to broadcast against the blocks."""
     return numbers.reshape((-1,) + (1,) * blocks.ndim)

@@ -1,8 +1,8 @@
 """One pass over a tensor: how many coordinates of each block reach each threshold.
 
 A count is a reduction: it works under any sharding and moves a few integers between
-devices, where a sort would gather the tensor. How the reduction is written decides how
-fast it is, and differs from platform to platform: that is its form.
+devices, where a sort would gather the tensor. The speed of the reduction depends on how
+it is written, which is called its form; the best form differs between platforms.
 """
 
 import functools
@@ -19,39 +19,39 @@ from mofo_jax._selection import limbs
 from mofo_jax._selection.limbs import LIMB, Count
 from mofo_jax._selection.patterns import Ranked
 
-# Moments are taken of eighths of octaves, up to 32 octaves on either side.
+# Moments are computed in eighths of an octave, up to 32 octaves on either side.
 _PARTS_OF_OCTAVE = 8
 _FARTHEST = 255
 
-# Thresholds counted in one pass. Seven need three or four passes on the momenta of a
-# real run, four need one more. The CPU's time for eight is 1.4 times that for two, by
-# the compiler's estimate the TPU's for seven 1.1 times that for one, and a GPU waits
-# for memory.
+# The number of thresholds counted in one pass. Seven need three or four passes on the
+# momenta of a real run, four need one more. On CPU, eight take 1.4 times as long as
+# two; on TPU, by the compiler's estimate, seven take 1.1 times as long as one; on GPU,
+# a pass is bound by memory bandwidth.
 THRESHOLDS = 7
 
-# The forms of a pass, each with what it saves:
-# "sums", the default: a sum for each threshold over as much of the tensor as possible,
-#   so that as little as possible is exchanged between devices and kept in small arrays,
-#   of which each takes 16 kB on a TPU.
-# "lanes", for TPU: the same, of tensors in the order in which a TPU keeps them. Without
-#   it a tree of attention kernels with separate heads, compiled for eight v5e chips,
-#   needed copies as large as all of the parameters.
-# "rows", for GPU: sums row by row, then over the rows for all thresholds at once. By
-#   the programs compiled for an H100 that is 3 kernels a tensor and pass instead of 12.
+# The forms of a pass:
+# "sums", the default: one sum for each threshold over as much of the tensor as
+#   possible. This minimizes the data exchanged between devices and kept in small
+#   arrays, each of which takes 16 kB on a TPU.
+# "lanes", for TPU: the same, with the axes in the order in which a TPU stores them.
+#   Without it, a tree of attention kernels with separate heads, compiled for eight v5e
+#   chips, needed copies as large as all of the parameters.
+# "rows", for GPU: sums over each row, then over the rows for all thresholds at once.
+#   Compiled for an H100, this takes 3 kernels per tensor and pass instead of 12.
 # "operands", for one CPU: a reduction of several operands, which XLA compiles to code
 #   ten times as fast as its rewritten sums.
-# None is a Pallas kernel: compiled for TPU and for H100, a pass reads each tensor once
-# for all thresholds without one, and JAX does not partition a kernel over Auto axes.
+# There is no Pallas kernel: compiled for TPU and for H100, these forms already read
+# each tensor once per pass, and JAX does not partition a kernel over Auto axes.
 Form = Literal["sums", "lanes", "rows", "operands"]
 
 _Result = TypeVar("_Result")
 
 
 def in_best_form(compute: Callable[[Form], _Result]) -> _Result:
-    """Computes something in the form that suits the platform.
+    """Calls `compute` with the form for the platform.
 
-    The platform is known when the program is lowered, not here: it may be compiled
-    elsewhere.
+    The platform is known only when the program is lowered, since a program may be
+    compiled for another platform than the one it is traced on.
     """
     forms: dict[str, Form] = {"cuda": "rows", "tpu": "lanes"}
     if _is_one_cpu():
@@ -63,10 +63,10 @@ def in_best_form(compute: Callable[[Form], _Result]) -> _Result:
 
 
 def _is_one_cpu() -> bool:
-    """Returns whether no array on the CPU can be sharded.
+    """Returns whether there is one CPU device, so that its arrays are not sharded.
 
-    A sharded reduction of several operands gathers the shards' partial results; plain
-    sums are combined by an all-reduce.
+    On several devices, a reduction of several operands gathers the partial results of
+    the shards, where plain sums need only an all-reduce.
     """
     try:
         return jax.device_count("cpu") == 1
@@ -80,14 +80,14 @@ def count_reaching(
     """Counts the coordinates of each block that reach each threshold, in this shard.
 
     Args:
-      tensor: What to count.
+      tensor: The tensor whose coordinates are counted.
       thresholds: Patterns, `[thresholds, *blocks]`.
-      limbs_wanted: How many limbs a count has.
-      form: How to sum.
+      limbs_wanted: The number of limbs of a count.
+      form: The form of the sums.
 
     Returns:
-      The counts in one or more pieces, which make up limbs of the shape of
-      `thresholds` when they are concatenated.
+      The counts in one or more pieces, whose concatenation has limbs of the shape of
+      `thresholds`.
     """
     patterns = tensor.patterns(*tensor.arrays)
     reached = [
@@ -107,23 +107,25 @@ def count_reaching(
 
 
 def moments(tensor: Ranked, form: Form) -> tuple[list[jax.Array], np.ndarray]:
-    """Sums what tells where a block's patterns lie, in this shard.
+    """Computes the moments of each block's patterns in this shard, for first guesses.
+
+    The moments are the number of nonzero patterns, the sum of their distances from
+    `usual_octave`, and the sum of the squares of these distances. Distances are in
+    octaves, limited to 32. The moments are rounded.
 
     Args:
-      tensor: What to sum.
-      form: How to sum.
+      tensor: The tensor whose patterns are summed.
+      form: The form of the sums.
 
     Returns:
-      How many patterns are not zero, and the sums of their distances from
-      `usual_octave` and of the squares of these, in octaves of at most 32: pieces that
-      make up float32 `[3, *blocks]` when they are concatenated, and the factors by
-      which the three have yet to be multiplied. They are rounded: for guesses only.
+      One or more pieces, whose concatenation is float32 `[3, *blocks]`, and the factors
+      by which the three rows have yet to be multiplied.
     """
     step = _sampling_step(tensor) if form == "operands" else 1
     arrays = tensor.arrays
     if form == "rows":
-        # A GPU's fusion that also sums cannot write to the buffer it reads from, so the
-        # new momentum would be a second copy of the old. A TPU's can, and saves a read.
+        # On GPU, a fusion that also sums cannot write to the buffer that it reads, so
+        # the new momentum would need a second buffer. On TPU it can, and saves a read.
         arrays = lax.optimization_barrier(arrays)
     patterns = tensor.patterns(*arrays)
     if step > 1:
@@ -135,7 +137,8 @@ def moments(tensor: Ranked, form: Form) -> tuple[list[jax.Array], np.ndarray]:
     distances = jnp.where(above, jnp.clip(distances, -_FARTHEST, _FARTHEST), 0)
     terms = [above.astype(np.int32), distances, distances * distances]
     if form == "operands":
-        # The CPU adds integers four times as fast as floats, whose order it must keep.
+        # The CPU adds integers four times as fast as floats, whose order of summation
+        # is fixed.
         length = tensor.shape[tensor.inner_axes[-1]] if tensor.inner_axes else 1
         largest = (1, _FARTHEST, _FARTHEST**2)
         shifts = [max((most * length).bit_length() - 31, 0) for most in largest]
@@ -150,17 +153,18 @@ def moments(tensor: Ranked, form: Form) -> tuple[list[jax.Array], np.ndarray]:
 
 
 def usual_octave(tensor: Ranked) -> float:
-    """Returns about which octave of patterns momenta lie: 2**-20 in float32."""
-    # Places, too, are ranked; they have no octaves, and nobody uses their moments.
+    """Returns the octave of patterns typical of momenta: that of 2**-20 in float32."""
+    # Indices of tied coordinates are ranked too. They have no octaves, and their
+    # moments are not used.
     return 0.84 * 2 ** (tensor.bits - 1) / tensor.octave if tensor.octave else 0.0
 
 
 def _sampling_step(tensor: Ranked) -> int:
-    """Returns of how many slices of a tensor one is enough for its moments.
+    """Returns the step between the slices of a tensor that its moments are taken of.
 
-    Only for one device: on several, a sample would be spread unevenly over them.
+    Only for one device: on several, a sample would be distributed unevenly.
     """
-    # Tens of thousands of coordinates in sixteen slices tell mean and spread well.
+    # Tens of thousands of coordinates in sixteen slices suffice for mean and deviation.
     inner = tensor.inner_axes
     slices = tensor.shape[inner[0]] if inner else 1
     return max(1, min(64, slices // 16, tensor.block_size // 2**16))
@@ -177,18 +181,17 @@ def _every(step: int, tensor: Ranked) -> tuple[slice, ...]:
 def _summed(
     terms: Sequence[jax.Array], tensor: Ranked, form: Form
 ) -> tuple[list[jax.Array], tuple[int, ...]]:
-    """Sums the terms over all inner axes but some, which are left for a second sum.
+    """Sums the terms over the inner axes, except those left for a second sum.
 
     Returns:
-      The sums, with one leading axis before the tensor's: pieces that make up one sum
-      for each term when they are concatenated. And the axes of these that are left; the
-      axes that were summed are gone.
+      The sums in one or more pieces, whose concatenation along their leading axis has
+      one sum for each term, and the axes of the pieces that are left to be summed.
     """
     inner = tensor.inner_axes
     if form == "operands":
-        # The compiler rewrites a plain sum over more than 32 elements into one that
-        # needs the compared tensor written out. It leaves a reduction of several
-        # operands alone, which reads once for them all.
+        # The compiler rewrites a plain sum over more than 32 elements so that the
+        # result of the comparison is stored. A reduction of several operands is not
+        # rewritten, and reads the tensor once for all of them.
         zeros = tuple(np.zeros((), term.dtype) for term in terms)
         sums = lax.reduce(tuple(terms), zeros, _add_all, inner[-1:])
         return [jnp.stack(sums)], tuple(axis + 1 for axis in inner[:-1])
@@ -210,8 +213,8 @@ def _add_all(
 def _axes_to_keep(tensor: Ranked, form: Form) -> tuple[int, ...]:
     """Returns the inner axes to leave for a second sum, so that no limb overflows.
 
-    As few and as short as will do, unless rows are wanted: what is kept is what devices
-    exchange.
+    Except in the form "rows", they are as few and as short as possible, since devices
+    exchange the sums along the axes that are left.
     """
 
     def fits(axes: Sequence[int]) -> bool:

@@ -1,4 +1,4 @@
-"""How many coordinates of a tensor reach a level, counted as a search counts."""
+"""Counts of the coordinates of a tensor that reach a level, as in a search."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,7 @@ from mofo_jax._selection.counting import Form, count_reaching, in_best_form
 from mofo_jax._selection.limbs import Count
 from mofo_jax._selection.patterns import Ranked
 
-# From this size on the faster code saves more time than it takes to compile.
+# From this size on, the faster form saves more time than its compilation takes.
 _LARGE = 2**16
 
 
@@ -22,11 +22,11 @@ def count_levels(
     """Counts the coordinates at level 1 or above, and at level 2.
 
     Args:
-      levels: Computes a number from 0 to 2 for each coordinate.
-      arrays: What it computes it from, all of one shape.
+      levels: A function from `arrays` to the level of each coordinate, 0, 1 or 2.
+      arrays: Its arguments, all of one shape.
 
     Returns:
-      Two exact counts, rounded to float32 in the end, shape ().
+      The two counts, which are exact before they are rounded to float32, of shape ().
     """
     if np.size(arrays[0]) == 0:
         return jnp.float32(0), jnp.float32(0)
@@ -40,8 +40,8 @@ def _count(
     size = limbs.limbs_for(ranked.block_size)
 
     def reached(form: Form) -> Count:
-        # Both levels where one is asked for, too: a reduction of one operand is ten
-        # times as slow on the CPU.
+        # Both levels are counted even if one is needed: on CPU, a reduction of one
+        # operand is ten times as slow.
         pieces = count_reaching(ranked, jnp.array((1, 2)), size, form)
         return tuple(jnp.concatenate(limb) for limb in zip(*pieces, strict=True))
 
@@ -51,5 +51,5 @@ def _count(
     return once, twice
 
 
-# Compiled here, so that outside of `jax.jit` no tensor of levels is made.
+# Jitted, so that the levels are not stored when this runs outside of `jax.jit`.
 _jitted_count = jax.jit(_count, static_argnums=0)

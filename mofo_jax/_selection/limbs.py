@@ -1,9 +1,10 @@
 """Counts of coordinates that may exceed 32 bits, as tuples of unsigned limbs.
 
-JAX has no 64-bit integers unless they are enabled, float32 stops counting at 2**24, and
-a block that several tensors share may have 1e10 coordinates. A count is therefore a
-tuple of one or two uint32 arrays of the same shape, the least significant first. Blocks
-of fewer than 2**32 coordinates need one, so that their counts cost nothing extra.
+JAX has no 64-bit integers unless they are enabled, float32 is exact only up to 2**24,
+and a block that several tensors share may have 1e10 coordinates. A count is therefore a
+tuple of one or two uint32 arrays of the same shape, called limbs, with the least
+significant first. Counts in blocks of fewer than 2**32 coordinates need only one limb,
+and thus cost nothing extra.
 """
 
 import functools
@@ -17,7 +18,7 @@ import numpy as np
 Count = tuple[jax.Array, ...]
 
 LIMB = np.dtype(np.uint32)
-# Sums and products are taken of digits of 8 bits, which leaves 24 bits for carries.
+# Sums and products are computed on digits of 8 bits, which leaves 24 bits for carries.
 _DIGIT = 8
 _DIGITS = 32 // _DIGIT
 _MASK = np.uint32(2**_DIGIT - 1)
@@ -25,30 +26,30 @@ _MOST_TERMS = 2 ** (32 - _DIGIT) - 1
 
 
 def limbs_for(size: int) -> int:
-    """Returns how many limbs hold every count up to `size`."""
+    """Returns the number of limbs that hold every count up to `size`."""
     return 1 if size < 2**32 else 2
 
 
 def constant(value: int, limbs: int) -> Count:
     """Returns `value`, a Python integer >= 0, as NumPy limbs of shape ()."""
     words = (np.array((value >> (32 * i)) & 0xFFFFFFFF, LIMB) for i in range(limbs))
-    # The type checker takes them for JAX's: every operation here works on both.
+    # Typed as JAX arrays: every operation here works on NumPy arrays too.
     return cast(Count, tuple(words))
 
 
 def add_up(
     count: Count, add: Callable[[jax.Array], jax.Array], terms: int, limbs: int
 ) -> Count:
-    """Adds up counts without overflow.
+    """Adds counts without overflow.
 
     Args:
-      count: The counts to be added, limbs of any one shape.
-      add: Sums an array of limbs, over axes or over devices.
-      terms: How many counts `add` sums into one.
-      limbs: How many limbs the total needs.
+      count: The counts to be added, limbs of the same shape.
+      add: A function that sums an array of limbs, over axes or over devices.
+      terms: The number of counts that `add` sums into one.
+      limbs: The number of limbs of the total.
 
     Returns:
-      The total, `limbs` limbs of the shape that `add` gives.
+      The total, `limbs` limbs of the shape that `add` returns.
 
     Raises:
       ValueError: If there are too many terms.
@@ -66,7 +67,7 @@ def _digits(limb: jax.Array) -> list[jax.Array]:
 
 
 def _carried(digits: list[jax.Array], limbs: int) -> Count:
-    """Returns the limbs of a number whose digits may be larger than their base."""
+    """Returns the limbs of a number whose digits may exceed their base."""
     zero = jnp.zeros_like(digits[0])
     carry, total = zero, [zero] * limbs
     for i in range(_DIGITS * limbs):
@@ -78,7 +79,7 @@ def _carried(digits: list[jax.Array], limbs: int) -> Count:
 
 
 def at_least(a: Count, b: Count) -> jax.Array:
-    """Returns a >= b, for counts of equally many limbs."""
+    """Returns a >= b, for counts with the same number of limbs."""
     result = a[0] >= b[0]
     for high_a, high_b in zip(a[1:], b[1:], strict=True):
         result = (high_a > high_b) | ((high_a == high_b) & result)
@@ -86,7 +87,7 @@ def at_least(a: Count, b: Count) -> jax.Array:
 
 
 def equal(a: Count, b: Count) -> jax.Array:
-    """Returns a == b, for counts of equally many limbs."""
+    """Returns a == b, for counts with the same number of limbs."""
     result = a[0] == b[0]
     for high_a, high_b in zip(a[1:], b[1:], strict=True):
         result &= high_a == high_b
@@ -107,7 +108,7 @@ def where(condition: jax.Array, a: Count, b: Count) -> Count:
 
 
 def to_float(count: Count) -> jax.Array:
-    """Returns the count rounded to float32: for guesses, never for decisions."""
+    """Returns the count rounded to float32, for estimates only."""
     low, *high = (limb.astype(jnp.float32) for limb in count)
     return low + np.float32(2.0**32) * high[0] if high else low
 
@@ -115,11 +116,11 @@ def to_float(count: Count) -> jax.Array:
 def fraction_of(fraction: jax.typing.ArrayLike, size: int) -> Count:
     """Returns floor(fraction * size), between 1 and `size`, for one block.
 
-    A Python or NumPy number gives `int(size * fraction)`, in float64. An array, traced
-    or not, gives the floor of the exact product of its float32 value and `size`, or of
-    the float64 product where the array is float64. NumPy rounds its float64 product to
-    53 bits: for a float32 value it is the same for blocks below 2**29 coordinates, and
-    above at most one higher.
+    For a Python or NumPy number this is `int(size * fraction)`, in float64. For an
+    array, traced or not, it is the floor of the exact product of its float32 value and
+    `size`, or of the float64 product if the array is float64. NumPy rounds its float64
+    product to 53 bits: for a float32 value, the result is the same for blocks of fewer
+    than 2**29 coordinates, and NumPy's is at most 1 higher for larger ones.
 
     Args:
       fraction: The share of the block, in (0, 1], shape ().
@@ -152,8 +153,8 @@ def _floor_of(fraction: jax.Array, size: int, limbs: int) -> Count:
 def _product(fraction: jax.Array, size: int, limbs: int) -> Count:
     """Returns floor(fraction * size) exactly, for a float32 fraction in [0, 1]."""
     pattern = jax.lax.bitcast_convert_type(fraction, LIMB)
-    # fraction == mantissa * 2**-shift. A subnormal, smaller than this says, is too
-    # small to matter for any size.
+    # fraction == mantissa * 2**-shift, except for subnormal fractions, which are so
+    # small that the product is 0 for any size.
     mantissa = (pattern & 0x7FFFFF) | 0x800000
     shift = np.uint32(150) - (pattern >> 23)
     carry = jnp.zeros_like(mantissa)
@@ -163,7 +164,7 @@ def _product(fraction: jax.Array, size: int, limbs: int) -> Count:
         digits.append(term & _MASK)
         carry = term >> np.uint32(_DIGIT)
     digits += _digits(carry)
-    # The shift moves by at most 150 bits, beyond which there are only zeros.
+    # The shift is at most 150 bits, beyond which there are only zeros.
     wanted = _DIGITS * limbs + 1
     padded = jnp.stack([*digits, *[jnp.zeros_like(carry)] * (wanted + 20)])
     whole, part = shift // _DIGIT, shift % _DIGIT

@@ -1,4 +1,4 @@
-"""What is ranked: magnitudes as unsigned integers of the same order."""
+"""Patterns: magnitudes as unsigned integers of the same order."""
 
 import dataclasses
 import math
@@ -18,8 +18,9 @@ _STATIC = {"static": True}
 def magnitude_patterns(x: jax.Array) -> jax.Array:
     """Returns |x| as unsigned integers of the same order, shape and width.
 
-    Zeros of either sign give 0 and a NaN ranks above infinity. Since integers are
-    compared, flushing subnormal numbers to zero cannot change the order.
+    Zeros of either sign give 0, and a NaN ranks above infinity. Since integers are
+    compared, a processor that flushes subnormal numbers to zero does not change the
+    order.
     """
     if jnp.iscomplexobj(x):
         x = jnp.abs(x)
@@ -32,16 +33,17 @@ def magnitude_patterns(x: jax.Array) -> jax.Array:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Ranked:
-    """One tensor whose coordinates are ranked.
+    """A tensor whose coordinates are ranked.
 
     Attributes:
       arrays: The arrays from which the patterns are computed.
-      patterns: Computes them: unsigned integers of the tensor's shape, of which larger
-        ones rank higher. It is called anew in every pass, so that no copy is kept.
+      patterns: A function from `arrays` to unsigned integers of the tensor's shape;
+        larger ones rank higher. It is called in every pass, so that patterns are not
+        stored.
       shape: The tensor's shape.
       block_axes: The axes that index separate blocks, ascending.
       bits: Patterns are less than 2**bits.
-      octave: How many patterns lie between a number and its double; 0 where patterns
+      octave: The number of patterns between a number and its double; 0 if the patterns
         are not those of floating-point numbers.
       axis_name: The mesh axes of `shard_map` over which the tensor is sharded.
     """
@@ -61,7 +63,7 @@ class Ranked:
 
     @property
     def shards(self) -> int:
-        """Over how many shards of `shard_map` a block is spread."""
+        """The number of shards of `shard_map` over which a block is distributed."""
         return lax.axis_size(self.axis_name) if self.axis_name else 1
 
     @property
@@ -71,16 +73,16 @@ class Ranked:
 
     @property
     def pattern_dtype(self) -> np.dtype:
-        """The dtype that holds every pattern and the integer after the last."""
+        """The dtype that holds every pattern and the integer after the largest one."""
         return LIMB if self.bits < 32 else np.dtype(np.uint64)
 
     def reaching(self, per_block: jax.Array) -> jax.Array:
-        """Returns where the tensor reaches the pattern that its block is given."""
+        """Returns where the tensor's patterns reach the one given for their block."""
         patterns = self.patterns(*self.arrays)
         return patterns >= self.spread(per_block, patterns.dtype)
 
     def spread(self, per_block: jax.Array, dtype: np.dtype) -> jax.Array:
-        """Gives one pattern a block the dimensions and dtype of the tensor's."""
+        """Broadcasts one pattern per block to the dimensions of the tensor."""
         return lax.expand_dims(per_block, self.inner_axes).astype(dtype)
 
 
@@ -89,9 +91,9 @@ def rank_magnitudes(
 ) -> Ranked:
     """Returns a tensor that is ranked by the magnitudes of its numbers.
 
-    Of `axis_name` only the mesh axes remain over which the tensor's shards differ: a
-    replicated tensor's counts must not be added up over its copies. Without `check_vma`
-    JAX does not know what is replicated, and all the axes remain.
+    Only those mesh axes of `axis_name` are kept over which the tensor's shards differ,
+    since the counts of a replicated tensor must not be added over its copies. Without
+    `check_vma`, JAX does not know what is replicated, and all axes are kept.
     """
     info = jnp.finfo(x.dtype)
     if any(_varies_over(lax.axis_index(name)) for name in axis_name):
@@ -110,7 +112,7 @@ def rank_magnitudes(
 def _varies_over(x: jax.Array) -> frozenset[str]:
     """Returns the axes over which JAX knows that shards differ."""
     kind = jax.typeof(x)
-    # JAX 0.10 keeps here what it kept in `vma` before.
+    # JAX 0.10 has `manual_axis_type.varying` in place of `vma`.
     kind = getattr(kind, "manual_axis_type", kind)
     return getattr(kind, "varying", None) or getattr(kind, "vma", frozenset())
 
@@ -120,13 +122,14 @@ def _varies_over(x: jax.Array) -> frozenset[str]:
 class Contest:
     """Tensors whose coordinates compete with one another, block by block.
 
-    Usually it is one tensor. Several share their blocks; they have the same lengths of
-    block axes, the same kind of patterns and the same `axis_name`.
+    A contest usually has one tensor. Several tensors of a contest share their blocks,
+    and have the same lengths of block axes, the same kind of patterns and the same
+    `axis_name`.
 
     Attributes:
       tensors: The tensors.
-      wanted: How many coordinates each block selects: limbs of shape (), or of the
-        blocks' shape. Zero is allowed.
+      wanted: The number of coordinates that each block selects: limbs of shape (), or
+        of the blocks' shape. Zero is allowed.
     """
 
     tensors: tuple[Ranked, ...]

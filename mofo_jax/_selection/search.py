@@ -1,7 +1,7 @@
-"""The joint search: how the thresholds of all blocks are found by counting.
+"""The joint search for the thresholds of all blocks, by counting.
 
-A pass counts, for all tensors at once, how many coordinates reach each of a few
-thresholds, so that the number of collectives does not grow with the number of tensors.
+A pass counts the coordinates that reach each of a few thresholds in all tensors at
+once, so that the number of collectives does not grow with the number of tensors.
 """
 
 import dataclasses
@@ -41,12 +41,13 @@ _Sums = list[tuple[list[jax.Array], np.ndarray]]
 
 
 class Found(NamedTuple):
-    """What a search found.
+    """The result of a search.
 
     Attributes:
-      brackets: For each contest its bracket, of the shape of its blocks. Either
-        `count_low` is the number wanted, or `high` is `low + 1`, or nothing was wanted.
-      passes: How many passes of counting that took, int32.
+      brackets: The bracket of each contest, of the shape of its blocks. Either
+        `count_low` is the wanted number, or `high` is `low + 1`, or the wanted number
+        is zero.
+      passes: The number of passes, int32.
     """
 
     brackets: list[Bracket]
@@ -54,14 +55,14 @@ class Found(NamedTuple):
 
 
 class _Group(NamedTuple):
-    """Contests whose brackets stack, so that one operation serves them all.
+    """Contests whose brackets can be stacked, so that one operation handles them all.
 
     Attributes:
-      numbers: Which contests.
-      contests: They themselves.
-      wanted: How many coordinates they select, limbs `[contests, *blocks]`.
-      bracket: Their widest brackets, stacked.
-      first: What to count first, `[thresholds, contests, *blocks]`.
+      numbers: The positions of the contests among all contests.
+      contests: The contests.
+      wanted: The numbers of coordinates to select, limbs `[contests, *blocks]`.
+      bracket: The initial brackets, stacked.
+      first: The thresholds of the first pass, `[thresholds, contests, *blocks]`.
     """
 
     numbers: list[int]
@@ -79,7 +80,7 @@ def search(contests: Sequence[Contest]) -> Found:
 
 
 def _search(contests: Sequence[Contest], form: Form) -> Found:
-    """Searches by passes of one form."""
+    """Runs the search with passes of one form."""
     groups = _groups(contests, form)
 
     def unfinished(carry: tuple[jax.Array, list[Bracket]]) -> jax.Array:
@@ -110,7 +111,7 @@ def _search(contests: Sequence[Contest], form: Form) -> Found:
 def _after_a_pass(
     group: _Group, bracket: Bracket, number: jax.Array, form: Form
 ) -> Bracket:
-    """Counts once more and narrows the brackets of a group."""
+    """Runs one pass over a group and returns its narrowed brackets."""
     tensor = group.contests[0].tensors[0]
     thresholds = next_thresholds(bracket, group.wanted, tensor.octave)
     thresholds = jnp.where(number == 0, group.first, thresholds)
@@ -139,7 +140,7 @@ def _count(
     size: int,
     form: Form,
 ) -> list[Count]:
-    """Counts in this shard how many of each block reach each threshold."""
+    """Counts the coordinates of each block that reach each threshold, in this shard."""
 
     def count() -> list[Count]:
         counts = [
@@ -158,19 +159,20 @@ def _count(
             for pieces in zip(*counts, strict=True)
         ]
 
-    # Elsewhere than on one CPU the branch would hold a collective. Inside `shard_map`
-    # its sides would vary over different axes.
+    # On several devices a conditional would contain a collective, and inside
+    # `shard_map` its branches would vary over different axes.
     if form != "operands" or contest.tensors[0].axis_name:
         return count()
-    # What is found needs no further pass.
+    # Finished contests are not counted again.
     nothing = [tuple(jnp.zeros_like(thresholds, LIMB) for _ in range(size))]
     return lax.cond(done.all(), lambda: nothing, count)
 
 
 def _join(pieces: Sequence[Sequence[_Tree]], number: int) -> _Tree:
-    """Concatenates each contest's pieces to arrays `[number, contests, ...]`.
+    """Concatenates the pieces of all contests to arrays `[number, contests, ...]`.
 
-    All at once: on TPU every intermediate array, however small, takes 16 kB.
+    They are concatenated at once, since on TPU each intermediate array takes 16 kB,
+    however small it is.
     """
 
     def concatenated(*leaves: jax.Array) -> jax.Array:
@@ -181,20 +183,21 @@ def _join(pieces: Sequence[Sequence[_Tree]], number: int) -> _Tree:
 
 
 def _read_anew(tensor: Ranked, number: jax.Array) -> Ranked:
-    """Makes a pass's patterns depend on its number.
+    """Makes the patterns of a pass depend on its number.
 
-    Otherwise XLA computes them once before the loop: a second copy of every tensor.
+    Otherwise XLA computes them once before the loop, and stores a second copy of every
+    tensor.
     """
-    # One barrier for each tensor: what passes through one together is taken to differ
-    # between the same devices.
+    # Each tensor has its own barrier, since all results of one barrier are typed as
+    # varying over the same mesh axes.
     _, arrays = lax.optimization_barrier((number, tensor.arrays))
     return dataclasses.replace(tensor, arrays=arrays)
 
 
 def _groups(contests: Sequence[Contest], form: Form) -> list[_Group]:
-    """Gathers contests that are alike and prepares their search.
+    """Groups the contests whose brackets can be stacked, and prepares their search.
 
-    Explicitly sharded blocks stack only with blocks that are sharded alike.
+    Explicitly sharded blocks can be stacked only with blocks of the same sharding.
     """
     alike: dict[Any, list[tuple[int, _Sums]]] = {}
     for i, contest in enumerate(contests):
@@ -231,12 +234,12 @@ def _join_moments(found: Sequence[_Sums]) -> jax.Array:
 
 
 def _group(numbers: list[int], contests: list[Contest], sums: jax.Array) -> _Group:
-    """Prepares the search of alike contests, given their moments in this shard."""
+    """Prepares the search of a group, given its moments in this shard."""
     tensor = contests[0].tensors[0]
     if tensor.axis_name:
         sums = lax.psum(sums, tensor.axis_name)
-    # Everything that a loop carries must be spread over devices as the counts will be,
-    # so it is built on a zero that comes from such a reduction. None of it is computed.
+    # Values carried by a loop must have the sharding that the counts will have, so they
+    # are built from a zero that comes from such a reduction. XLA folds it away.
     zero = lax.bitcast_convert_type(sums[0], LIMB) & 0
     wanted = _stack([contest.wanted for contest in contests], zero)
     size = len(wanted)
@@ -254,7 +257,7 @@ def _group(numbers: list[int], contests: list[Contest], sums: jax.Array) -> _Gro
 
 
 def _stack(counts: Sequence[Count], zero: jax.Array) -> Count:
-    """Stacks counts of shape () or of the blocks', to the shape of `zero`."""
+    """Stacks counts of shape () or of the blocks' shape to the shape of `zero`."""
     stacked = []
     for limb in zip(*counts, strict=True):
         whole = jnp.stack(limb)

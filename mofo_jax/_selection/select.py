@@ -25,24 +25,24 @@ def top_fraction_mask(
     block_axes: tuple[int, ...] = (),
     ties: str = "all",
 ) -> jax.Array:
-    r"""Marks the largest magnitudes of each block.
+    r"""Returns a mask of the largest magnitudes of each block.
 
     Args:
       x: Real or complex floating-point array of any shape. A NaN ranks above infinity;
         zeros of either sign are equal and rank like any other magnitude.
-      fraction: The share of each block to mark, in (0, 1], shape (); may be traced.
-      block_axes: The axes that index separate blocks.
-      ties: `"all"` marks all that equal the k-th largest, `"exact"` exactly
-        `k = max(1, int(n * fraction))`, of equals those with the lowest row-major
-        index.
+      fraction: The share of each block to select, in (0, 1], shape (); may be traced.
+      block_axes: The axes that index separate blocks; `()` makes `x` one block.
+      ties: `"all"` selects all elements that equal the k-th largest, `"exact"` exactly
+        `k = max(1, int(n * fraction))` of `n`, of equal elements those with the lowest
+        row-major index.
 
     Returns:
       A boolean array of `x`'s shape.
 
     Raises:
-      TypeError: If `x` is not of a floating-point or complex dtype, `fraction` no
-        number, or `block_axes` no tuple.
-      ValueError: If `fraction`, `block_axes` or `ties` has a wrong value.
+      TypeError: If `x` is not of a floating-point or complex dtype, `fraction` is not a
+        number, or `block_axes` is not a tuple.
+      ValueError: If `fraction`, `block_axes` or `ties` is invalid.
 
     Examples:
       >>> import jax.numpy as jnp, mofo_jax
@@ -67,7 +67,7 @@ def top_fraction_mask(
 def _checked(
     x: jax.typing.ArrayLike, fraction: float | jax.Array, block_axes: tuple[int, ...]
 ) -> Contest | None:
-    """Returns the contest that a user asks for, None without coordinates; or raises."""
+    """Checks arguments and returns their contest, or None if `x` is empty."""
     x = _checks.as_inexact(x)
     if not _checks.is_scalar(fraction):
         raise TypeError(f"`fraction` must be a number in (0, 1], got {fraction!r}")
@@ -85,17 +85,17 @@ def magnitude_threshold(
 
     Args:
       x: Real or complex floating-point array with at least `k` elements in a block.
-      k: Which magnitude, from 1 for the largest to the size of a block.
-      block_axes: The axes that index separate blocks.
+      k: The rank of the magnitude, from 1 for the largest to the size of a block.
+      block_axes: The axes that index separate blocks; `()` makes `x` one block.
 
     Returns:
-      The thresholds, real, of the precision of `x`, in the shape of `x` with every axis
-      but the block axes 1.
+      The thresholds, real and in the precision of `x`. Their shape is that of `x`, with
+      size 1 along all axes except the block axes.
 
     Raises:
-      TypeError: If `x` is not of a floating-point or complex dtype, `k` no integer, or
-        `block_axes` no tuple.
-      ValueError: If `k` or `block_axes` has a wrong value.
+      TypeError: If `x` is not of a floating-point or complex dtype, `k` is not an
+        integer, or `block_axes` is not a tuple.
+      ValueError: If `k` or `block_axes` is invalid.
 
     Examples:
       >>> import jax.numpy as jnp, mofo_jax
@@ -104,7 +104,7 @@ def magnitude_threshold(
       [[3.]
        [8.]]
 
-    Source: the threshold of the authors' code, there by `torch.topk`.
+    Source: the threshold of the authors' code, which uses `torch.topk`.
     """
     x = _checks.as_inexact(x)
     tensor = rank_magnitudes(x, normalize_axes(block_axes, x.ndim, "x"))
@@ -123,20 +123,21 @@ def selection_passes(
     *,
     block_axes: tuple[int, ...] = (),
 ) -> jax.Array:
-    """Counts how often a selection reads `x` to find its thresholds.
+    """Returns the number of passes over `x` that a selection needs to find thresholds.
 
-    Beside these passes, every selection reads `x` once before, for the mean and spread
-    of the magnitudes, and once after, to compare it with the thresholds; a compiled
-    step makes both in the loops that compute momentum and updates, where it can.
+    In addition to these passes, every selection reads `x` once before them, for the
+    mean and deviation of the magnitudes, and once after them, to compare it with the
+    thresholds. Where possible, XLA fuses these two reads with the loops that compute
+    the momentum and the updates.
 
     Args:
       x: Real or complex floating-point array of any shape.
       fraction: The share of each block to select, in (0, 1], shape ().
-      block_axes: The axes that index separate blocks.
+      block_axes: The axes that index separate blocks; `()` makes `x` one block.
 
     Returns:
-      The number of passes, int32, shape (). Never more than the bits of a magnitude:
-      31 for float32, 15 for bfloat16.
+      The number of passes, int32, shape (). It never exceeds the number of bits of a
+      magnitude: 31 for float32, 15 for bfloat16.
 
     Raises:
       TypeError: As `top_fraction_mask`.
@@ -161,10 +162,11 @@ def _passes(contest: Contest) -> jax.Array:
 
 @jax.jit
 def _kth_largest(contest: Contest) -> jax.Array:
-    """Returns the smallest magnitude that is selected, the inner axes kept as 1."""
+    """Returns the smallest selected magnitude of each block; inner axes have size 1."""
     (bracket,) = search([contest]).brackets
     (tensor,) = contest.tensors
-    # The search stops at any pattern that separates the k largest from the rest.
+    # `low` is any pattern that separates the k largest from the others, so the smallest
+    # magnitude that reaches it has yet to be found.
     patterns = tensor.patterns(*tensor.arrays)
     most = np.array(np.iinfo(patterns.dtype).max, patterns.dtype)
     reaching = jnp.where(tensor.reaching(bracket.low), patterns, most)
@@ -172,18 +174,19 @@ def _kth_largest(contest: Contest) -> jax.Array:
     return lax.bitcast_convert_type(smallest, jnp.finfo(tensor.arrays[0].dtype).dtype)
 
 
-# Compiled here, so that an update outside of `jax.jit` does not compile at every step.
+# Jitted, so that updates outside of `jax.jit` do not compile at every step.
 @functools.partial(jax.jit, static_argnames="ties")
 def select(contests: Sequence[Contest], ties: str) -> list[tuple[jax.Array, ...]]:
     """Selects the largest magnitudes of every block, in one joint search.
 
     Args:
-      contests: Tensors that compete, none of them empty.
-      ties: `"all"` selects all that equal the threshold, `"exact"` exactly the wanted
-        number, of equals those that come first: by tensor, then in row-major order.
+      contests: The contests, whose tensors are not empty.
+      ties: `"all"` selects all coordinates that equal the threshold, `"exact"` exactly
+        the wanted number: of equal coordinates those that come first, by tensor and
+        then in row-major order.
 
     Returns:
-      For each contest the masks of its tensors, booleans of their shapes.
+      For each contest, the masks of its tensors: boolean arrays of their shapes.
 
     Raises:
       ValueError: If `ties` is `"exact"` and a block has 2**31 coordinates or more.

@@ -1,4 +1,4 @@
-"""What is done about ties: coordinates that equal the threshold of their block."""
+"""The handling of ties: coordinates that equal the threshold of their block."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ Masks = list[tuple[jax.Array, ...]]
 
 
 def masks_with_ties(contests: Sequence[Contest], brackets: Sequence[Bracket]) -> Masks:
-    """Selects all that reach the thresholds, contest by contest."""
+    """Selects all coordinates that reach the thresholds of their blocks."""
     return [
         tuple(tensor.reaching(bracket.low) for tensor in contest.tensors)
         for contest, bracket in zip(contests, brackets, strict=True)
@@ -27,14 +27,14 @@ def masks_with_ties(contests: Sequence[Contest], brackets: Sequence[Bracket]) ->
 def masks_without_ties(
     contests: Sequence[Contest], brackets: Sequence[Bracket]
 ) -> Masks:
-    """Selects exactly the wanted number: of equals, those that come first.
+    """Selects exactly the wanted number: of tied coordinates, those that come first.
 
-    The first is the one with the lowest row-major index in its block, in the first of
-    the contest's tensors. Coordinates that are tied are ranked again, by their place:
-    the same search, with the same few collectives, however the tensors are sharded.
+    Tied coordinates are ordered by tensor, and within a tensor by row-major index. They
+    are ranked by this order with the same search, which needs the same few collectives
+    under any sharding.
 
     Raises:
-      ValueError: If a block has too many coordinates to number them by 32 bits.
+      ValueError: If a block has too many coordinates to number them with 32 bits.
     """
     pairs = list(zip(contests, brackets, strict=True))
     tied = [_among_tied(contest, bracket) for contest, bracket in pairs]
@@ -44,7 +44,7 @@ def masks_without_ties(
     ):
         exact = limbs.equal(bracket.count_low, contest.wanted)
         clear = jnp.where(exact, bracket.low, bracket.high)
-        # The places are all different: exactly the wanted number reach `low`.
+        # All places differ, so exactly the wanted number of coordinates reach `low`.
         masks.append(
             tuple(
                 tensor.reaching(clear) | ranked.reaching(_none_where(exact, found.low))
@@ -55,17 +55,21 @@ def masks_without_ties(
 
 
 def _none_where(exact: jax.Array, place: jax.Array) -> jax.Array:
-    """Returns a place that no coordinate reaches where there is no choice to make."""
+    """Returns `place`, or one that no coordinate reaches if no ties need breaking."""
     return jnp.where(exact, np.array(np.iinfo(place.dtype).max, place.dtype), place)
 
 
 def _among_tied(contest: Contest, bracket: Bracket) -> Contest:
-    """Returns the contest among the tied coordinates, the first ranking highest."""
+    """Returns the contest among the tied coordinates, in which the first rank highest.
+
+    Raises:
+      ValueError: If a block has too many coordinates to number them with 32 bits.
+    """
     size = contest.block_size
     if size >= 2**31:
         raise ValueError(
             '`ties` must be "all" for blocks of 2**31 coordinates or more, got a block '
-            f"of {size}: `block_axes` can divide it"
+            f"of {size}: `block_axes` can divide it into smaller blocks"
         )
     exact = limbs.equal(bracket.count_low, contest.wanted)
     missing = limbs.subtract(contest.wanted, bracket.count_high)
@@ -78,7 +82,7 @@ def _among_tied(contest: Contest, bracket: Bracket) -> Contest:
 
 
 def _by_place(tensor: Ranked, threshold: jax.Array, first: int, size: int) -> Ranked:
-    """Ranks the tied coordinates of a tensor by their place, and no others."""
+    """Ranks the tied coordinates of a tensor by their place; all others rank zero."""
 
     def patterns(low: jax.Array, *arrays: jax.Array) -> jax.Array:
         before = tensor.patterns(*arrays)

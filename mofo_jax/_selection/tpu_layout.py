@@ -1,10 +1,10 @@
-"""How a TPU lays out a tensor, and the search's tensors in that order.
+"""The layout of tensors on TPU, and tensors transposed to that layout for the search.
 
-A TPU keeps the last two axes in tiles of 8 x 128 and chooses which axes these are so
-that little is lost at their edges: of an attention kernel (2048, 32, 64) the first axis
-comes last. The compiler lets a loop read its tensors row by row only. What is laid out
-otherwise would be copied, each row padded to 128 coordinates, for as long as the search
-takes.
+A TPU stores the last two axes of its layout in tiles of 8 x 128, and orders the axes so
+that tiles need little padding: for an attention kernel of shape (2048, 32, 64), the
+first axis comes last. The compiler lets a loop read only tensors in row-major layout.
+Tensors in another layout would be copied, with each row padded to 128 coordinates, and
+the copies kept for the whole search.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ _LANES = 128
 
 
 def in_memory_order(tensor: Ranked) -> Ranked:
-    """Returns the same tensor, of arrays whose axes are in their order in memory."""
+    """Returns the tensor with its arrays transposed to their order in memory."""
     orders = [major_to_minor(_shard_shape(x)) for x in tensor.arrays]
 
     def patterns(*arrays: jax.Array) -> jax.Array:
@@ -36,10 +36,10 @@ def in_memory_order(tensor: Ranked) -> Ranked:
 
 @functools.cache
 def major_to_minor(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Returns the order of axes in which a TPU keeps a tensor: the least memory.
+    """Returns the order of axes in which a TPU stores a tensor.
 
-    Where two orders take the same, it is the one closest to row by row. That is what
-    libtpu 0.0.42 does.
+    It is the order that takes the least memory and, among several, the one closest to
+    row-major order. libtpu 0.0.42 chooses the same.
     """
     return min(
         itertools.permutations(range(len(shape))),
@@ -48,7 +48,7 @@ def major_to_minor(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _padded_size(shape: list[int]) -> int:
-    """Returns how many coordinates the tiles of a tensor hold."""
+    """Returns the number of coordinates in the tiles of a tensor, with padding."""
     *rest, sublanes, lanes = [1, 1, *shape]
     # A short axis has tiles of 1, 2 or 4.
     height = min(_SUBLANES, 1 << (sublanes - 1).bit_length())
@@ -57,7 +57,7 @@ def _padded_size(shape: list[int]) -> int:
 
 
 def _shard_shape(x: jax.Array) -> tuple[int, ...]:
-    """Returns the shape on a device as far as types tell; of Auto axes they do not."""
+    """Returns the shape on one device, as far as types know it; Auto axes are not."""
     sharding = jax.typeof(x).sharding
     shape = list(x.shape)
     for axis, names in enumerate(sharding.spec):

@@ -1,6 +1,6 @@
-"""What MoFO is compared with: other rules for a step, pulls, and repairs afterwards.
+"""Baselines for MoFO: other optimizers, regularizers, and merging after training.
 
-These are the methods that the study of forgetting ran beside MoFO.
+The study in `examples/study` compares MoFO with these methods.
 """
 
 from mofo_jax.baselines._ewc import (

@@ -21,18 +21,18 @@ class ElasticWeightConsolidationState(NamedTuple):
 def elastic_weight_consolidation(
     strength: jax.typing.ArrayLike, fisher: optax.Params
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Adds to gradients those of elastic weight consolidation.
+    r"""Adds the gradient of the elastic weight consolidation penalty.
 
-    Placed first in an `optax.chain`, it makes the rest of the chain minimise
+    Placed first in an `optax.chain`, it makes the other members of the chain minimize
 
     .. math::
 
       L(\theta) + \frac{\lambda}{2} \sum_i F_i (\theta_i - \theta_{0,i})^2,
 
-    with :math:`\theta_0` the parameters with which training began.
+    with :math:`\theta_0` the parameters at the start of training.
 
     Args:
-      strength: How hard to hold, >= 0; may be traced.
+      strength: The factor :math:`\lambda` on the penalty, >= 0; may be traced.
       fisher: The diagonal Fisher information, as in `keep_fisher`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Fisher information: what a step costs what the model already knows."""
+"""Estimation of the diagonal Fisher information, and transformations that use it."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -25,19 +25,20 @@ def fisher_information(
         \left( \frac{\partial \log p_\theta(x_j)}{\partial \theta_i} \right)^2,
       \qquad x_j \sim p_\theta
 
-    A small step :math:`\Delta` costs a Kullback-Leibler divergence of about
-    :math:`\frac{1}{2} \sum_i F_i \Delta_i^2` on what the samples stand for. They must
-    be drawn from the model itself, at `params`; then no pre-training data are needed.
-    With labels that were given instead of drawn, the result is the "empirical Fisher",
-    which is another matrix and may point elsewhere.
+    A small step :math:`\Delta` causes a Kullback-Leibler divergence of about
+    :math:`\frac{1}{2} \sum_i F_i \Delta_i^2` on the distribution of the samples. The
+    samples must be drawn from the model itself, at `params`, so no pre-training data
+    are needed. With given labels instead of sampled ones, the result is the "empirical
+    Fisher", which is a different matrix and may indicate other directions.
 
     Args:
-      log_likelihood: Takes the parameters and one sample and returns the logarithm of
-        its probability, of shape (). For a language model the sum over the tokens that
-        were drawn, none of them padding or prompt.
+      log_likelihood: Takes the parameters and one sample, and returns the logarithm of
+        its probability, of shape (). For a language model, this is the sum over the
+        sampled tokens, without padding and prompt.
       params: The model's parameters, real or complex floating-point arrays.
-      samples: A pytree of arrays that have the samples along their leading axis, one or
-        more. One sample at a time is differentiated: squares do not average in a batch.
+      samples: A pytree of arrays with one or more samples along their leading axis.
+        Samples are differentiated one at a time, since the square of a batch's mean
+        gradient is not the mean of squares.
 
     Returns:
       A tree with the structure and shapes of `params`, real, accumulated in float32, or
@@ -72,28 +73,29 @@ def fisher_information(
 
 
 class KeepFisherState(NamedTuple):
-    """The Fisher information that an optimizer's state keeps."""
+    """The Fisher information, as part of an optimizer's state."""
 
-    fisher: optax.Params  # Shaped as the parameters.
+    fisher: optax.Params  # Shaped like the parameters.
 
 
 def keep_fisher(fisher: optax.Params) -> optax.GradientTransformationExtraArgs:
-    """Lets updates pass and keeps the Fisher information in the optimizer's state.
+    """Keeps the Fisher information in the optimizer's state; updates are unchanged.
 
-    There a score finds it by the name `fisher`, as it finds a momentum by `mu`, and it
-    is sharded, saved and restored with the rest of the state.
+    Scores find it there by the name `fisher`, as they find a momentum by `mu`, and it
+    is sharded, saved and restored with the other parts of the state.
 
     Args:
       fisher: A tree of non-negative arrays with the structure and shapes of the
-        parameters, such as `fisher_information` returns. Under `optax.masked` or
-        `optax.partition` that of all parameters, or of those that are trained.
+        parameters, as returned by `fisher_information`. Under `optax.masked` or
+        `optax.partition` it may have arrays for all parameters, or for the trained
+        ones.
 
     Returns:
       An `optax.GradientTransformationExtraArgs`.
 
     Raises:
-      ValueError: If `fisher` has another number of arrays than the parameters, at
-        `init`, or other shapes, at the first update.
+      ValueError: At `init`, if the number of arrays differs from that of the
+        parameters; at the first update, if their shapes differ.
 
     Examples:
       >>> import jax.numpy as jnp, mofo_jax, optax
@@ -127,10 +129,10 @@ def keep_fisher(fisher: optax.Params) -> optax.GradientTransformationExtraArgs:
 class ScaleByNaturalGradientState(NamedTuple):
     """The momentum, and the Fisher information that divides it."""
 
-    # Optax's name for it, though it hides a method of tuples.
+    # `count` is Optax's name; it shadows a method of tuples.
     count: jax.typing.ArrayLike  # pyright: ignore[reportIncompatibleMethodOverride]
     mu: optax.Updates
-    fisher: optax.Params  # Shaped as the parameters.
+    fisher: optax.Params  # Shaped like the parameters.
 
 
 def scale_by_natural_gradient(
@@ -147,17 +149,17 @@ def scale_by_natural_gradient(
       m \leftarrow \beta_1 m + (1 - \beta_1) g, \qquad
       u = \frac{m / (1 - \beta_1^t)}{F + \lambda}
 
-    The step that lowers the loss most for a given Kullback-Leibler divergence from the
-    model that `fisher` was measured on. Nothing scales it further: it is as large as
-    the Fisher information is small, and the learning rate is not that of Adam.
+    This is the step that lowers the loss most for a given Kullback-Leibler divergence
+    from the model on which `fisher` was estimated. The step is not normalized: its size
+    is inversely proportional to the damped Fisher information, so that learning rates
+    differ from those of Adam.
 
     Args:
-      fisher: As in `keep_fisher`.
-      damping: Added to the Fisher information, >= 0. It bounds the step where the
-        samples left a coordinate's estimate near zero; 0 fits only where none is.
+      fisher: The diagonal Fisher information, as in `keep_fisher`.
+      damping: Added to the Fisher information, >= 0. It bounds the step of coordinates
+        whose estimate is near zero; use 0 only if there are none.
       b1: Decay rate of the momentum, in [0, 1).
-      mu_dtype: The dtype in which the state keeps the momentum; None for the
-        parameters'.
+      mu_dtype: The dtype of the momentum in the state; None for the parameters'.
 
     Returns:
       An `optax.GradientTransformationExtraArgs`. Updates have the dtype of the
@@ -214,9 +216,9 @@ def scale_by_natural_gradient(
 def place_fisher(fisher: optax.Params, params: optax.Params) -> optax.Params:
     """Returns a copy of the Fisher information in the structure of the parameters.
 
-    By the order of leaves: under Flax NNX the parameters are wrapped at `init`, and
-    Optax asks for the state of a placeholder without leaves. A copy, since trainers
-    donate the state.
+    Leaves are paired by order, since Flax NNX wraps the parameters at `init`, and Optax
+    also calls `init` with a placeholder without leaves. The arrays are copied, since
+    trainers donate the state.
 
     Raises:
       ValueError: If the numbers of arrays differ.
@@ -241,7 +243,7 @@ def place_fisher(fisher: optax.Params, params: optax.Params) -> optax.Params:
 
 
 def check_fisher(fisher: optax.Params, updates: optax.Updates) -> None:
-    """Raises ValueError for the first parameter whose Fisher information misfits."""
+    """Raises ValueError unless each array has the shape of its parameter."""
     structure = jax.tree.structure(updates)
     for value, (path, leaf) in zip(
         structure.flatten_up_to(fisher),
@@ -261,21 +263,21 @@ def _is_masked(node: Any) -> bool:
 
 
 def _add_square(total: jax.Array, gradient: jax.Array) -> jax.Array:
-    # Widened before it is squared: bfloat16 would round the square once more.
+    # Widened before it is squared, since bfloat16 would round the square.
     wide = gradient.astype(jnp.promote_types(gradient.dtype, total.dtype))
     return total + jnp.square(jnp.abs(wide))
 
 
 def _real_dtype(x: jax.typing.ArrayLike) -> Any:
-    """Returns the real dtype to accumulate in: at least float32."""
+    """Returns the real dtype of at least float32 in which squares are accumulated."""
     return jnp.finfo(jnp.promote_types(jnp.result_type(x), jnp.float32)).dtype
 
 
 def _sample_count(samples: Any) -> int:
-    """Returns how many samples there are.
+    """Returns the number of samples.
 
     Raises:
-      ValueError: If there is none, or the arrays disagree.
+      ValueError: If there are no samples, or the arrays have different numbers of them.
     """
     lengths = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(samples)}
     if len(lengths) != 1 or lengths <= {(), (0,)}:

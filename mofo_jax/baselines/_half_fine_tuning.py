@@ -1,4 +1,4 @@
-"""Half fine-tuning: whole tensors, drawn at random, stay where they are."""
+"""Half fine-tuning: a random half of the tensors is frozen."""
 
 import optax
 
@@ -9,9 +9,9 @@ from mofo_jax._options.path_rules import PathRules
 
 
 def _module(names: str) -> str:
-    """Returns an expression for paths in which one of some names is a whole segment.
+    """Returns an expression for paths in which one of the names is a whole segment.
 
-    A number that Flax Linen appends, as in `Dense_0`, belongs to the name.
+    A number that Flax Linen appends to a name, as in `Dense_0`, is ignored.
     """
     return rf"(?i)(^|/)({names})(_\d+)?(/|$)"
 
@@ -30,11 +30,11 @@ CATEGORIES = PathRules(
     },
     default="others",
 )
-"""The categories of HFT's authors, for the names of Flax, Tunix, MaxText and our Llama.
+"""The categories of HFT, for the parameter names of Flax, Tunix, MaxText and our Llama.
 
-The embedding and the head are always trained: `half_fine_tuning` leaves "always" out.
-What these rules do not know, such as a `Dense_0` of Flax Linen outside of a module
-whose name says what it is, belongs to "others".
+The embedding and the head are in the category "always", which `half_fine_tuning` never
+freezes. Parameters that no rule matches, such as those of a `Dense_0` of Flax Linen
+outside any module with a descriptive name, are in the category "others".
 """
 
 
@@ -48,25 +48,26 @@ def half_fine_tuning(
 ) -> optax.GradientTransformationExtraArgs:
     """Trains a random half of the tensors of every category.
 
-    It is `momentum_filter` with one block for each category, a fraction of one half and
-    `scores.random_tensors`: half of a category's coordinates, to within one tensor.
+    This is `momentum_filter` with one block per category, a fraction of one half and
+    `scores.random_tensors`. It trains half of the coordinates of each category, to
+    within the size of one tensor.
 
     Args:
       inner: Any transformation that keeps a `count`.
-      seed: Decides what is drawn.
-      every: How many steps a stage lasts, after which another half is drawn; 0 keeps
-        the first. In HFT a stage is one task or one epoch.
-      categories: The name of each parameter's category. Those named "always" are all
-        trained.
-      stacked_axes: The axes along which layers are stacked: each is drawn by itself. A
-        tuple of axis numbers, or `PathRules` of such tuples.
+      seed: The seed of the random choice.
+      every: The number of steps in a stage, after which another half is drawn; 0 keeps
+        the first half for the whole run. In HFT a stage is one task or one epoch.
+      categories: The name of each parameter's category. Parameters of the category
+        "always" are all trained.
+      stacked_axes: The axes on which layers are stacked, so that each layer is drawn
+        independently: a tuple of axis numbers, or `PathRules` of such tuples.
 
     Returns:
       An `optax.GradientTransformationExtraArgs` with the state of `inner`.
 
     Raises:
       TypeError: If `seed` or `every` is not an integer.
-      ValueError: If an option has a wrong value.
+      ValueError: If an option is invalid.
 
     Examples:
       >>> import jax, jax.numpy as jnp, mofo_jax, optax
@@ -77,8 +78,8 @@ def half_fine_tuning(
       {'down': True, 'key': False, 'query': True, 'up': False}
 
     Source: HFT, Hui et al, `Half Fine-Tuning <https://arxiv.org/abs/2404.18466>`_,
-    2024. There half of the matrices of each layer's attention are drawn, here half of
-    those of all layers.
+    2024, which draws half of the attention matrices within each layer; here half of
+    those of all layers are drawn.
     """
     always = {rule: name == "always" for rule, name in categories.rules}
     rest = categories.default == "always" if categories.default is not ... else ...

@@ -1,4 +1,4 @@
-"""What is done after training: merging the weights before and after it."""
+"""Merging of the weights before and after training."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ from mofo_jax._selection.select import TIES, select
 def interpolate_weights(
     start: optax.Params, end: optax.Params, share: Any
 ) -> optax.Params:
-    r"""Returns the weights on the straight line between those before and after.
+    r"""Interpolates linearly between the weights before and after training.
 
     .. math::
 
@@ -34,9 +34,9 @@ def interpolate_weights(
 
     Args:
       start: The parameters before training, floating-point or complex arrays.
-      end: The parameters after it, of the same structure and shapes.
-      share: How far to go, in [0, 1], shape (); may be traced. 0 is exactly `start`, 1
-        exactly `end`.
+      end: The parameters after training, of the same structure and shapes.
+      share: The weight :math:`\alpha` of `end`, in [0, 1], shape (); may be traced. 0
+        gives exactly `start`, 1 exactly `end`.
 
     Returns:
       A tree with the structure, shapes and dtypes of `end`.
@@ -77,38 +77,40 @@ def prune_difference(
     block_axes: PerTensor[BlockAxes] | None = None,
     ties: Ties = "all",
 ) -> optax.Params:
-    r"""Undoes training where it changed much for what was there, and keeps the rest.
+    r"""Keeps a fraction of the changes of training, and undoes the others.
 
-    With :math:`\Delta = \theta_1 - \theta_0`, the coordinates of each tensor with the
-    largest
+    With :math:`\Delta = \theta_1 - \theta_0`, coordinates are scored by their change
+    minus a penalty for changes that are large relative to the weight:
 
     .. math::
 
       s_i = |\Delta_i| -
         \mathrm{mean}(|\theta_0|) \, \frac{|\Delta_i|}{|\theta_{0,i}|}
 
-    stay as training left them, :math:`\max(1, \lfloor \alpha n \rfloor)` of :math:`n`,
-    and the others return to :math:`\theta_0`. A coordinate that moved away from zero
-    comes last, one that did not move scores 0, and in a tensor that began with nothing
-    but zeros the change alone decides.
+    Of the :math:`n` coordinates of each tensor, the
+    :math:`\max(1, \lfloor \alpha n \rfloor)` with the largest scores keep their trained
+    values, and the others return to :math:`\theta_0`. A coordinate that moved away from
+    zero ranks last, and one that did not move scores 0. In a tensor that was all zeros
+    before training, the score is the change alone.
 
     Args:
       start: The parameters before training, floating-point or complex arrays.
-      end: The parameters after it, of the same structure and shapes.
+      end: The parameters after training, of the same structure and shapes.
       fraction: The share of each block to keep, in (0, 1]; may be traced, or be given
         for each tensor, as in `momentum_filter`. The paper keeps 0.1.
-      block_axes: The axes of each tensor that index separate blocks, each with a mean
-        and a selection of its own; given as in `momentum_filter`, without names:
+      block_axes: The axes of each tensor that index separate blocks, each with its own
+        mean and selection; given as in `momentum_filter`, but without names, since
         tensors do not share blocks.
-      ties: `"all"` keeps all that equal the last score kept, `"exact"` the wanted
-        number, of equals those with the lowest row-major index.
+      ties: `"all"` keeps all coordinates that equal the lowest score kept; `"exact"`
+        keeps exactly the wanted number, of equal coordinates those with the lowest
+        row-major index.
 
     Returns:
       A tree with the structure, shapes and dtypes of `end`.
 
     Raises:
       TypeError: If a parameter is not of a floating-point or complex dtype.
-      ValueError: If an option has a wrong value, or the trees differ.
+      ValueError: If an option is invalid, or the trees differ.
 
     Examples:
       >>> import jax.numpy as jnp, mofo_jax
@@ -153,10 +155,7 @@ _FRACTION: Kind[jax.typing.ArrayLike] = Kind(
 
 
 def _score(before: jax.Array, after: jax.Array, blocks: Blocks) -> jax.Array:
-    """Returns each coordinate's change less its change relative to its size.
-
-    The scores have the shape that has the block axes.
-    """
+    """Returns the score of each coordinate, in the shape that has the block axes."""
     change, size = (
         jnp.abs(x).reshape(blocks.shape)
         for x in (widen(after) - widen(before), widen(before))
@@ -167,13 +166,13 @@ def _score(before: jax.Array, after: jax.Array, blocks: Blocks) -> jax.Array:
 
 
 def _as_magnitude(score: jax.Array) -> jax.Array:
-    """Returns floats whose magnitudes are in the order of signed numbers.
+    """Returns floats whose magnitudes have the order of the signed scores.
 
-    A float's bits, read as an unsigned integer, are in its order once the sign bit of
-    the positive and every bit of the negative is turned. The selection compares all
-    bits but the sign, so one has to go: the last. Two scores that differ in nothing but
-    the last of their 24 binary digits are therefore tied. That some of these bit
-    patterns mean NaN is no matter, since no arithmetic depends on them.
+    The bits of floats, read as unsigned integers, have the order of the floats if the
+    sign bit of positive numbers and all bits of negative numbers are flipped. The
+    selection compares all bits except the sign, so the last bit is dropped: two scores
+    that differ only in the last of their 24 significant bits are tied. Some of the
+    results are NaN, which does not matter, since they are only compared.
     """
     width = 8 * score.dtype.itemsize
     unsigned, signed = np.dtype(f"uint{width}"), np.dtype(f"int{width}")
@@ -184,7 +183,10 @@ def _as_magnitude(score: jax.Array) -> jax.Array:
 
 
 def _check_pair(start: optax.Params, end: optax.Params) -> None:
-    """Raises an error unless two trees may be the weights before and after training."""
+    """Raises an error unless two trees of weights have the same structure and shapes.
+
+    Their leaves must be of floating-point or complex dtypes.
+    """
     if jax.tree.structure(start) != jax.tree.structure(end):
         raise ValueError(
             "`start` and `end` must have the same structure, got "
@@ -196,7 +198,7 @@ def _check_pair(start: optax.Params, end: optax.Params) -> None:
         parameter = place(path_name(path))
         if jnp.shape(before) != jnp.shape(after):
             raise ValueError(
-                f"`start` and `end` for {parameter} must have one shape, got "
+                f"`start` and `end` for {parameter} must have the same shape, got "
                 f"{jnp.shape(before)} and {jnp.shape(after)}"
             )
         for leaf in (before, after):

@@ -1,4 +1,4 @@
-"""Adam with another exponent: its state and the size of its step, another direction."""
+"""Adam with another exponent of the second moment, and steps of the same size."""
 
 from typing import Any
 
@@ -30,8 +30,9 @@ def scale_by_padam(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Rescales updates by a chosen power of Adam's second moment.
 
-    Adam divides the momentum by :math:`\hat v^{1/2}`. Here it is :math:`\hat v^p`, and
-    each tensor is then scaled so that its root mean square is that of Adam's own step:
+    Adam divides the momentum by :math:`\hat v^{1/2}`. Here the divisor is
+    :math:`\hat v^p`, and each tensor is then scaled so that its root mean square is
+    that of Adam's step:
 
     .. math::
 
@@ -41,35 +42,35 @@ def scale_by_padam(
         u' &= d \, \frac{\mathrm{rms}(u)}{\mathrm{rms}(d)}
       \end{align*}
 
-    so that a learning rate keeps its meaning. An exponent of 0 is the direction of
-    momentum, 1/2 that of Adam, and 1 close to that of a natural gradient, with
-    :math:`\hat v` for the Fisher information.
+    so that learning rates for Adam remain suitable. An exponent of 0 gives the
+    direction of the momentum, 1/2 that of Adam, and 1 approximately that of a natural
+    gradient, with :math:`\hat v` in place of the Fisher information.
 
-    The mean is over a whole tensor, however it is sharded; inside `shard_map` it is
-    over the local shard. A tensor whose momentum is zero stays where it is.
+    The mean is over the whole tensor under any sharding; inside `shard_map` it is over
+    the local shard. A tensor whose momentum is zero does not change.
 
     Args:
       b1: Decay rate of the momentum, in [0, 1).
       b2: Decay rate of the second moment, in [0, 1).
-      eps: Added to the power of the second moment, >= 0. Under an exponent above 1/2
-        the powers are smaller, and the same `eps` weighs more.
-      eps_root: Added to the second moment before the power is taken, >= 0.
-      mu_dtype: The dtype in which the state keeps the momentum; None for the
-        parameters'. The update uses it before it is rounded.
+      eps: Added to the power of the second moment, >= 0. With an exponent above 1/2 the
+        powers are smaller, so that the same `eps` has a larger effect.
+      eps_root: Added to the second moment before the power is computed, >= 0.
+      mu_dtype: The dtype of the momentum in the state; None for the parameters'. The
+        update uses the momentum before it is rounded.
       nesterov: Whether to use Nesterov's momentum.
       exponent: The power of the second moment, in [0, 1]; may be traced. A static 1/2
-        is `optax.scale_by_adam` to the last bit.
-      block_axes: The axes of each tensor that index separate blocks, each scaled by
-        itself, such as `(0,)` for the layers of a `[layers, ...]` tensor; given as in
-        `momentum_filter`, without names: tensors do not share blocks.
+        is bitwise identical to `optax.scale_by_adam`.
+      block_axes: The axes of each tensor that index separate blocks, each scaled
+        separately, such as `(0,)` for the layers of a `[layers, ...]` tensor; given as
+        in `momentum_filter`, but without names, since tensors do not share blocks.
 
     Returns:
       An `optax.GradientTransformationExtraArgs` with an `optax.ScaleByAdamState`.
       Updates have the dtype of the gradients.
 
     Raises:
-      ValueError: If an argument has a wrong value, here or, where only the tree of
-        updates tells, at the first update.
+      ValueError: If an argument is invalid. Values that depend on the tree of updates
+        are checked at the first update.
 
     Examples:
       >>> import jax.numpy as jnp, mofo_jax
@@ -141,8 +142,8 @@ def _redirect(
 ) -> jax.Array:
     """Returns Adam's step with another power of the second moment, and the same size.
 
-    Adam's step is multiplied by the quotient of the two denominators, so that its
-    numerator, Nesterov's or not, need not be known.
+    Adam's step is multiplied by the ratio of the two denominators, so that its
+    numerator, with or without Nesterov's momentum, is not needed.
     """
     if step.size == 0:
         return step
@@ -156,10 +157,10 @@ def _redirect(
 
 
 def root_mean_square(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """Returns the root mean square over some axes, which are kept as 1."""
+    """Returns the root mean square over some axes, which are kept with size 1."""
     magnitude = jnp.abs(widen(x))
-    # Relative to the largest: under an exponent of 1 a direction may reach 1e19, whose
-    # square float32 does not hold, and that of a small one is no longer above zero.
+    # Computed relative to the largest magnitude: with an exponent of 1, magnitudes may
+    # reach 1e19, whose square overflows float32, and squares of small ones underflow.
     largest = jnp.max(magnitude, axis=axes, keepdims=True)
     unit = jnp.where(largest == 0, 1, largest)
     mean = jnp.mean(jnp.square(magnitude / unit), axis=axes, keepdims=True)
@@ -167,7 +168,7 @@ def root_mean_square(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
 
 
 def _check(b1: Any, b2: Any, eps: Any, eps_root: Any, exponent: Any) -> None:
-    """Raises ValueError where the result would be nonsense."""
+    """Raises ValueError if a hyperparameter is out of range."""
     _checks.check_number("b1", b1, 0, 1)
     _checks.check_number("b2", b2, 0, 1)
     _checks.check_number("eps", eps, 0)

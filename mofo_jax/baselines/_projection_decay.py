@@ -1,4 +1,4 @@
-"""Selective projection decay: projects back what the gradient would draw back."""
+"""Selective projection decay: a projection of some tensors towards their start."""
 
 import functools
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from mofo_jax._pull_to_start import displacement_from, remember
 
 
 class SelectiveProjectionDecayState(NamedTuple):
-    """Where training began, and the state of the transformation inside."""
+    """The parameters at the start of training, and the inner transformation's state."""
 
     start: optax.Params
     inner: optax.OptState
@@ -32,10 +32,10 @@ def selective_projection_decay(
     *,
     block_axes: PerTensor[BlockAxes] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Draws back the tensors whose gradient points back to where training began.
+    r"""Projects back the tensors whose negative gradient points towards the start.
 
-    For each tensor, with :math:`g` its gradient and :math:`u` the step of `inner`, in
-    which the learning rate is:
+    For each tensor, with :math:`\theta_0` its value at the start of training, :math:`g`
+    its gradient and :math:`u` the step of `inner`, including the learning rate:
 
     .. math::
 
@@ -47,18 +47,19 @@ def selective_projection_decay(
           \text{ if } -g \cdot (\theta - \theta_0) < 0, \text{ else } \tilde\theta
       \end{align*}
 
-    so that with :math:`\lambda = 1` a tensor whose gradient points back to the start
-    gets no farther from it. The whole tensor is drawn back, also the coordinates that a
-    filter in `inner` left where they were, if they have ever moved.
+    With :math:`\lambda = 1`, the distance of a tensor from the start does not increase
+    while its negative gradient points towards the start. The projection applies to the
+    whole tensor, including coordinates that a filter in `inner` did not select at this
+    step but that have moved before.
 
     Args:
       inner: A complete optimizer, such as `optax.adam(1e-5)`, whose updates are to be
         added to the parameters.
-      strength: The factor on the projection, >= 0; may be traced. 0 is `inner` alone, 1
-        projects onto the distance before the step.
-      block_axes: The axes of each tensor that index separate blocks, each projected by
-        itself; given as in `momentum_filter`, without names: tensors do not share
-        blocks.
+      strength: The factor :math:`\lambda` on the projection, >= 0; may be traced. 0
+        gives `inner` alone, 1 projects to the distance before the step.
+      block_axes: The axes of each tensor that index separate blocks, each projected
+        separately; given as in `momentum_filter`, but without names, since tensors do
+        not share blocks.
 
     Returns:
       An `optax.GradientTransformationExtraArgs`. It needs `params`; updates have the
@@ -66,8 +67,8 @@ def selective_projection_decay(
 
     Raises:
       TypeError: If `inner` is not a gradient transformation.
-      ValueError: If an argument has a wrong value, here or, where only the tree tells,
-        at the first update, or `params` is None there.
+      ValueError: If an argument is invalid, or, at an update, `params` is None. Values
+        that depend on the tree of updates are checked at the first update.
 
     Examples:
       >>> import jax.numpy as jnp, mofo_jax, optax
@@ -125,7 +126,7 @@ def _project(
     *,
     strength: jax.typing.ArrayLike,
 ) -> jax.Array:
-    """Returns one tensor's step, drawn back where its gradient points to the start."""
+    """Returns the step of one tensor, with the projection of its blocks."""
 
     def product(x: jax.Array, y: jax.Array) -> jax.Array:
         return jnp.sum(jnp.real(jnp.conj(x) * y), axis=blocks.inner_axes, keepdims=True)
@@ -135,8 +136,8 @@ def _project(
     )
     ahead = moved + u
     before, after = jnp.sqrt(product(moved, moved)), jnp.sqrt(product(ahead, ahead))
-    # The difference of two nearly equal norms, computed from that of their squares,
-    # which does not cancel: a step is small against the distance.
+    # The difference of two nearly equal norms, computed from the difference of their
+    # squares to avoid cancellation: steps are small compared with the distance.
     gained = product(u, moved + ahead) / jnp.where(after == 0, 1, before + after)
     ratio = jnp.clip(gained / jnp.where(after == 0, 1, after), 0, 1)
     drawn_back = u - strength * ratio * ahead

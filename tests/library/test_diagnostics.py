@@ -232,7 +232,7 @@ ERRORS: dict[str, tuple[Any, str]] = {
         lambda: mofo_jax.ever_moved_share(
             *({"a": jnp.ones(3)},) * 2, mofo_jax.PathRules({"a": "total"})
         ),
-        "`rules` must not call a group 'total'",
+        "`rules` must not name a group 'total'",
     ),
 }
 

@@ -145,7 +145,7 @@ BUILDING: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "axis twice": (
         lambda: mofo_jax.top_fraction_mask(X, 0.5, block_axes=(1, -1)),
         ValueError,
-        "`block_axes` for x must name an axis once, got (1, -1)",
+        "`block_axes` for x must list each axis only once, got (1, -1)",
     ),
     "k of zero": (
         lambda: mofo_jax.magnitude_threshold(X, 0),

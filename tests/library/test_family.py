@@ -87,7 +87,7 @@ def test_where_there_is_no_momentum_an_error_says_what_to_do() -> None:
     params = tree(0)
     filtered = mofo_jax.momentum_filter(inner)
     with pytest.raises(
-        ValueError, match=r"no momentum for .*`score` be one that needs"
+        ValueError, match=r"no momentum for .*choose a `score` that needs none"
     ):
         filtered.update(params, filtered.init(params), params)
     by_update = mofo_jax.momentum_filter(inner, score="update", update_fraction=0.3)

@@ -203,7 +203,7 @@ ERRORS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "shapes": (
         lambda: prune_difference(ONE, {"w": jnp.ones((3, 2))}, 0.5),
         ValueError,
-        r"`start` and `end` for w must have one shape, got \(2, 3\) and \(3, 2\)",
+        r"`start` and `end` for w must have the same shape, got \(2, 3\) and \(3, 2\)",
     ),
     "integers": (
         lambda: interpolate_weights(ONE, {"w": jnp.ones((2, 3), jnp.int8)}, 0.5),

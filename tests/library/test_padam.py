@@ -249,7 +249,7 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
     "eps_root": (lambda: scale_by_padam(eps_root=-1.0), "`eps_root` must be in"),
     "axes": (
         lambda: scale_by_padam(block_axes=0),
-        "`block_axes` must be a tuple of axis numbers and AxisParts, .* got 0",
+        "`block_axes` must be a name, or a tuple of axis numbers .* got 0",
     ),
     "axes of the tree": (
         lambda: first_step(scale_by_padam(block_axes=(2,)), {"w": jnp.ones((2, 2))}),

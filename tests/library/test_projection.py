@@ -173,7 +173,7 @@ ERRORS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "axes": (
         lambda: selective_projection_decay(optax.adam(1.0), block_axes=[0]),
         ValueError,
-        "`block_axes` must be a tuple of axis numbers and AxisParts, .* got 0",
+        "`block_axes` must be a name, or a tuple of axis numbers .* got 0",
     ),
     "params": (
         lambda: selective_projection_decay(optax.sgd(1.0)).update(

@@ -168,7 +168,7 @@ def test_a_score_of_another_shape_is_an_error() -> None:
     ):
         optimizer.update(params, optimizer.init(params))
     optimizer = mofo_jax.mofo(1e-3, score="relative_momentum")
-    with pytest.raises(ValueError, match="must be given `params`"):
+    with pytest.raises(ValueError, match="`params` must be given"):
         optimizer.update(params, optimizer.init(params))
 
 

@@ -121,7 +121,7 @@ def test_an_axis_is_cut_into_blocks(
             {"block_axes": (AxisParts(1, 4),)},
             "axis 1, of length 6, into equal parts, got 4",
         ),
-        ({"block_axes": (1, AxisParts(1, 2))}, "must name an axis once"),
+        ({"block_axes": (1, AxisParts(1, 2))}, "must list each axis only once"),
         ({"block_axes": ("x", 0)}, "block 'x' must have the same lengths"),
         (
             {
