@@ -112,6 +112,7 @@ def input_covariances(
     paths = _paths(params)
     found: list[Found | None] = []
     obstacles: list[str] = []
+    unweighted: set[Any] = set()
     sums: list[Sums] | None = None
     compiled: dict[Any, Callable[..., list[Sums]]] = {}
     for batch in batches:
@@ -119,6 +120,7 @@ def input_covariances(
         if key not in compiled:
             program = _make(apply, params, batch, weights)
             found, obstacles = program.found, program.obstacles
+            unweighted = program.unweighted
             compiled[key] = _compile(program, weights)
         sums = compiled[key](sums, params, batch)
     if sums is None:
@@ -140,6 +142,8 @@ def input_covariances(
             report[path] += f", for each index of {each.batch_axes}"
         if source != path:
             report[path] += f", with the input of {place(source)}"
+        if weights is not None and each.parts in unweighted:
+            report[path] += ", counting all positions alike"
     if not inputs:
         reasons = "; ".join(f"{place(path)}: {text}" for path, text in report.items())
         raise ValueError(f"`apply` multiplies no parameter with an input: {reasons}")

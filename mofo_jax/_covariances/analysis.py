@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jax.extend import core
 
-from mofo_jax._covariances import branches, equations, jaxprs, loops
+from mofo_jax._covariances import branches, equations, jaxprs, loops, mapped
 from mofo_jax._covariances.evaluation import Context, Plan, Step, run
 from mofo_jax._covariances.scope import Scope, Trait
 
@@ -72,6 +72,7 @@ class _Call:
 
 _BODIES = {
     "cond": branches.analyse_cond,
+    "shard_map": mapped.analyse_shard_map,
     "scan": loops.analyse_scan,
     "while": loops.analyse_while,
 }

@@ -37,6 +37,8 @@ def analyse(
             step = _product(equation, given, scope)
         elif name == "dynamic_slice" and given[0].view:
             step, followed = _dynamic_slice(equation, given[0].view)
+        elif name == "all_gather" and given[0].view:
+            followed = [_all_gather(equation, given[0].view, scope)]
         else:
             followed = _follow(equation, given, outs)
         if name not in products.PRIMITIVES and not any(followed):
@@ -94,6 +96,20 @@ def _follow(equation: Any, given: list[Trait], outs: list[Any]) -> list[View | N
         if name == "mul" and second.view and first.uniform:
             return [second.view]
     return [None] * len(outs)
+
+
+def _all_gather(equation: Any, view: View, scope: Scope) -> View | None:
+    """Follows a view through the gathering of all of its shards along an axis."""
+    params = equation.params
+    axis, names = params["all_gather_dimension"], params["axis_name"]
+    names = (names,) if isinstance(names, str) else tuple(names)
+    whole = params["tiled"] and params["axis_index_groups"] is None
+    if not whole or views.sharded(view, axis) != names:
+        return None
+    try:
+        return views.gather(view, [axis], scope.mesh)
+    except UnfitError:
+        return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +182,9 @@ def _product(equation: Any, given: list[Trait], scope: Scope) -> Step | None:
         try:
             product = products.find(name, equation.params, trait.view, kernel, operands)
             _check_input(given[product.operands[0]])
-            arrangement = views.arrange(trait.view, product.contracted, product.batch)
+            product = products.gather_input(product, trait.view, scope.mesh)
+            view = views.gather(trait.view, product.contracted, scope.mesh)
+            arrangement = views.arrange(view, product.contracted, product.batch)
         except UnfitError as reason:
             scope.obstruct(trait.view, str(reason))
             continue
@@ -176,8 +194,13 @@ def _product(equation: Any, given: list[Trait], scope: Scope) -> Step | None:
         if source not in scope.sources:
             lead = [trait.view.shape[axis] for axis, _ in trait.view.moving]
             dtype = jnp.promote_types(avals[product.operands[0]].dtype, jnp.float32)
+            weighted = positions.related(given[product.operands[0]].positions)
             scope.sources[source] = Source(
-                (*lead, *product.lead), product.length, dtype
+                (*lead, *product.lead),
+                product.length,
+                dtype,
+                weighted,
+                tuple(scope.mesh),
             )
             parts.append((source, product, moving))
         scope.uses.append(Use(trait.view.param, source, arrangement))

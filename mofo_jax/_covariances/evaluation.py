@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.extend import core
 
 from mofo_jax._covariances import jaxprs
@@ -19,16 +20,23 @@ class Source(NamedTuple):
       lead: The shape of the count, and the leading axes of the sum.
       length: Of the sum's last two axes.
       dtype: Of both.
+      weighted: Whether weights of positions, if there are any, are known for it.
+      mesh: The mesh axes over which it differs, inside `shard_map`.
     """
 
     lead: tuple[int, ...]
     length: int
     dtype: Any
+    weighted: bool
+    mesh: tuple[str, ...]
 
     def zeros(self) -> Sums:
         """Returns the sum of nothing."""
         shape = (*self.lead, self.length, self.length)
-        return jnp.zeros(shape, self.dtype), jnp.zeros(self.lead, self.dtype)
+        # In its type, too, it has to differ between devices.
+        zero = sum((0 * lax.axis_index(name) for name in self.mesh), jnp.int32(0))
+        zero = zero.astype(self.dtype)
+        return jnp.full(shape, zero), jnp.full(self.lead, zero)
 
 
 @dataclasses.dataclass

@@ -5,10 +5,10 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 from mofo_jax._covariances import pieces, views
-from mofo_jax._covariances.evaluation import Context, Plan, Source, Step
+from mofo_jax._covariances.evaluation import Context, Plan, Step
 from mofo_jax._covariances.products import Sums
 from mofo_jax._covariances.scope import Scope, Trait, Use
-from mofo_jax._covariances.views import Layout, UnfitError
+from mofo_jax._covariances.views import UnfitError
 
 Analyse = Callable[[Any, Sequence[Trait], Scope], tuple[Plan, list[Trait]]]
 Analysed = tuple[Step | None, list[Trait]]
@@ -16,26 +16,30 @@ Analysed = tuple[Step | None, list[Trait]]
 
 @dataclasses.dataclass(frozen=True)
 class Exit:
-    """A sum of the body's that is added to one outside.
+    """A sum of a body's that is added to one outside.
 
     Attributes:
-      inner: Its name in the body.
-      layout: Where it lies in the covariance of the body's argument.
-      outer: Its name outside.
+      use: Of an argument, in the body.
+      outer: The sum's name outside.
       moving: The indices at which it is added there.
-      stacked: Whether the body's argument is one of many along a leading axis.
+      stacked: Whether the argument is one of many along a leading axis.
     """
 
-    inner: Hashable
-    layout: Layout
+    use: Use
     outer: Hashable
     moving: tuple[Hashable, ...]
-    stacked: bool = False
+    stacked: bool
+
+    @property
+    def inner(self) -> Hashable:
+        """Returns the sum's name in the body."""
+        return self.use.source
 
     def placed(self, sums: Sums) -> Sums:
         """Returns the covariance of the body's argument, and its count."""
         matrix, count = sums
-        return views.place(self.layout, matrix), views.place_count(self.layout, count)
+        layout = self.use.arrangement.layout
+        return views.place(layout, matrix), views.place_count(layout, count)
 
     def leave(self, sums: Sums, context: Context) -> None:
         """Adds what `placed` has returned to the total outside."""
@@ -44,18 +48,23 @@ class Exit:
 
 
 def enter(
-    trait: Trait, number: Hashable, shape: Sequence[int], view: int | None
+    trait: Trait, number: Hashable, shape: Sequence[int], param: int | None
 ) -> Trait:
     """Returns the trait of a body's argument.
 
     Args:
-      trait: Of what it is given, along the axes that the argument has.
+      trait: Of what the body is given, for the last axes of which the argument stands.
       number: The argument's.
       shape: The argument's.
-      view: Its number among the body's parameters, if it is one.
+      param: Its number among the body's parameters, if it is one.
     """
-    parameter = None if view is None else views.whole_view(view, shape)
-    return trait._replace(number=number, view=parameter)
+    view = None
+    if param is not None:
+        assert trait.view is not None
+        skipped = len(trait.view.axes) - len(shape)
+        shards = [views.sharded(trait.view, skipped + i) for i in range(len(shape))]
+        view = views.whole_view(param, shape, tuple(shards))
+    return trait._replace(number=number, view=view)
 
 
 def _leave(
@@ -69,14 +78,21 @@ def _leave(
         tuple(axis + stacked for axis in axes)
         for axes in (arrangement.axes, arrangement.batch_axes)
     )
+    layout = arrangement.layout
+    # Inside, their shards have been gathered.
+    grown = [
+        axis
+        for axis, size in zip(batch, layout.sizes, strict=False)
+        if size != pieces.length(view.axes[axis])
+    ]
     batch = (0, *batch) if stacked else batch
     try:
+        view = views.gather(view, (*contracted, *grown), outer.mesh)
         found = views.arrange(view, contracted, batch)
     except UnfitError as reason:
         outer.obstruct(view, str(reason))
         return None
     moving = tuple(index for _, index in view.moving)
-    layout = arrangement.layout
     source: Hashable = key, use.source, layout, stacked, moving
     outer.uses.append(Use(view.param, source, found))
     if source in outer.sources:
@@ -84,9 +100,10 @@ def _leave(
     lead = [view.shape[axis] for axis, _ in view.moving]
     lead += [pieces.length(view.axes[axis]) for axis in batch]
     length = views.length(layout)
-    dtype = inner.sources[use.source].dtype
-    outer.sources[source] = Source(tuple(lead), length, dtype)
-    return Exit(use.source, layout, source, moving, stacked)
+    outer.sources[source] = inner.sources[use.source]._replace(
+        lead=tuple(lead), length=length, mesh=tuple(outer.mesh)
+    )
+    return Exit(use, source, moving, stacked)
 
 
 def find_exits(

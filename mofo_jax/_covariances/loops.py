@@ -36,6 +36,7 @@ def _analyse_body(
     consts: Sequence[Trait],
     carry: Sequence[Trait],
     xs: Sequence[Trait],
+    outer: Scope,
     analyse: Analyse,
 ) -> _Body:
     """Analyses a loop's body until what it carries round is the same each time."""
@@ -44,14 +45,14 @@ def _analyse_body(
     constant = [trait.view is not None for trait in carry]
     along = [trait.positions for trait in carry]
     while True:
-        scope = Scope()
+        scope = Scope(outer.mesh, outer.weights)
         arguments = []
         for i, trait in enumerate((*consts, *carry, *xs)):
             number = scope.number(("given", i >= end, trait.number))
             parameter = trait.view is not None
             if begin <= i < end:
                 number, parameter = scope.number(), constant[i - begin]
-                trait = Trait(number, along[i - begin])
+                trait = Trait(number, along[i - begin], trait.view)
             if i >= end:
                 trait = trait._replace(positions=trait.positions[1:])
             shape = avals[i].shape
@@ -140,7 +141,7 @@ def analyse_scan(
     consts, carry = jaxprs.scan_counts(equation.params)
     end = consts + carry
     traits = given[:consts], given[consts:end], given[end:]
-    body = _analyse_body(equation.params["jaxpr"], *traits, analyse)
+    body = _analyse_body(equation.params["jaxpr"], *traits, scope, analyse)
     results = _carried(body, traits[1], scope)
     for var, trait in zip(equation.outvars[carry:], body.results[carry:], strict=True):
         along = (*pieces.unrelated(var.aval.shape[:1]), *trait.positions)
@@ -202,7 +203,7 @@ def analyse_while(
     first = params["cond_nconsts"]
     second = first + params["body_nconsts"]
     body = _analyse_body(
-        params["body_jaxpr"], given[first:second], given[second:], (), analyse
+        params["body_jaxpr"], given[first:second], given[second:], (), scope, analyse
     )
     results = _carried(body, given[second:], scope)
     number = scope.number()

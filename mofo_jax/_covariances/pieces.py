@@ -30,14 +30,20 @@ class Piece(NamedTuple):
 Axes = tuple[tuple[Piece, ...], ...]
 
 
+def axes_of(sources: Sequence[int | None], shape: Sequence[int]) -> Axes:
+    """Returns the axes of an array that are whole axes of its source, or unrelated."""
+    pairs = zip(sources, shape, strict=True)
+    return tuple(_digits(Piece(axis, size)) for axis, size in pairs)
+
+
 def whole(shape: Sequence[int]) -> Axes:
     """Returns the axes of an array that is its own source."""
-    return tuple(_digits(Piece(axis, size)) for axis, size in enumerate(shape))
+    return axes_of(range(len(shape)), shape)
 
 
 def unrelated(shape: Sequence[int]) -> Axes:
     """Returns the axes of an array on which its source does not depend."""
-    return tuple(_digits(Piece(None, size)) for size in shape)
+    return axes_of([None] * len(shape), shape)
 
 
 def transpose(axes: Axes, permutation: Sequence[int]) -> Axes:
@@ -107,6 +113,8 @@ def reshape(axes: Axes, shape: Sequence[int]) -> Axes | None:
                 left.append(rest)
             taken.append(piece)
             size //= piece.size
+        if not taken and left and left[-1].size == 1:
+            taken.append(left.pop())
         result.append(join(taken))
     return tuple(result)
 

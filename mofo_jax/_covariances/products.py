@@ -11,7 +11,7 @@ from jax import lax
 
 from mofo_jax._covariances import pieces, positions
 from mofo_jax._covariances.pieces import Axes
-from mofo_jax._covariances.views import UnfitError, View
+from mofo_jax._covariances.views import UnfitError, View, sharded
 
 # The sum of the outer products of some inputs, of shape `[*lead, n, n]`, and how many
 # inputs there are, of shape `lead`.
@@ -110,6 +110,28 @@ class Dot:
 
 
 @dataclasses.dataclass(frozen=True)
+class Gathered:
+    """The covariance of an input of which each device has a part.
+
+    Attributes:
+      axes: The axes of the input that are divided, each with the mesh axes.
+      dot: Is given the whole input.
+    """
+
+    axes: tuple[tuple[int, tuple[str, ...]], ...]
+    dot: Dot
+
+    def __call__(
+        self, operands: Sequence[jax.Array], weights: jax.Array | None
+    ) -> Sums:
+        """Returns the covariance of the first operand."""
+        (x,) = operands
+        for axis, names in self.axes:
+            x = lax.all_gather(x, names, axis=axis, tiled=True)
+        return self.dot([x], weights)
+
+
+@dataclasses.dataclass(frozen=True)
 class Patches:
     """The covariance of the patches of the input that a convolution multiplies.
 
@@ -184,6 +206,30 @@ def find(
     if jnp.issubdtype(operands.dtypes[product.operands[0]], jnp.complexfloating):
         raise UnfitError("its input is complex")
     return product
+
+
+def gather_input(product: Product, view: View, sizes: Mapping[str, int]) -> Product:
+    """Returns a product in whose covariance shards of the input are gathered.
+
+    Args:
+      product: The product of each device.
+      view: Of the kernel.
+      sizes: Of the mesh axes.
+
+    Raises:
+      UnfitError: If there is a shard of what cannot be gathered.
+    """
+    divided = [(place, sharded(view, a)) for place, a in enumerate(product.contracted)]
+    divided = [(place, names) for place, names in divided if names]
+    if not divided:
+        return product
+    if not isinstance(product.method, Dot):
+        raise UnfitError("its product contracts a part of an axis on each device")
+    inputs = product.method.contracted
+    gathered = tuple((inputs[place], names) for place, names in divided)
+    shards = math.prod(sizes[name] for _, names in gathered for name in names)
+    method = Gathered(gathered, product.method)
+    return product._replace(length=product.length * shards, method=method)
 
 
 def _dot_general(

@@ -53,6 +53,15 @@ class Program(NamedTuple):
     found: list[Found | None]
     obstacles: list[str]
 
+    @property
+    def unweighted(self) -> set[tuple[Part, ...]]:
+        """The inputs of which not all positions can be weighted."""
+        return {
+            found.parts
+            for found in self.found
+            if found and not all(self.sources[p.source].weighted for p in found.parts)
+        }
+
     def sums(self, arguments: Sequence[Any], weights: jax.Array | None) -> list[Sums]:
         """Returns the sums of a batch, one for each different input."""
         totals = {name: source.zeros() for name, source in self.sources.items()}
@@ -89,15 +98,15 @@ def make_program(
         return [leaf for leaf in results if isinstance(leaf, jax.Array)]
 
     closed = jax.make_jaxpr(flat)(*leaves)
-    scope = Scope()
+    shape = () if weights is None else tuple(weights.shape)
+    scope = Scope(weights=shape)
     own = len(jax.tree.leaves(params))
-    shape = None if weights is None else weights.shape
     arguments = [
         _argument(scope, jax.typeof(leaf), i if i < own else None, shape)
         for i, leaf in enumerate(leaves)
     ]
     given = [positions.related(trait.positions) for trait in arguments]
-    if shape is not None and not any(given):
+    if weights is not None and not any(given):
         shapes = [jnp.shape(leaf) for leaf in leaves[own:]]
         raise ValueError(
             "`weights` must have the leading axes of an array of the batch, got shape "
@@ -119,12 +128,11 @@ def make_program(
 
 
 def _argument(
-    scope: Scope, aval: Any, param: int | None, weights: Sequence[int] | None
+    scope: Scope, aval: Any, param: int | None, weights: Sequence[int]
 ) -> Trait:
     trait = scope.unknown(aval)
     if param is None:
-        along = positions.of_input(aval.shape, weights) if weights else None
-        return trait._replace(positions=along or trait.positions)
+        return trait._replace(positions=positions.of_input(aval.shape, weights))
     if jnp.issubdtype(aval.dtype, jnp.floating):
         return trait._replace(view=views.whole_view(param, aval.shape))
     return trait

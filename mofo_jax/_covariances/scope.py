@@ -2,7 +2,8 @@
 
 import itertools
 import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from mofo_jax._covariances import pieces
@@ -54,10 +55,18 @@ class Scope:
       sources: The types of the covariances that they need.
       obstacles: For each parameter, why it is not followed further, and why products
         are no use.
+      mesh: The sizes of the mesh axes that `shard_map` maps over.
+      weights: The shape of the weights of positions, () if there are none.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        mesh: Mapping[str, int] = MappingProxyType({}),
+        weights: tuple[int, ...] = (),
+    ) -> None:
         """Makes a scope in which nothing has been found."""
+        self.mesh = mesh
+        self.weights = weights
         self.uses: list[Use] = []
         self.sources: dict[Hashable, Source] = {}
         self.obstacles: dict[int, dict[str, None]] = {}

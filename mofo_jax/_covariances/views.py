@@ -26,6 +26,7 @@ class View(NamedTuple):
       fixed: What is added to the indices along each of the parameter's axes.
       moving: Axes of the parameter at one index that is known when the program runs,
         each with what stands for that index.
+      shards: Inside `shard_map`, the mesh axes over which each axis is divided.
     """
 
     param: int
@@ -33,11 +34,59 @@ class View(NamedTuple):
     axes: Axes
     fixed: tuple[int, ...]
     moving: tuple[tuple[int, Any], ...] = ()
+    shards: tuple[tuple[str, ...], ...] = ()
 
 
-def whole_view(param: int, shape: Sequence[int]) -> View:
+def whole_view(
+    param: int, shape: Sequence[int], shards: tuple[tuple[str, ...], ...] = ()
+) -> View:
     """Returns the view that is the parameter itself."""
-    return View(param, tuple(shape), pieces.whole(shape), (0,) * len(shape))
+    shards = shards or ((),) * len(shape)
+    axes = tuple(
+        # One index of many: those on other devices may be gathered.
+        (Piece(i, 1),) if shards[i] and shape[i] == 1 else axis
+        for i, axis in enumerate(pieces.whole(shape))
+    )
+    return View(param, tuple(shape), axes, (0,) * len(shape), (), shards)
+
+
+def sharded(view: View, axis: int) -> tuple[str, ...]:
+    """Returns the mesh axes over which an axis of the array is divided."""
+    sources = _sources(view.axes[axis])
+    return tuple(name for source in sources for name in view.shards[source])
+
+
+def gather(view: View, axes: Sequence[int], sizes: Mapping[str, int]) -> View:
+    """Returns the view of the array with all shards of some axes, one after another.
+
+    Args:
+      view: Of the array.
+      axes: Of the array.
+      sizes: Of the mesh axes.
+
+    Raises:
+      UnfitError: If only a part of an axis of the parameter would be gathered.
+    """
+    for axis in axes:
+        names = sharded(view, axis)
+        if not names:
+            continue
+        if len(view.axes[axis]) != 1:
+            raise UnfitError("its product contracts a part of an axis on each device")
+        ((source, size, *_),) = view.axes[axis]
+        if source is None or size != view.shape[source]:
+            raise UnfitError("its product contracts a part of an axis on each device")
+        size *= math.prod(sizes[name] for name in names)
+        view = view._replace(
+            shape=_with(view.shape, source, size),
+            axes=_with(view.axes, axis, (Piece(source, size),)),
+            shards=_with(view.shards, source, ()),
+        )
+    return view
+
+
+def _with(items: tuple[Any, ...], place: int, item: Any) -> tuple[Any, ...]:
+    return (*items[:place], item, *items[place + 1 :])
 
 
 def relabel(
@@ -53,7 +102,7 @@ def take_run(view: View, axis: int, start: int, size: int) -> View | None:
     run = pieces.take_run(view.axes[axis], start, size)
     if run is None:
         return None
-    return _without_offsets(view, (*view.axes[:axis], run, *view.axes[axis + 1 :]))
+    return _without_offsets(view, _with(view.axes, axis, run))
 
 
 def take_index(view: View, axis: int, index: Any) -> View | None:
@@ -67,7 +116,7 @@ def take_index(view: View, axis: int, index: Any) -> View | None:
     if len(view.axes[axis]) != 1:
         return view if not view.axes[axis] else None
     ((source, size, *_),) = view.axes[axis]
-    axes = (*view.axes[:axis], (), *view.axes[axis + 1 :])
+    axes = _with(view.axes, axis, ())
     if source is None:
         return view._replace(axes=axes)
     if size != view.shape[source]:
@@ -81,7 +130,11 @@ def _without_offsets(view: View, axes: Axes) -> View:
         if piece.axis is not None:
             fixed[piece.axis] += piece.offset
     bare = tuple(
-        tuple(piece._replace(offset=0) for piece in axis if piece.size != 1)
+        tuple(
+            piece._replace(offset=0)
+            for piece in axis
+            if piece.size > 1 or (piece.axis is not None and view.shards[piece.axis])
+        )
         for axis in axes
     )
     return view._replace(axes=bare, fixed=tuple(fixed))
@@ -144,7 +197,8 @@ def arrange(view: View, contracted: Sequence[int], batch: Sequence[int]) -> Arra
     if not axes:
         raise UnfitError("its product contracts an axis of length 1")
     seen = {*axes, *_sources(lead), *_sources(free)}
-    chosen = {i for i, size in enumerate(view.shape) if size > 1 and i not in seen}
+    several = {i for i, n in enumerate(view.shape) if n > 1 or view.shards[i]}
+    chosen = several - seen
     batch_axes = sorted({*_sources(lead), *chosen})
     for axis in axes:
         if axis in {*_sources(lead), *_sources(free)}:
