@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mofo_jax._covariances import shardings
 from mofo_jax._covariances.covariance import InputCovariance
 from mofo_jax._covariances.products import Sums
 from mofo_jax._covariances.program import Found, Program, make_program
@@ -121,7 +122,7 @@ def input_covariances(
             program = _make(apply, params, batch, weights)
             found, obstacles = program.found, program.obstacles
             unweighted = program.unweighted
-            compiled[key] = _compile(program, weights)
+            compiled[key] = _compile(program, params, weights)
         sums = compiled[key](sums, params, batch)
     if sums is None:
         raise ValueError("`batches` must hold at least one batch")
@@ -173,10 +174,19 @@ def _make(apply: Apply, params: Any, batch: Any, weights: Any) -> Program:
     return make_program(apply, params, batch, shapes)
 
 
-def _compile(program: Program, weights: Any) -> Callable[..., list[Sums]]:
+def _compile(
+    program: Program, params: Any, weights: Any
+) -> Callable[..., list[Sums]]:
+    """Returns what adds the sums of a batch to those of others."""
+    spread = program.shardings(jax.tree.leaves(params))
+
     def add(sums: list[Sums] | None, params: Any, batch: Any) -> list[Sums]:
         weight = None if weights is None else jnp.asarray(weights(batch))
         new = program.sums(jax.tree.leaves((params, batch)), weight)
+        new = [
+            (shardings.constrain(matrix, sharding), count)
+            for (matrix, count), sharding in zip(new, spread, strict=True)
+        ]
         return new if sums is None else jax.tree.map(jnp.add, sums, new)
 
     return jax.jit(add, donate_argnums=0)

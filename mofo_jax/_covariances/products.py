@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mofo_jax._covariances import pieces, positions
+from mofo_jax._covariances import pieces, positions, shardings
 from mofo_jax._covariances.pieces import Axes
 from mofo_jax._covariances.views import UnfitError, View, sharded
 
@@ -95,6 +95,7 @@ class Dot:
                 axis=range(len(self.batch), x.ndim),
             )
         x, weighted = _same_dtype(x, weighted)
+        x, weighted = (shardings.whole_along(y, self.contracted) for y in (x, weighted))
         result = [*self.batch, *self.contracted]
         matrix = jnp.einsum(
             weighted,
@@ -104,6 +105,7 @@ class Dot:
             [*result, *(axis + x.ndim for axis in self.contracted)],
             precision=lax.Precision.HIGHEST,
             preferred_element_type=wide,
+            out_sharding=shardings.replicated(x),
         )
         length = math.prod(x.shape[axis] for axis in self.contracted)
         return matrix.reshape(*lead, length, length), count

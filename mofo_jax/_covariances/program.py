@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 
-from mofo_jax._covariances import positions, views
+from mofo_jax._covariances import positions, shardings, views
 from mofo_jax._covariances.analysis import analyse
 from mofo_jax._covariances.evaluation import Context, Plan, Source, run
 from mofo_jax._covariances.products import Sums
@@ -67,8 +68,28 @@ class Program(NamedTuple):
         totals = {name: source.zeros() for name, source in self.sources.items()}
         context = Context(totals, weights)
         run(self.plan, arguments, context)
-        inputs = dict.fromkeys(found.parts for found in self.found if found)
-        return [_sum(parts, context.totals) for parts in inputs]
+        return [_sum(found.parts, context.totals) for found in self.inputs().values()]
+
+    def inputs(self) -> dict[int, Found]:
+        """Returns, for each different input, the first parameter that has it."""
+        first: dict[tuple[Part, ...], int] = {}
+        for number, found in enumerate(self.found):
+            if found:
+                first.setdefault(found.parts, number)
+        return {number: self.found[number] for number in first.values()}
+
+    def shardings(self, params: Sequence[Any]) -> list[NamedSharding | None]:
+        """Returns how the sums for each input are spread over devices.
+
+        Args:
+          params: The parameters.
+        """
+        result = []
+        for number, (axes, batch_axes, _) in self.inputs().items():
+            param = params[number]
+            length = math.prod(param.shape[axis] for axis in axes)
+            result.append(shardings.follow(param, axes, batch_axes, length))
+        return result
 
 
 def _sum(parts: Sequence[Part], totals: dict[Hashable, Sums]) -> Sums:

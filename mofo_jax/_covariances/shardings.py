@@ -1,0 +1,85 @@
+"""How covariances, and what is made of them, are spread over devices."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+
+def follow(
+    param: Any, axes: Sequence[int], batch_axes: Sequence[int], length: int
+) -> NamedSharding | None:
+    """Returns the sharding of the matrices that belong to a parameter.
+
+    Batch axes are divided as the parameter's are. The other mesh axes over which the
+    parameter is divided, those of contracted axes first, divide the rows, as many of
+    them as do so evenly.
+
+    Args:
+      param: The parameter, an array or what stands for one.
+      axes: Those that are contracted.
+      batch_axes: Those that lead the matrices' axes.
+      length: Of the matrices' last two axes.
+
+    Returns:
+      A sharding of ``[*batch, length, length]``; None if that of the parameter is not
+      known, or is none of a mesh.
+    """
+    sharding = getattr(param, "sharding", None)
+    if not isinstance(sharding, NamedSharding) or sharding.mesh.empty:
+        return None
+    mesh, rank = sharding.mesh, len(param.shape)
+    spec = (*sharding.spec, *[None] * (rank - len(sharding.spec)))
+    lead = [spec[axis] for axis in batch_axes]
+    rest = [axis for axis in range(rank) if axis not in (*axes, *batch_axes)]
+    rows: list[str] = []
+    for name in _names(spec[axis] for axis in (*axes, *rest)):
+        if length % math.prod(mesh.shape[n] for n in (*rows, name)) == 0:
+            rows.append(name)
+    return NamedSharding(mesh, PartitionSpec(*lead, tuple(rows) or None, None))
+
+
+def _names(entries: Any) -> list[str]:
+    names = []
+    for entry in entries:
+        if isinstance(entry, str):
+            names.append(entry)
+        elif isinstance(entry, tuple):
+            names.extend(entry)
+    return names
+
+
+def constrain(x: jax.Array, sharding: NamedSharding | None) -> jax.Array:
+    """Returns an array with a sharding, if it is known."""
+    if sharding is None:
+        return x
+    if is_explicit(sharding.mesh):
+        return jax.sharding.reshard(x, sharding)
+    return jax.lax.with_sharding_constraint(x, sharding)
+
+
+def is_explicit(mesh: Any) -> bool:
+    """Returns whether shardings over a mesh are part of arrays' types."""
+    return not mesh.empty and set(mesh.axis_types) == {AxisType.Explicit}
+
+
+def whole_along(x: jax.Array, axes: Sequence[int]) -> jax.Array:
+    """Returns an array that is not divided along some axes, where that can be told."""
+    sharding = jax.typeof(x).sharding
+    if not is_explicit(sharding.mesh):
+        return x
+    spec = [None if i in axes else part for i, part in enumerate(sharding.spec)]
+    if PartitionSpec(*spec) == sharding.spec:
+        return x
+    return jax.sharding.reshard(x, PartitionSpec(*spec))
+
+
+def replicated(x: jax.Array) -> Any:
+    """Returns the sharding of a result that is on all devices, where it must be told.
+
+    Args:
+      x: An operand of what makes the result.
+    """
+    return PartitionSpec() if is_explicit(jax.typeof(x).sharding.mesh) else None
