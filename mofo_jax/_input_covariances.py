@@ -9,7 +9,7 @@ import optax
 
 from mofo_jax._covariances import shardings
 from mofo_jax._covariances.covariance import InputCovariance
-from mofo_jax._covariances.products import Sums
+from mofo_jax._covariances.methods import Sums
 from mofo_jax._covariances.program import Found, Program, make_program
 from mofo_jax._options.path_rules import path_name, place
 
@@ -174,9 +174,7 @@ def _make(apply: Apply, params: Any, batch: Any, weights: Any) -> Program:
     return make_program(apply, params, batch, shapes)
 
 
-def _compile(
-    program: Program, params: Any, weights: Any
-) -> Callable[..., list[Sums]]:
+def _compile(program: Program, params: Any, weights: Any) -> Callable[..., list[Sums]]:
     """Returns what adds the sums of a batch to those of others."""
     spread = program.shardings(jax.tree.leaves(params))
 

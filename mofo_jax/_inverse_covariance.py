@@ -1,7 +1,6 @@
 """Steps that spare the directions in which the inputs of a kernel lie."""
 
 import contextlib
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from mofo_jax import _checks, _inverse_factors
+from mofo_jax._covariances import given, shardings
 from mofo_jax._covariances.covariance import InputCovariance
 from mofo_jax._dtypes import floating_dtype, widen
 from mofo_jax._options.path_rules import path_name, place
@@ -127,22 +127,25 @@ def scale_by_inverse_covariance(
     dtype = floating_dtype("dtype", dtype)
     for name, size in (("block_size", block_size), ("rank", rank)):
         _check_size(name, size)
-    kept = _by_path(covariances)
+    kept = given.by_path(covariances)
     for path, covariance in kept.items():
         if covariance is not None:
-            _check_covariance(place(path), covariance)
+            given.check_matrix(place(path), covariance)
     # One for all parameters with the same input.
-    inputs = {_key(path, c): c.matrix for path, c in kept.items() if c is not None}
+    inputs = {_key(path, c): c for path, c in kept.items() if c is not None}
 
     def factor(matrix: Any) -> _inverse_factors.Factor:
         return _inverse_factors.compute(matrix, damping, dtype, block_size, rank)
 
+    def computed(name: str, covariance: InputCovariance) -> Any:
+        batch = len(covariance.batch_axes)
+        return _computed(factor, name, covariance.matrix, batch)
+
     def init(params: optax.Params) -> Any:
-        _check_tree(kept, params)
-        computed = {
-            key: _computed(factor, key, matrix) for key, matrix in inputs.items()
-        }
-        return ScaleByInverseCovarianceState(computed)
+        given.check_tree(kept, params)
+        return ScaleByInverseCovarianceState(
+            {name: computed(name, covariance) for name, covariance in inputs.items()}
+        )
 
     def update(
         updates: optax.Updates,
@@ -151,7 +154,7 @@ def scale_by_inverse_covariance(
         **extra_args: Any,
     ) -> tuple[optax.Updates, Any]:
         del params, extra_args
-        _check_tree(kept, updates)
+        given.check_tree(kept, updates)
 
         def scale(path: Any, update: jax.Array) -> jax.Array:
             name = path_name(path)
@@ -169,16 +172,32 @@ def scale_by_inverse_covariance(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _computed(function: Any, name: str, matrix: Any) -> _inverse_factors.Factor:
-    """Returns what is removed, NaN where the matrix is not known.
+def _computed(function: Any, name: str, matrix: Any, batch: int) -> Any:
+    """Returns what is removed, sharded as the matrix is; NaN where it is not known.
 
     Raises:
       ValueError: If the matrix has an eigenvalue that is too far below zero.
     """
     if isinstance(matrix, jax.ShapeDtypeStruct):
         types = jax.eval_shape(function, matrix)
-        return jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), types)
-    factor = jax.jit(function)(matrix)
+        return jax.tree.map(
+            lambda x: jnp.full(
+                x.shape,
+                jnp.nan,
+                x.dtype,
+                device=shardings.divide(matrix, batch, x.shape),
+            ),
+            types,
+        )
+
+    def spread(given: jax.Array) -> Any:
+        factor = function(shardings.whole_along(given, range(given.ndim)))
+        return jax.tree.map(
+            lambda x: shardings.constrain(x, shardings.divide(matrix, batch, x.shape)),
+            factor,
+        )
+
+    factor = jax.jit(spread)(matrix)
     finite = jax.tree.map(lambda x: jnp.all(jnp.isfinite(x)), factor)
     with contextlib.suppress(jax.errors.ConcretizationTypeError):
         if not all(jax.tree.leaves(finite)):
@@ -188,103 +207,9 @@ def _computed(function: Any, name: str, matrix: Any) -> _inverse_factors.Factor:
     return factor
 
 
-def _by_path(covariances: Any) -> dict[str, InputCovariance | None]:
-    """Returns what there is for each parameter, by its path.
-
-    Raises:
-      TypeError: If there is anything else.
-      ValueError: If there is nothing.
-    """
-
-    def is_leaf(node: Any) -> bool:
-        return node is None or isinstance(node, InputCovariance)
-
-    found = {}
-    leaves = jax.tree_util.tree_leaves_with_path(covariances, is_leaf=is_leaf)
-    for path, leaf in leaves:
-        found[path_name(path)] = leaf
-        if not is_leaf(leaf):
-            raise TypeError(
-                f"`covariances` for {place(path_name(path))} must be an "
-                f"InputCovariance or None, got {type(leaf).__name__}"
-            )
-    if all(covariance is None for covariance in found.values()):
-        raise ValueError("`covariances` must hold an InputCovariance, got none")
-    return found
-
-
 def _key(path: str, covariance: InputCovariance) -> str:
     """Returns the name of a parameter's matrix in the state."""
     return covariance.source or path or "matrix"
-
-
-def _check_covariance(name: str, covariance: InputCovariance) -> None:
-    """Raises ValueError for what is no covariance."""
-    matrix, batch = covariance.matrix, len(covariance.batch_axes)
-    shape = jnp.shape(matrix)
-    if len(shape) != batch + 2 or shape[-1] != shape[-2]:
-        raise ValueError(
-            f"`covariances` for {name} must hold square matrices with {batch} axes in "
-            f"front, got shape {shape}"
-        )
-    if not jnp.issubdtype(matrix.dtype, jnp.floating):
-        raise ValueError(
-            f"`covariances` for {name} must be of a floating-point dtype, got "
-            f"{matrix.dtype}"
-        )
-    if isinstance(matrix, jax.ShapeDtypeStruct):
-        return
-    try:
-        # At once, also where the transformation is made in a traced function.
-        with jax.ensure_compile_time_eval():
-            finite, symmetric, positive = map(bool, _properties(matrix))
-    except jax.errors.ConcretizationTypeError:
-        return
-    for holds, what in (
-        (finite, "finite"),
-        (symmetric, "symmetric"),
-        (positive, "of a diagonal that is not negative"),
-    ):
-        if not holds:
-            raise ValueError(f"`covariances` for {name} must be {what}")
-
-
-@jax.jit
-def _properties(matrix: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    largest = jnp.max(jnp.abs(matrix), initial=0.0)
-    difference = jnp.abs(matrix - jnp.swapaxes(matrix, -1, -2))
-    diagonal = jnp.diagonal(matrix, axis1=-2, axis2=-1)
-    return (
-        jnp.all(jnp.isfinite(matrix)),
-        jnp.max(difference, initial=0.0) <= 1e-3 * largest,
-        jnp.all(diagonal >= 0),
-    )
-
-
-def _check_tree(kept: dict[str, InputCovariance | None], tree: Any) -> None:
-    """Raises ValueError unless covariances are those of a tree of parameters."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        name = path_name(path)
-        if name not in kept:
-            raise ValueError(
-                f"`covariances` must have the structure of the parameters, got nothing "
-                f"for {place(name)}"
-            )
-        covariance = kept[name]
-        if covariance is None:
-            continue
-        shape, matrix = jnp.shape(leaf), jnp.shape(covariance.matrix)
-        axes, batch_axes = covariance.axes, covariance.batch_axes
-        fits = max((-1, *axes, *batch_axes)) < len(shape) and matrix == (
-            *(shape[axis] for axis in batch_axes),
-            *[math.prod(shape[axis] for axis in axes)] * 2,
-        )
-        if not fits:
-            raise ValueError(
-                f"`covariances` for {place(name)} of shape {shape} must be matrices "
-                f"along its axes {axes}, for each index of {batch_axes}, got shape "
-                f"{matrix}"
-            )
 
 
 def _check_positive(name: str, value: Any) -> None:

@@ -11,7 +11,7 @@ from jax import lax
 from mofo_jax._covariances import pieces, positions
 from mofo_jax._covariances.evaluation import Context, Plan, Source, run
 from mofo_jax._covariances.exits import Analyse, Analysed, Exit, enter, find_exits
-from mofo_jax._covariances.products import Sums
+from mofo_jax._covariances.methods import Sums
 from mofo_jax._covariances.scope import Scope, Trait
 
 

@@ -10,7 +10,7 @@ from jax import lax
 from jax.extend import core
 
 from mofo_jax._covariances import jaxprs
-from mofo_jax._covariances.products import Sums
+from mofo_jax._covariances.methods import Sums
 
 
 class Source(NamedTuple):

@@ -4,9 +4,9 @@ import dataclasses
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
-from mofo_jax._covariances import pieces, views
+from mofo_jax._covariances import layouts, pieces, views
 from mofo_jax._covariances.evaluation import Context, Plan, Step
-from mofo_jax._covariances.products import Sums
+from mofo_jax._covariances.methods import Sums
 from mofo_jax._covariances.scope import Scope, Trait, Use
 from mofo_jax._covariances.views import UnfitError
 
@@ -39,7 +39,7 @@ class Exit:
         """Returns the covariance of the body's argument, and its count."""
         matrix, count = sums
         layout = self.use.arrangement.layout
-        return views.place(layout, matrix), views.place_count(layout, count)
+        return layouts.place(layout, matrix), layouts.place_count(layout, count)
 
     def leave(self, sums: Sums, context: Context) -> None:
         """Adds what `placed` has returned to the total outside."""
@@ -99,7 +99,7 @@ def _leave(
         return None
     lead = [view.shape[axis] for axis, _ in view.moving]
     lead += [pieces.length(view.axes[axis]) for axis in batch]
-    length = views.length(layout)
+    length = layouts.length(layout)
     outer.sources[source] = inner.sources[use.source]._replace(
         lead=tuple(lead), length=length, mesh=tuple(outer.mesh)
     )

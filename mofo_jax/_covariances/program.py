@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from mofo_jax._covariances import positions, shardings, views
+from mofo_jax._covariances import layouts, positions, shardings, views
 from mofo_jax._covariances.analysis import analyse
 from mofo_jax._covariances.evaluation import Context, Plan, Source, run
-from mofo_jax._covariances.products import Sums
+from mofo_jax._covariances.layouts import Layout
+from mofo_jax._covariances.methods import Sums
 from mofo_jax._covariances.scope import Scope, Trait, Use
-from mofo_jax._covariances.views import Layout
 
 
 class Part(NamedTuple):
@@ -72,11 +72,11 @@ class Program(NamedTuple):
 
     def inputs(self) -> dict[int, Found]:
         """Returns, for each different input, the first parameter that has it."""
-        first: dict[tuple[Part, ...], int] = {}
+        first: dict[tuple[Part, ...], tuple[int, Found]] = {}
         for number, found in enumerate(self.found):
             if found:
-                first.setdefault(found.parts, number)
-        return {number: self.found[number] for number in first.values()}
+                first.setdefault(found.parts, (number, found))
+        return dict(first.values())
 
     def shardings(self, params: Sequence[Any]) -> list[NamedSharding | None]:
         """Returns how the sums for each input are spread over devices.
@@ -96,8 +96,8 @@ def _sum(parts: Sequence[Part], totals: dict[Hashable, Sums]) -> Sums:
     matrices, counts = [], []
     for source, layout, missing in parts:
         matrix, count = totals[source]
-        matrices.append(jnp.expand_dims(views.place(layout, matrix), missing))
-        counts.append(jnp.expand_dims(views.place_count(layout, count), missing))
+        matrices.append(jnp.expand_dims(layouts.place(layout, matrix), missing))
+        counts.append(jnp.expand_dims(layouts.place_count(layout, count), missing))
     return sum(matrices[1:], matrices[0]), sum(counts[1:], counts[0])
 
 

@@ -41,6 +41,32 @@ def follow(
     return NamedSharding(mesh, PartitionSpec(*lead, tuple(rows) or None, None))
 
 
+def divide(matrices: Any, batch: int, shape: Sequence[int]) -> NamedSharding | None:
+    """Returns the sharding of what is made of matrices, such as blocks of them.
+
+    Args:
+      matrices: An array, or what stands for one, with `batch` leading axes.
+      batch: How many leading axes both have.
+      shape: Of what is made of them. The first of its other axes that can be divided
+        as the matrices' rows are is.
+
+    Returns:
+      A sharding; None if that of the matrices is not known, or is none of a mesh.
+    """
+    sharding = getattr(matrices, "sharding", None)
+    if not isinstance(sharding, NamedSharding) or sharding.mesh.empty:
+        return None
+    spec = (*sharding.spec, *[None] * (batch + 1))
+    rows = _names([spec[batch]])
+    parts = math.prod(sharding.mesh.shape[name] for name in rows)
+    result: list[Any] = [*spec[:batch], *[None] * (len(shape) - batch)]
+    for axis in range(batch, len(shape)):
+        if shape[axis] % parts == 0:
+            result[axis] = spec[batch]
+            break
+    return NamedSharding(sharding.mesh, PartitionSpec(*result))
+
+
 def _names(entries: Any) -> list[str]:
     names = []
     for entry in entries:

@@ -1,0 +1,104 @@
+"""Covariances as users give them: by the paths of parameters, and checked."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mofo_jax._covariances.covariance import InputCovariance
+from mofo_jax._options.path_rules import path_name, place
+
+
+def by_path(covariances: Any) -> dict[str, InputCovariance | None]:
+    """Returns what there is for each parameter, by its path.
+
+    Raises:
+      TypeError: If there is anything else.
+      ValueError: If there is nothing.
+    """
+
+    def is_leaf(node: Any) -> bool:
+        return node is None or isinstance(node, InputCovariance)
+
+    found = {}
+    leaves = jax.tree_util.tree_leaves_with_path(covariances, is_leaf=is_leaf)
+    for path, leaf in leaves:
+        found[path_name(path)] = leaf
+        if not is_leaf(leaf):
+            raise TypeError(
+                f"`covariances` for {place(path_name(path))} must be an "
+                f"InputCovariance or None, got {type(leaf).__name__}"
+            )
+    if all(covariance is None for covariance in found.values()):
+        raise ValueError("`covariances` must hold an InputCovariance, got none")
+    return found
+
+
+def check_matrix(name: str, covariance: InputCovariance) -> None:
+    """Raises ValueError for what is no covariance."""
+    matrix, batch = covariance.matrix, len(covariance.batch_axes)
+    shape = jnp.shape(matrix)
+    if len(shape) != batch + 2 or shape[-1] != shape[-2]:
+        raise ValueError(
+            f"`covariances` for {name} must hold square matrices with {batch} axes in "
+            f"front, got shape {shape}"
+        )
+    if not jnp.issubdtype(matrix.dtype, jnp.floating):
+        raise ValueError(
+            f"`covariances` for {name} must be of a floating-point dtype, got "
+            f"{matrix.dtype}"
+        )
+    if isinstance(matrix, jax.ShapeDtypeStruct):
+        return
+    try:
+        # At once, also where the transformation is made in a traced function.
+        with jax.ensure_compile_time_eval():
+            finite, symmetric, positive = map(bool, _properties(matrix))
+    except jax.errors.ConcretizationTypeError:
+        return
+    for holds, what in (
+        (finite, "finite"),
+        (symmetric, "symmetric"),
+        (positive, "of a diagonal that is not negative"),
+    ):
+        if not holds:
+            raise ValueError(f"`covariances` for {name} must be {what}")
+
+
+@jax.jit
+def _properties(matrix: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    largest = jnp.max(jnp.abs(matrix), initial=0.0)
+    difference = jnp.abs(matrix - jnp.swapaxes(matrix, -1, -2))
+    diagonal = jnp.diagonal(matrix, axis1=-2, axis2=-1)
+    return (
+        jnp.all(jnp.isfinite(matrix)),
+        jnp.max(difference, initial=0.0) <= 1e-3 * largest,
+        jnp.all(diagonal >= 0),
+    )
+
+
+def check_tree(kept: dict[str, InputCovariance | None], tree: Any) -> None:
+    """Raises ValueError unless covariances are those of a tree of parameters."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name = path_name(path)
+        if name not in kept:
+            raise ValueError(
+                f"`covariances` must have the structure of the parameters, got nothing "
+                f"for {place(name)}"
+            )
+        covariance = kept[name]
+        if covariance is None:
+            continue
+        shape, matrix = jnp.shape(leaf), jnp.shape(covariance.matrix)
+        axes, batch_axes = covariance.axes, covariance.batch_axes
+        fits = max((-1, *axes, *batch_axes)) < len(shape) and matrix == (
+            *(shape[axis] for axis in batch_axes),
+            *[math.prod(shape[axis] for axis in axes)] * 2,
+        )
+        if not fits:
+            raise ValueError(
+                f"`covariances` for {place(name)} of shape {shape} must be matrices "
+                f"along its axes {axes}, for each index of {batch_axes}, got shape "
+                f"{matrix}"
+            )

@@ -1,0 +1,160 @@
+"""How the covariances of the inputs of products are computed."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from mofo_jax._covariances import positions, shardings
+from mofo_jax._covariances.pieces import Axes
+
+# The sum of the outer products of some inputs, of shape `[*lead, n, n]`, and how many
+# inputs there are, of shape `lead`.
+Sums = tuple[jax.Array, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Dot:
+    """The covariance along axes of the input, apart for each index of others.
+
+    Attributes:
+      contracted: The axes along which it is taken.
+      batch: The axes whose indices have covariances of their own.
+      positions: Which of the input's axes belong to those of the weights.
+    """
+
+    contracted: tuple[int, ...]
+    batch: tuple[int, ...]
+    positions: Axes
+
+    def __call__(
+        self, operands: Sequence[jax.Array], weights: jax.Array | None
+    ) -> Sums:
+        """Returns the covariance of the first operand."""
+        (x,) = operands
+        names = list(range(x.ndim))
+        others = [n + x.ndim if n in self.contracted else n for n in names]
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        weighted = x
+        summed = [
+            size
+            for axis, size in enumerate(x.shape)
+            if axis not in (*self.contracted, *self.batch)
+        ]
+        lead = [x.shape[axis] for axis in self.batch]
+        count = jnp.full(lead, math.prod(summed), wide)
+        if weights is not None and positions.related(self.positions):
+            weight = positions.expand(weights.astype(wide), self.positions)
+            weighted = x.astype(wide) * weight
+            shape = [1 if i in self.contracted else n for i, n in enumerate(x.shape)]
+            count = jnp.sum(
+                jnp.moveaxis(
+                    jnp.broadcast_to(weight, shape), self.batch, range(len(self.batch))
+                ),
+                axis=range(len(self.batch), x.ndim),
+            )
+        x, weighted = _same_dtype(x, weighted)
+        x, weighted = (shardings.whole_along(y, self.contracted) for y in (x, weighted))
+        result = [*self.batch, *self.contracted]
+        matrix = jnp.einsum(
+            weighted,
+            names,
+            x,
+            others,
+            [*result, *(axis + x.ndim for axis in self.contracted)],
+            precision=lax.Precision.HIGHEST,
+            preferred_element_type=wide,
+            out_sharding=shardings.replicated(x),
+        )
+        length = math.prod(x.shape[axis] for axis in self.contracted)
+        return matrix.reshape(*lead, length, length), count
+
+
+@dataclasses.dataclass(frozen=True)
+class Gathered:
+    """The covariance of an input of which each device has a part.
+
+    Attributes:
+      axes: The axes of the input that are divided, each with the mesh axes.
+      dot: Is given the whole input.
+    """
+
+    axes: tuple[tuple[int, tuple[str, ...]], ...]
+    dot: Dot
+
+    def __call__(
+        self, operands: Sequence[jax.Array], weights: jax.Array | None
+    ) -> Sums:
+        """Returns the covariance of the first operand."""
+        (x,) = operands
+        for axis, names in self.axes:
+            x = lax.all_gather(x, names, axis=axis, tiled=True)
+        return self.dot([x], weights)
+
+
+@dataclasses.dataclass(frozen=True)
+class Patches:
+    """The covariance of the patches of the input that a convolution multiplies.
+
+    Attributes:
+      filter_shape: The spatial shape of the kernel.
+      options: Of the convolution.
+      dot: Is given the patches, behind the axes of the input channels and the filter.
+    """
+
+    filter_shape: tuple[int, ...]
+    options: tuple[tuple[str, Any], ...]
+    dot: Dot
+
+    def __call__(
+        self, operands: Sequence[jax.Array], weights: jax.Array | None
+    ) -> Sums:
+        """Returns the covariance of the patches of the first operand."""
+        options = dict(self.options)
+        patches = lax.conv_general_dilated_patches(
+            operands[0],
+            self.filter_shape,
+            precision=lax.Precision.HIGHEST,
+            **options,
+        )
+        patches = jnp.moveaxis(patches, options["dimension_numbers"].out_spec[1], 0)
+        shape = (-1, *self.filter_shape, *patches.shape[1:])
+        return self.dot([patches.reshape(shape)], weights)
+
+
+@dataclasses.dataclass(frozen=True)
+class Groups:
+    """The covariances of groups of rows, as long as the second operand says."""
+
+    def __call__(
+        self, operands: Sequence[jax.Array], weights: jax.Array | None
+    ) -> Sums:
+        """Returns one covariance for each group."""
+        x, sizes = operands
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        numbers = lax.RaggedDotDimensionNumbers(
+            dot_dimension_numbers=(((0,), (0,)), ((), ())),
+            lhs_ragged_dimensions=[0],
+            rhs_group_dimensions=[],
+        )
+        matrix = lax.ragged_dot_general(
+            x,
+            x,
+            sizes,
+            numbers,
+            precision=lax.Precision.HIGHEST,
+            preferred_element_type=wide,
+        )
+        return matrix, sizes.astype(wide)
+
+
+def _same_dtype(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns two factors in a dtype in which their product can be computed."""
+    dtype = jnp.promote_types(x.dtype, y.dtype)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        dtype = jnp.dtype(jnp.float32)
+    return x.astype(dtype), y.astype(dtype)
