@@ -164,7 +164,10 @@ def scale_by_inverse_covariance(
             axes, batch_axes = covariance.axes, covariance.batch_axes
             factor = state.factors[_key(name, covariance)]
             wide = widen(update)
-            removed = _inverse_factors.apply(factor, wide, axes, batch_axes)
+            x = shardings.move_off(wide, axes, batch_axes)
+            factor = jax.tree.map(lambda f: shardings.like(f, x, batch_axes), factor)
+            removed = _inverse_factors.apply(factor, x, axes, batch_axes)
+            removed = shardings.like(removed, wide, range(wide.ndim))
             return (wide - removed).astype(jnp.result_type(update))
 
         return jax.tree_util.tree_map_with_path(scale, updates), state

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from mofo_jax._covariances import shardings
 from mofo_jax._covariances.covariance import InputCovariance
 from mofo_jax._options.path_rules import path_name, place
 
@@ -68,6 +69,7 @@ def check_matrix(name: str, covariance: InputCovariance) -> None:
 
 @jax.jit
 def _properties(matrix: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    matrix = shardings.whole_along(matrix, range(matrix.ndim))
     largest = jnp.max(jnp.abs(matrix), initial=0.0)
     difference = jnp.abs(matrix - jnp.swapaxes(matrix, -1, -2))
     diagonal = jnp.diagonal(matrix, axis1=-2, axis2=-1)

@@ -102,6 +102,44 @@ def whole_along(x: jax.Array, axes: Sequence[int]) -> jax.Array:
     return jax.sharding.reshard(x, PartitionSpec(*spec))
 
 
+def move_off(x: jax.Array, axes: Sequence[int], kept: Sequence[int]) -> jax.Array:
+    """Returns an array that is divided along other axes, where that can be told.
+
+    Args:
+      x: The array.
+      axes: Axes along which it is to be whole.
+      kept: Axes along which it stays as it is.
+    """
+    sharding = jax.typeof(x).sharding
+    if not is_explicit(sharding.mesh):
+        return x
+    spec: list[Any] = list(sharding.spec)
+    moved = _names(spec[axis] for axis in axes)
+    for axis in axes:
+        spec[axis] = None
+    for axis in range(x.ndim):
+        names = (*_names([spec[axis]]), *moved)
+        parts = math.prod(sharding.mesh.shape[name] for name in names)
+        if axis not in (*axes, *kept) and moved and x.shape[axis] % parts == 0:
+            spec[axis], moved = names, []
+    return jax.sharding.reshard(x, PartitionSpec(*spec))
+
+
+def like(x: jax.Array, other: jax.Array, axes: Sequence[int]) -> jax.Array:
+    """Returns an array divided along its first axes as another is along some of its.
+
+    Args:
+      x: The array.
+      other: The other.
+      axes: Those of the other, all axes for all of them.
+    """
+    sharding = jax.typeof(other).sharding
+    if not is_explicit(sharding.mesh):
+        return x
+    spec = [sharding.spec[axis] for axis in axes]
+    return jax.sharding.reshard(x, PartitionSpec(*spec))
+
+
 def replicated(x: jax.Array) -> Any:
     """Returns the sharding of a result that is on all devices, where it must be told.
 

@@ -22,7 +22,7 @@ class Case(NamedTuple):
 
     shape: tuple[int, ...]
     apply: Callable[[jax.Array, jax.Array], Any]
-    expected: Expected | None
+    expected: Expected
     batch: Any = X
 
 
@@ -31,9 +31,9 @@ def by_expert(w: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def grouped(w: jax.Array, x: jax.Array) -> jax.Array:
-    """Each key-value head's part of the kernel for each head of its group."""
-    parts = jnp.repeat(w.reshape(2, 3, 4), 3, axis=0)
-    return jnp.einsum("htd,hdk->thk", x, parts.transpose(0, 2, 1))
+    """Each of two kernels for three heads of its group."""
+    repeated = jnp.broadcast_to(w[:, None], (2, 3, 4, 3)).reshape(6, 4, 3)
+    return jnp.einsum("htd,hdk->thk", x, repeated)
 
 
 def patches(x: np.ndarray, size: int) -> np.ndarray:
@@ -53,7 +53,9 @@ TILES = IMAGES.reshape(2, 2, 2, 2, 3, 3).transpose(0, 1, 3, 2, 4, 5)
 EXPERTS = normal(2, 5, 4, seed=3)
 OF_EXPERTS = np.stack([mean_outer(x) for x in EXPERTS])
 HEADS = normal(6, 5, 4, seed=4)
+OF_GROUPS = np.stack([mean_outer(HEADS[:3]), mean_outer(HEADS[3:])])
 ROWS = normal(7, 4, seed=5)
+TIED = mean_outer(np.float32(normal(7, 4, seed=9))[[1, 2]])
 PLAIN = Expected(MEAN)
 CASES = {
     "matrix product": Case((4, 6), lambda w, x: x @ w, PLAIN),
@@ -121,11 +123,6 @@ CASES = {
         lambda w, x: x @ w[1],
         Expected(MEAN * np.array([0, 1, 0])[:, None, None], (1,), (0,)),
     ),
-    "stacked in a Python loop": Case(
-        (2, 4, 4),
-        lambda w, x: (x @ w[0]) @ w[1],
-        None,  # Calculated with the weights, in `test_two_indices`.
-    ),
     "experts": Case((2, 4, 6), by_expert, Expected(OF_EXPERTS, (1,), (0,)), EXPERTS),
     "experts last": Case(
         (4, 6, 2),
@@ -136,12 +133,7 @@ CASES = {
     "all experts for every input": Case(
         (2, 4, 6), lambda w, x: jnp.einsum("btd,edf->btef", x, w), Expected(MEAN, (1,))
     ),
-    "groups of heads": Case(
-        (6, 4),
-        grouped,
-        None,  # Its axis holds the heads and what a head gives; `test_grouped`.
-        HEADS,
-    ),
+    "groups of heads": Case((2, 4, 3), grouped, Expected(OF_GROUPS, (1,), (0,)), HEADS),
     "ragged product": Case(
         (3, 4, 6),
         lambda w, x: lax.ragged_dot(x, w, jnp.array([2, 0, 5])),
@@ -164,23 +156,16 @@ CASES = {
         Expected(mean_outer(TILES.reshape(2, 2, 2, 18)), (0, 1, 2)),
         IMAGES,
     ),
-    "lookup": Case((7, 4), lambda w, x: w[x], None, np.array([1, 2])),
-    "lookup by one-hot vectors": Case(
-        (7, 4), lambda w, x: jax.nn.one_hot(x, 7) @ w, None, np.array([1, 2])
-    ),
-    "tied embedding": Case((7, 4), lambda w, x: w[x] @ w.T, None, np.array([1, 2])),
-    "elementwise": Case((4,), lambda w, x: x * w, None),
-    "gram matrix": Case((4, 6), lambda w, x: w.T @ w, None),
-    "backwards": Case((4, 6), lambda w, x: x @ w[::-1], None),
-    "grouped convolution": Case(
-        (3, 1, 4), lambda w, x: convolve(w, x, feature_group_count=4), None
+    "tied embedding": Case(
+        (7, 4),
+        lambda w, x: (x, w[jnp.array([1, 2])] @ w.T)[1],
+        Expected(TIED, (1,)),
     ),
 }
-NONE = [name for name, case in CASES.items() if case.expected is None]
 
 
 @pytest.mark.parametrize("jit", [True, False], ids=["jit", "plain"])
-@pytest.mark.parametrize("name", [name for name in CASES if name not in NONE])
+@pytest.mark.parametrize("name", CASES)
 def test_against_covariances_by_hand(name: str, jit: bool) -> None:
     case = CASES[name]
 
@@ -193,3 +178,65 @@ def test_against_covariances_by_hand(name: str, jit: bool) -> None:
     covariances = mofo_jax.input_covariances(apply, params, [jnp.asarray(case.batch)])
     rtol = 1e-2 if name == "bfloat16" else 1e-5
     check(covariances, {"w": case.expected, "unused": None}, rtol)
+
+
+UNFIT: dict[str, tuple[tuple[int, ...], Callable[..., Any], str]] = {
+    "lookup": ((7, 4), lambda w, x: w[TOKENS], "it is an operand of gather"),
+    "lookup by one-hot vectors": (
+        (7, 4),
+        lambda w, x: jax.nn.one_hot(TOKENS, 7) @ w,
+        "it is looked up in, by a product with ones and zeros",
+    ),
+    "elementwise": ((1, 1, 4), lambda w, x: x * w, "it is an operand of mul"),
+    "sum of kernels": ((4, 6), lambda w, x: x @ (w + 1), "it is an operand of add"),
+    "gram matrix": ((4, 6), lambda w, x: w.T @ w, "it is multiplied with a parameter"),
+    "axis of length 1": (
+        (1, 6),
+        lambda w, x: x[..., :1] @ w,
+        "its product contracts an axis of length 1",
+    ),
+    "backwards": (
+        (4, 6),
+        lambda w, x: x @ w[::-1],
+        "indices of axis 0 are left out or turned round",
+    ),
+    "every other row": (
+        (8, 6),
+        lambda w, x: x @ w[::2],
+        "indices of axis 0 are left out or turned round",
+    ),
+    "a part of an axis": (
+        (8, 6),
+        lambda w, x: jnp.einsum("bthd,hdf->bthf", x[:, :, None], w.reshape(2, 4, 6)),
+        "its product contracts only a part of axis 0",
+    ),
+    "grouped convolution": (
+        (3, 1, 4),
+        lambda w, x: convolve(w, x, feature_group_count=4),
+        "it is the kernel of a grouped convolution",
+    ),
+    "complex input": ((4, 6), lambda w, x: (1j * x) @ w, "its input is complex"),
+    "unknown before it runs": (
+        (8, 6),
+        lambda w, x: x @ lax.dynamic_slice(w, (x.astype(int)[0, 0, 0], 0), (4, 6)),
+        "it is an operand of dynamic_slice",
+    ),
+    "nothing": ((4, 6), lambda w, x: x, "it is in no product"),
+}
+TOKENS = np.array([1, 2])
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_what_has_no_covariance_and_why(name: str) -> None:
+    shape, call, reason = UNFIT[name]
+
+    def apply(params: Any, x: jax.Array) -> Any:
+        return call(params["w"], x), x @ params["other"]
+
+    params = {"w": jnp.ones(shape), "other": jnp.ones((4, 2))}
+    covariances, report = mofo_jax.input_covariances(
+        apply, params, [jnp.float32(X)], return_report=True
+    )
+    assert covariances["w"] is None
+    assert report["w"] == f"no covariance: {reason}"
+    check({"other": covariances["other"]}, {"other": PLAIN})

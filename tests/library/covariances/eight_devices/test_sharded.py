@@ -1,7 +1,5 @@
 """Covariances of sharded activations: the same numbers, and nothing gathered."""
 
-import functools
-import re
 from typing import Any
 
 import jax
@@ -13,7 +11,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import mofo_jax
-from tests.covariances.hand import Expected, check, mean_outer, normal
+from tests.library.covariances.hand import Expected, check, mean_outer, normal
 
 MESH_TYPES = {"auto": AxisType.Auto, "explicit": AxisType.Explicit}
 X = normal(8, 6, 16)

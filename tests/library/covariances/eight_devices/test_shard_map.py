@@ -12,7 +12,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 import mofo_jax
-from tests.covariances.hand import Expected, check, mean_outer, normal
+from tests.library.covariances.hand import Expected, check, mean_outer, normal
 
 X = normal(8, 6, 4)
 UP = normal(4, 16, seed=1) / 2

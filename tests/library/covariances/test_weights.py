@@ -1,0 +1,137 @@
+"""Weights of positions, followed through a program to the inputs of products."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import mofo_jax
+from tests.library.covariances.hand import Expected, check, mean_outer, normal
+
+X = normal(3, 5, 4)
+MASK = np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [0, 0, 1, 1, 0]])
+
+
+def attention(params: Any, x: jax.Array) -> jax.Array:
+    """Tanh of attention, whose positions are axes of several arrays on the way."""
+    q, k, v = (jnp.einsum("btd,dhk->bhtk", x, params[name]) for name in ("q", "k", "v"))
+    scores = jax.nn.softmax(jnp.einsum("bhtk,bhsk->bhts", q, k))
+    mixed = jnp.einsum("bhts,bhsk->bthk", scores, v)
+    x = x + jnp.einsum("bthk,hkd->btd", mixed, params["out"])
+    flat = jax.nn.relu(x.reshape(-1, 4) @ params["up"])
+    return jnp.mean(flat.reshape(*x.shape[:2], -1), axis=1) @ params["head"]
+
+
+def by_hand(params: Any, x: np.ndarray) -> dict[str, tuple[np.ndarray, tuple]]:
+    """The inputs of `attention`, and the axes along which they are contracted."""
+    p = {name: np.asarray(w, np.float64) for name, w in params.items()}
+    q, k, v = (np.einsum("btd,dhk->bhtk", x, p[name]) for name in ("q", "k", "v"))
+    scores = np.exp(np.einsum("bhtk,bhsk->bhts", q, k))
+    scores /= scores.sum(-1, keepdims=True)
+    mixed = np.einsum("bhts,bhsk->bthk", scores, v)
+    after = x + np.einsum("bthk,hkd->btd", mixed, p["out"])
+    hidden = np.maximum(after @ p["up"], 0)
+    return {
+        **dict.fromkeys(("q", "k", "v"), (x, (0,))),
+        "out": (mixed.reshape(*mixed.shape[:2], -1), (0, 1)),
+        "up": (after, (0,)),
+        "head": (hidden.mean(1), (0,)),
+    }
+
+
+@pytest.mark.parametrize("where", ["plain", "checkpoint in a scan"])
+@pytest.mark.parametrize("weights", [MASK, 0.25 * MASK + 0.5], ids=["mask", "any"])
+def test_weights_follow_positions(weights: np.ndarray, where: str) -> None:
+    shapes = {
+        "q": (4, 2, 3), "k": (4, 2, 3), "v": (4, 2, 3), "out": (2, 3, 4), "up": (4, 5),
+        "head": (5, 2),
+    }  # fmt: skip
+    params = {
+        name: jnp.float32(normal(*shape, seed=i) / 2)
+        for i, (name, shape) in enumerate(shapes.items())
+    }
+
+    def apply(params: Any, batch: Any) -> Any:
+        if where == "plain":
+            return attention(params, batch["x"])
+
+        def body(x: jax.Array, _: None) -> Any:
+            return x, jax.checkpoint(attention)(params, x)
+
+        return lax.scan(body, batch["x"], length=1)
+
+    batch = {"x": jnp.float32(X), "weights": jnp.float32(weights)}
+    actual = mofo_jax.input_covariances(
+        apply, params, [batch], weights=lambda batch: batch["weights"]
+    )
+    desired = {}
+    for name, (x, axes) in by_hand(params, X).items():
+        # What has no axis of positions counts as the best of its row.
+        w = weights if name != "head" else weights.max(1)
+        desired[name] = Expected(mean_outer(x, weights=w), axes)
+    check(actual, desired)
+
+
+def test_weights_follow_a_lookup_a_slice_and_a_permutation() -> None:
+    tokens = np.array([[1, 2, 3], [4, 5, 6]])
+    weights = np.array([[1.0, 0.0, 2.0], [0.0, 3.0, 1.0]])
+    table = normal(7, 4)
+
+    def apply(params: Any, batch: Any) -> Any:
+        x = params["table"][batch["tokens"]]
+        later = x[:, 1:]
+        return x.swapaxes(0, 1) @ params["all"], later @ params["later"]
+
+    params = {
+        "table": jnp.float32(table),
+        "all": jnp.ones((4, 4)),
+        "later": jnp.ones((4, 4)),
+    }
+    batch = {"tokens": jnp.asarray(tokens), "weights": jnp.float32(weights)}
+    actual = mofo_jax.input_covariances(
+        apply, params, [batch], weights=lambda batch: batch["weights"]
+    )
+    x = table[tokens]
+    check(
+        actual,
+        {
+            "table": None,
+            "all": Expected(mean_outer(x, weights=weights)),
+            "later": Expected(mean_outer(x[:, 1:], weights=weights[:, 1:])),
+        },
+    )
+
+
+def test_nothing_counts_where_all_weights_are_zero() -> None:
+    actual = mofo_jax.input_covariances(
+        lambda params, x: x @ params["w"],
+        {"w": jnp.ones((4, 6))},
+        [jnp.float32(X)],
+        weights=lambda x: jnp.zeros((3, 5)),
+    )
+    check(actual, {"w": Expected(np.zeros((4, 4)))})
+
+
+def test_the_report_tells_where_positions_are_lost() -> None:
+    def apply(params: Any, x: jax.Array) -> Any:
+        flat = jnp.sort(x.reshape(-1, 4), axis=0)
+        return flat @ params["sorted"], x @ params["plain"]
+
+    params = {"plain": jnp.ones((4, 2)), "sorted": jnp.ones((4, 2))}
+    tree, report = mofo_jax.input_covariances(
+        apply,
+        params,
+        [jnp.float32(X)],
+        weights=lambda x: jnp.float32(MASK),
+        return_report=True,
+    )
+    assert report == {
+        "plain": "contracted along (0,)",
+        "sorted": "contracted along (0,), counting all positions alike",
+    }
+    plain = Expected(mean_outer(X, weights=MASK))
+    ordered = Expected(mean_outer(np.sort(X.reshape(-1, 4), axis=0)))
+    check(tree, {"plain": plain, "sorted": ordered})

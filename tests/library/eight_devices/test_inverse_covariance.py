@@ -1,0 +1,173 @@
+"""The inverse covariance of sharded parameters: the same steps for every partition."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import mofo_jax
+from mofo_jax import InputCovariance
+from mofo_jax._covariances.shardings import follow
+from tests.helpers import random_generator
+
+MESH_TYPES = {"auto": AxisType.Auto, "explicit": AxisType.Explicit}
+SHAPES = {"kernel": (16, 24), "layers": (8, 16, 24), "heads": (4, 8, 16)}
+AXES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+    "kernel": ((0,), ()),
+    "layers": ((1,), (0,)),
+    "heads": ((0, 1), ()),
+}
+SPECS = {
+    "rows": {"kernel": P("a"), "layers": P(None, "a"), "heads": P("a")},
+    "columns": {
+        "kernel": P(None, ("a", "b")),
+        "layers": P(None, None, ("b", "a")),
+        "heads": P(None, None, "a"),
+    },
+    "both": {
+        "kernel": P("a", "b"),
+        "layers": P(None, "b", "a"),
+        "heads": P("b", None, "a"),
+    },
+    "layers": {"kernel": P(("a", "b")), "layers": P("a", "b"), "heads": P("a", "b")},
+    "replicated": dict.fromkeys(SHAPES, P()),
+}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "whole": {},
+    "blocks": {"block_size": 8, "dtype": "bfloat16"},
+    "low rank": {"rank": 3},
+}
+
+
+def covariance(name: str) -> np.ndarray:
+    axes, batch_axes = AXES[name]
+    n = int(np.prod([SHAPES[name][axis] for axis in axes]))
+    batch = [SHAPES[name][axis] for axis in batch_axes]
+    x = random_generator().normal(size=(*batch, 3 * n, n)) * np.geomspace(1, 20, n)
+    return (np.swapaxes(x, -1, -2) @ x / (3 * n)).astype(np.float32)
+
+
+def train_step(optimizer: Any, params: Any, state: Any, grads: Any) -> tuple:
+    updates, state = optimizer.update(grads, state, params)
+    return optax.apply_updates(params, updates), state
+
+
+def optimizer_of(covariances: Any, options: Any) -> optax.GradientTransformation:
+    return optax.chain(
+        optax.scale_by_adam(),
+        mofo_jax.scale_by_inverse_covariance(covariances, **options),
+        optax.scale_by_learning_rate(0.1),
+    )
+
+
+@functools.cache
+def alone(options: str) -> Any:
+    """Returns the parameters after three steps on one device."""
+    covariances = {
+        name: InputCovariance(jnp.asarray(covariance(name)), *AXES[name])
+        for name in SHAPES
+    }
+    optimizer = optimizer_of(covariances, OPTIONS[options])
+    params, *grads = trees()
+    state = optimizer.init(params)
+    step = jax.jit(functools.partial(train_step, optimizer))
+    for gradient in grads:
+        params, state = step(params, state, gradient)
+    return jax.device_get(params)
+
+
+def trees() -> list[dict[str, jax.Array]]:
+    rng = random_generator()
+    return [
+        {name: jnp.float32(rng.normal(size=shape)) for name, shape in SHAPES.items()}
+        for _ in range(4)
+    ]
+
+
+CASES = [(name, "whole") for name in SPECS]
+CASES += [("both", "blocks"), ("layers", "low rank")]
+
+
+@pytest.mark.parametrize("kind", MESH_TYPES)
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_sharded_as_on_one_device(name: str, options: str, kind: str) -> None:
+    mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(MESH_TYPES[kind],) * 2)
+    with jax.set_mesh(mesh):
+        places = {key: NamedSharding(mesh, spec) for key, spec in SPECS[name].items()}
+        params, *grads = (jax.device_put(tree, places) for tree in trees())
+        covariances = {}
+        for key in SHAPES:
+            matrix = covariance(key)
+            axes, batch_axes = AXES[key]
+            place = follow(params[key], axes, batch_axes, matrix.shape[-1])
+            matrix = jax.device_put(jnp.asarray(matrix), place)
+            covariances[key] = InputCovariance(matrix, axes, batch_axes)
+        optimizer = optimizer_of(covariances, OPTIONS[options])
+        state = optimizer.init(params)
+        types = jax.tree.map(jax.typeof, (params, state))
+        step = jax.jit(functools.partial(train_step, optimizer), donate_argnums=(0, 1))
+        compiled = step.lower(params, state, grads[0]).compile()
+        for gradient in grads:
+            params, state = compiled(params, state, gradient)
+    assert jax.tree.map(jax.typeof, (params, state)) == types
+    for key, desired in alone(options).items():
+        np.testing.assert_allclose(params[key], desired, rtol=1e-3, atol=1e-3)
+        assert params[key].sharding.is_equivalent_to(places[key], params[key].ndim)
+    for key, factor in state[1].factors.items():
+        for leaf in jax.tree.leaves(factor):
+            divided = leaf.sharding.shard_shape(leaf.shape) != leaf.shape
+            assert divided == (SPECS[name][key] != P())
+
+
+class Model(nnx.Module):
+    def __init__(self) -> None:
+        init = nnx.initializers.lecun_normal()
+        self.up = nnx.Linear(
+            16,
+            8,
+            rngs=nnx.Rngs(0),
+            kernel_init=nnx.with_partitioning(init, ("a", "b")),
+        )
+        self.down = nnx.Linear(
+            8, 4, rngs=nnx.Rngs(1), kernel_init=nnx.with_partitioning(init, ("b", None))
+        )
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.down(nnx.relu(self.up(x)))
+
+
+def test_flax_nnx_takes_the_state_of_an_annotated_model() -> None:
+    """A matrix has not its kernel's shape, nor the sharding that is written for it."""
+    mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
+    x = jnp.float32(random_generator().normal(size=(32, 16)))
+    with jax.set_mesh(mesh):
+        model = nnx.jit(Model)()
+        graph, params = nnx.split(model, nnx.Param)
+        covariances = mofo_jax.input_covariances(
+            lambda params, x: nnx.merge(graph, params)(x), params, [x]
+        )
+        optimizer = nnx.Optimizer(model, optimizer_of(covariances, {}), wrt=nnx.Param)
+
+        @nnx.jit
+        def step(model: Model, optimizer: nnx.Optimizer) -> None:
+            grads = nnx.grad(lambda model: jnp.sum(model(x) ** 2))(model)
+            optimizer.update(model, grads)
+
+        before = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+        step(model, optimizer)
+        after = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    moved = np.asarray(before["up"]["kernel"] - after["up"]["kernel"], np.float64)
+    a = np.asarray(x, np.float64).T @ np.asarray(x, np.float64) / 32
+    # Adam's first step is the gradient's sign.
+    undone = (np.eye(16) + a / (0.1 * np.trace(a) / 16)) @ moved / 0.1
+    np.testing.assert_allclose(np.abs(undone), np.ones((16, 8)), rtol=2e-2)
+    assert after["up"]["kernel"].sharding.spec == P("a", "b")
+    factor = optimizer.opt_state[1].factors["up/kernel"]
+    assert factor.sharding.shard_shape(factor.shape) == (2, 16)

@@ -1,0 +1,102 @@
+"""What is no covariance, or not the parameters', and what an error says of it."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import mofo_jax
+from mofo_jax import InputCovariance
+
+RULE = mofo_jax.scale_by_inverse_covariance
+
+
+def raises(kind: type[Exception], message: str, *args: Any, **options: Any) -> None:
+    with pytest.raises(kind, match=message):
+        RULE(*args, **options)
+
+
+def with_matrix(matrix: Any, *axes: tuple[int, ...]) -> dict[str, Any]:
+    return {"kernel": InputCovariance(jnp.asarray(matrix), *(axes or ((0,),)))}
+
+
+def test_wrong_arguments() -> None:
+    good = with_matrix(np.eye(3, dtype=np.float32))
+    for damping in (0, -0.1, float("nan")):
+        raises(ValueError, f"`damping` must be positive, got {damping}", good, damping)
+    raises(ValueError, "`dtype` must be a floating-point dtype", good, dtype="int8")
+    for name in ("block_size", "rank"):
+        for value in (0, 2.0, True, jnp.int32(4)):
+            message = f"`{name}` must be a positive integer or None, got {value!r}"
+            with pytest.raises(ValueError) as caught:
+                RULE(good, **{name: value})
+            assert str(caught.value) == message
+    raises(
+        TypeError,
+        "`covariances` for kernel must be an InputCovariance or None, got ArrayImpl",
+        {"kernel": jnp.eye(3)},
+    )
+    raises(
+        ValueError, "`covariances` must hold an InputCovariance, got none", {"a": None}
+    )
+
+
+@pytest.mark.parametrize(
+    ("matrix", "axes", "message"),
+    [
+        (
+            np.ones((3, 4)),
+            ((0,),),
+            r"hold square matrices with 0 axes .* shape \(3, 4\)",
+        ),
+        (np.ones((2, 3, 3)), ((0,),), "square matrices with 0 axes in front"),
+        (np.eye(3), ((1,), (0,)), "square matrices with 1 axes in front"),
+        (np.eye(3, dtype=int), ((0,),), "be of a floating-point dtype, got int"),
+        (np.diag([1, np.nan]), ((0,),), "for kernel must be finite"),
+        (np.diag([1, np.inf]), ((0,),), "for kernel must be finite"),
+        (np.array([[1.0, 0.5], [0.2, 1]]), ((0,),), "for kernel must be symmetric"),
+        (np.diag([1.0, -1.0]), ((0,),), "of a diagonal that is not negative"),
+    ],
+    ids=range(8),
+)
+@pytest.mark.parametrize("traced", [False, True])
+def test_what_is_no_covariance(
+    matrix: Any, axes: Any, message: str, traced: bool
+) -> None:
+    covariances = with_matrix(matrix, *axes)
+
+    def build() -> jax.Array:
+        RULE(covariances)
+        return jnp.zeros(3)
+
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(build) if traced else build()
+
+
+def test_covariances_of_another_model() -> None:
+    optimizer = RULE(with_matrix(np.eye(3, dtype=np.float32)))
+    state = optimizer.init({"kernel": jnp.ones((3, 2))})
+    message = (
+        r"`covariances` for kernel of shape \(2, 3\) must be matrices along its axes "
+        r"\(0,\), for each index of \(\), got shape \(3, 3\)"
+    )
+    wrong = {"kernel": jnp.ones((2, 3))}
+    with pytest.raises(ValueError, match=message):
+        optimizer.init(wrong)
+    with pytest.raises(ValueError, match=message):
+        optimizer.update(wrong, state)
+    message = "must have the structure of the parameters, got nothing for weight"
+    with pytest.raises(ValueError, match=message):
+        optimizer.init({"weight": jnp.ones((3, 2))})
+    with pytest.raises(ValueError, match=r"of shape \(\) must be matrices along"):
+        optimizer.init({"kernel": jnp.ones(())})
+
+
+def test_a_covariance_has_no_negative_eigenvalue() -> None:
+    negative = np.array([[1.0, 3.0], [3.0, 1.0]])
+    with pytest.raises(
+        ValueError, match="`covariances` for kernel must be positive sem"
+    ):
+        RULE(with_matrix(negative)).init({"kernel": jnp.ones((2, 2))})
