@@ -7,6 +7,8 @@ import pytest
 
 from tests.hosts.processes import Run, run
 
+pytestmark = pytest.mark.nightly
+
 MESH = "fsdp=4,tensor=2"
 
 

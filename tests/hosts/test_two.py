@@ -13,6 +13,8 @@ from tests.finetune import small, tiny
 from tests.hosts import processes
 from tests.hosts.processes import Run, run
 
+pytestmark = pytest.mark.nightly
+
 MESH = "fsdp=2,tensor=2"
 
 
