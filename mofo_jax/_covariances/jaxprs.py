@@ -33,9 +33,7 @@ def opened(closed: Any) -> tuple[Any, Sequence[Any]]:
 def called(params: Mapping[str, Any]) -> Any:
     """Returns the one jaxpr among the parameters of a primitive in `CALLS`."""
     (closed,) = (
-        value
-        for value in params.values()
-        if isinstance(value, (core.Jaxpr, core.ClosedJaxpr))
+        value for value in params.values() if isinstance(opened(value)[0], core.Jaxpr)
     )
     return closed
 
