@@ -89,7 +89,7 @@ def test_the_command_line_makes_mofo_of_its_configuration(
     injected = ours.trainer.optimizer.opt_state.hyperparams
     # What can be a number is one on the device, as any of Optax's own would be.
     assert float(injected["update_fraction"][...]) == np.float32(0.15)
-    assert {"b1", "b2", "eps", "learning_rate", "rest"} <= set(injected)
+    assert {"b1", "b2", "eps", "learning_rate", "unselected_scale"} <= set(injected)
     logged = tunix_trainer.history(ours.trainer, "learning_rate")
     # The trainer looks when the next step has been taken, except at the last.
     np.testing.assert_allclose(logged, [9e-3, 8e-3, 8e-3], rtol=1e-6)
