@@ -1,4 +1,4 @@
-"""Where MoFO must be `optax.adamw` to the last bit, in updates and in state."""
+"""Cases in which MoFO equals `optax.adamw` bit for bit, in updates and in state."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ from tests.helpers import (
     types,
 )
 
-# AdamW decays by default, as the paper does not.
+# `optax.adamw` has weight decay by default; `mofo` has none, as in the paper.
 COMMON_ARGUMENTS: dict[str, Any] = {"learning_rate": 1e-2, "weight_decay": 0.0}
 
 ADAMW_ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -96,7 +96,7 @@ def test_the_state_is_adamws(arguments: str, decay: str) -> None:
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_the_moments_are_adamws_whatever_moves(dtype: str) -> None:
-    # A skipped coordinate goes on keeping its moments.
+    # The moments of coordinates that are not selected are updated too.
     params, gradients = few(5, dtype)
     _, _, state = run(mofo_jax.mofo(1e-2), params, gradients, jit=False)
     _, _, desired = run(optax.adamw(1e-2), params, gradients, jit=False)

@@ -1,4 +1,4 @@
-"""Options by tensor: every way to give one, and the trees of Flax and of others."""
+"""Options per tensor: every form of them, and the trees of Flax and other frameworks."""
 
 import dataclasses
 from typing import Any
@@ -79,7 +79,7 @@ def test_rules_are_plain_values() -> None:
     assert rules != mofo_jax.PathRules({"a": (0,)})
     assert eval(repr(rules), {"PathRules": mofo_jax.PathRules}) == rules
     assert repr(mofo_jax.PathRules({"a": 1})) == "PathRules({'a': 1})"
-    assert not callable(rules)  # Or `inject_hyperparams` would call it a schedule.
+    assert not callable(rules)  # `inject_hyperparams` treats callables as schedules.
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_each_block_gets_its_share(axes: tuple, ties: str) -> None:
     np.testing.assert_array_equal(np.asarray(updates) != 0, expected)
 
 
-# The same few parameters as every framework keeps them.
+# The shapes of the same parameters in every framework.
 SHAPES = {"layers": (3, 4, 5), "kernel": (6, 7), "scale": (8,), "bias": (7,)}
 RULES = {
     "block_axes": mofo_jax.PathRules({r"(^|/)layers$": (0,)}, default=()),
@@ -136,7 +136,7 @@ RULES = {
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class Parameters:
-    """A module as Equinox has them: attributes, and holes for what is static."""
+    """A module like Equinox's: attributes, with None in place of a static one."""
 
     layers: Any
     kernel: Any
@@ -243,7 +243,7 @@ def test_nnx_optimizer(jit: bool, desired: dict) -> None:
 
 
 def test_nnx_state_of_variables(desired: dict) -> None:
-    # What trainers give to `init`, and some to `update`: paths end in `.value`.
+    # Trainers pass such states to `init`, and some to `update`: paths end in `.value`.
     start, *gradients = (nnx.state(Model(values(seed)), nnx.Param) for seed in range(3))
     tx = optimizer()
     state = tx.init(start)

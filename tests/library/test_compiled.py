@@ -1,4 +1,4 @@
-"""What the compiled training step holds beside the arrays it was given."""
+"""Temporary memory and instructions of the compiled training step."""
 
 import functools
 from typing import Any
@@ -10,13 +10,13 @@ import pytest
 
 import mofo_jax
 
-# Large enough that what a program needs anyway does not count: 25 MB of parameters.
+# Parameters of 25 MB, compared with which a program's fixed memory is negligible.
 SHAPES = {"stacked": (3, 768, 1024), "kernel": (2048, 1024), "embedding": (4099, 512)}
 SIZE = 4 * (3 * 768 * 1024 + 2048 * 1024 + 4099 * 512)
 
 
 def step(optimizer: Any, params: Any, state: Any, grads: Any) -> tuple:
-    """Returns parameters and state in the order in which they came."""
+    """Returns parameters and state in argument order, as donation requires."""
     updates, state = optimizer.update(grads, state, params)
     return optax.apply_updates(params, updates), state
 
@@ -48,10 +48,10 @@ def test_the_step_keeps_no_second_copy_and_sorts_nothing(ties: str, decay: str) 
         - adamw.memory_analysis().temp_size_in_bytes
     )
     assert extra < 0.05 * SIZE
-    # Parameters and both moments are written where they were read.
+    # Parameters and both moments are updated in place.
     aliased = ours.memory_analysis().alias_size_in_bytes
     assert aliased >= adamw.memory_analysis().alias_size_in_bytes >= 3 * SIZE
     text = ours.as_text()
-    assert " while(" in text  # The search is in there.
+    assert " while(" in text  # The program contains the search.
     assert " sort(" not in text
     assert "topk" not in text.lower()

@@ -1,4 +1,4 @@
-"""A fraction that adapts itself, on problems whose fraction at rest is known."""
+"""The control of the fraction, on problems for which its limit is known."""
 
 import functools
 from collections.abc import Callable
@@ -19,9 +19,9 @@ PULL = 0.5
 
 
 def drift(fraction: jax.Array) -> optax.GradientTransformation:
-    """Goes against the gradient in proportion to the fraction, and is pulled back.
+    """Gradient descent in proportion to the fraction, with a pull to the start.
 
-    Under a gradient of -1 a coordinate comes to rest at fraction / PULL.
+    Under a gradient of -1, a coordinate settles at fraction / PULL.
     """
     return optax.chain(
         optax.stateless(
@@ -38,7 +38,7 @@ def descend(
     gradient: Callable[[Any, jax.Array], Any],
     steps: int,
 ) -> tuple[Any, Any, Any]:
-    """Returns the last parameters, and fractions and distances of every step."""
+    """Returns the last parameters, and the fractions and distances of all steps."""
     start = params
 
     def step(carry: tuple, count: jax.Array) -> tuple:
@@ -75,7 +75,7 @@ def test_it_converges_to_the_fraction_that_rests_at_the_budget(
 
 
 def noisy_quadratic(size: int) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """Returns the gradient of a parabola around 1, 2, 3, ... with seeded noise."""
+    """Returns the gradient of a quadratic with its minimum between 1 and 3, and noise."""
     end = jnp.linspace(1, 3, size)
 
     def gradient(params: jax.Array, count: jax.Array) -> jax.Array:
@@ -100,7 +100,7 @@ def test_mofo_is_held_at_the_distance_where_its_fraction_would_rest() -> None:
         pulled_mofo, budget=1e-9, initial=rest, measure="divergence"
     )
     _, fractions, distances = descend(fixed, jnp.zeros(size), gradient, 1000)
-    assert np.all(fractions == np.float32(rest))  # Nothing was reported.
+    assert np.all(fractions == np.float32(rest))  # No divergence was passed.
     budget = float(np.mean(distances[-500:]))
     held = control_fraction(pulled_mofo, budget=budget, initial=1.0, gain=0.02)
     _, fractions, distances = descend(held, jnp.zeros(size), gradient, 1500)
@@ -119,7 +119,7 @@ def test_a_growing_budget_is_followed() -> None:
     followed = (distances / np.asarray(schedule(np.arange(steps))))[200:]
     assert np.all(np.abs(followed - 1) < 0.15)
     np.testing.assert_allclose(np.mean(followed), 1, rtol=0.02)
-    # What it swings by becomes less and less.
+    # The oscillation around the budget decreases.
     assert np.std(followed[200:]) < 0.8 * np.std(followed[:200])
 
 

@@ -1,4 +1,4 @@
-"""What a run did, against NumPy's float64 and the definitions."""
+"""The diagnostics, against NumPy's float64 and their definitions."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ def share(moved: np.ndarray) -> float:
 
 
 def sparse(seed: int, like: Any) -> Any:
-    """Returns updates of which most are zero."""
+    """Returns updates that are mostly zero."""
     random = random_generator(seed)
 
     def update(leaf: jax.Array) -> jax.Array:
@@ -37,14 +37,14 @@ def sparse(seed: int, like: Any) -> Any:
 
 
 def moved_zoo() -> tuple[Any, Any]:
-    """Returns the zoo's parameters after some updates, and before."""
+    """Returns the zoo's parameters after some updates, and before them."""
     start, _ = float32_zoo(0)
     return optax.apply_updates(start, sparse(1, start)), start
 
 
 @pytest.fixture(params=["eager", "jit"])
 def call(request: pytest.FixtureRequest) -> Any:
-    """Calls a function of trees and a static rest, compiled or not."""
+    """Calls a function of trees and static arguments, compiled or not."""
 
     def jitted(function: Any, *trees: Any, **static: Any) -> Any:
         return jax.jit(lambda *trees: function(*trees, **static))(*trees)
@@ -113,7 +113,7 @@ def test_mask_overlap_of_nothing_is_zero() -> None:
 
 
 def members(tree: Any, group: str) -> list[np.ndarray]:
-    """Returns the leaves of a group of GROUPS, found by their paths as text."""
+    """Returns the leaves of a group of `GROUPS`, found by the text of their paths."""
     pairs = jax.tree_util.tree_leaves_with_path(tree)
     names = {
         "wide": lambda path: "matrix" in path or "stacked" in path,
@@ -167,7 +167,7 @@ def test_a_tree_without_tensors() -> None:
 
 
 def test_flax_nnx_trees_of_either_structure() -> None:
-    """States wrap leaves before training and do not after it."""
+    """Flax NNX wraps leaves in the states before training and not after it."""
     model = nnx.Linear(3, 4, rngs=nnx.Rngs(0))
     wrapped = nnx.state(model)
     bare = nnx.to_pure_dict(wrapped)
@@ -192,7 +192,7 @@ def test_counts_are_exact_where_float32_stops_counting() -> None:
 
 
 def test_tensors_of_any_size_can_be_measured() -> None:
-    """Of a 70B model's stacked kernel only the shapes are made."""
+    """The stacked kernel of a 70B model is evaluated abstractly, by shape."""
     huge = {"up": jax.ShapeDtypeStruct((80, 8192, 28672), jnp.bfloat16)}
     for function in (mofo_jax.mask_overlap, mofo_jax.ever_moved_share):
         (value,) = jax.tree.leaves(jax.eval_shape(function, huge, huge))

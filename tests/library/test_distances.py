@@ -1,4 +1,4 @@
-"""How far parameters are from their start, against NumPy's float64."""
+"""The distance of parameters from their start, against NumPy's float64."""
 
 from typing import Any
 

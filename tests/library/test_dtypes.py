@@ -1,4 +1,4 @@
-"""Rounding to a narrow dtype without a conversion, against NumPy's conversions."""
+"""Rounding to a narrow dtype without conversion, against NumPy's conversions."""
 
 import functools
 
@@ -17,7 +17,8 @@ from tests.library.awkward import numbers
 def test_numbers_are_rounded_as_numpy_rounds_them(dtype: str, jit: bool) -> None:
     rng = random_generator()
     kinds = numbers(DTYPES["float32"])
-    # Of float32's own subnormal numbers a platform may make zeros, and has many NaN.
+    # Other kinds have subnormal float32 numbers, which a platform may flush to zero,
+    # and NaN with different bits.
     exact = [kinds[name](rng, (999,)) for name in ("normal", "infinite", "one outlier")]
     spread = rng.normal(size=9999) * 2.0 ** rng.integers(-26, 17, 9999)
     halves = rng.integers(0, 2 ** (jnp.finfo(dtype).nmant + 1), 9999) + 0.5

@@ -1,4 +1,4 @@
-"""What a wrong argument is told: its name, its value, and what is allowed."""
+"""Errors for invalid arguments state their name, their value, and what is allowed."""
 
 import re
 from collections.abc import Callable
@@ -15,7 +15,7 @@ PARAMS = {"kernel": X, "scale": jnp.ones(3)}
 
 
 def first_update(optimizer: optax.GradientTransformation, params: Any = PARAMS) -> None:
-    """Meets what only the tree of updates tells."""
+    """Runs a first update, which checks options against the tree of updates."""
     optimizer.update(params, optimizer.init(params), params)
 
 

@@ -39,18 +39,18 @@ INNER: dict[str, Callable[[], Any]] = {
         {"a": optax.adam(1e-2), "b": optax.lion(1e-2)}, LABELS
     ),
 }
-# Where Optax's states keep what the filter ranks by.
+# The names of momenta in Optax's states.
 MOMENTA = ("mu", "trace", "m")
 
 
 def tree(seed: int) -> dict[str, jax.Array]:
-    """Returns numbers."""
+    """Returns a tree of random numbers."""
     rng = random_generator(seed)
     return {n: jnp.asarray(rng.normal(size=s), jnp.float32) for n, s in SHAPES.items()}
 
 
 def momentum(state: Any, name: str) -> np.ndarray:
-    """Returns a tensor's momentum by walking over the state, by name alone."""
+    """Returns a tensor's momentum, found in the state by the names in its path."""
     found = [
         np.asarray(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(state)

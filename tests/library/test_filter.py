@@ -101,7 +101,7 @@ FRACTIONS = {
 
 @pytest.mark.parametrize("form", FRACTIONS)
 def test_every_form_of_the_fraction(form: str) -> None:
-    # 0.3 * 42 and 0.3 * 9 are far from integers: rounding it changes nothing.
+    # 0.3 * 42 and 0.3 * 9 are far from integers, so rounding does not matter.
     ours = mofo_jax.mofo(1e-2, update_fraction=FRACTIONS[form])
     desired = mofo_jax.mofo(1e-2, update_fraction=0.3)
     actual = run(ours, PARAMS, gradients(2))[0]
@@ -176,7 +176,7 @@ def test_shards_with_an_axis_name_are_ranked_together(split: tuple[int, str]) ->
     actual = jax.vmap(update, axis_name=name)(pieces(x))
     np.testing.assert_array_equal(actual["w"] != 0, desired["w"] != 0)
     assert int((actual["w"] != 0).sum()) == int(96 * 0.2)
-    # Without the name each shard would choose on its own.
+    # Without the name, each shard selects separately.
     apart = jax.vmap(lambda s: alone.update(s, alone.init(s))[0])(pieces(x))
     assert not np.array_equal(apart["w"] != 0, desired["w"] != 0)
 

@@ -1,4 +1,4 @@
-"""The Fisher information: its estimate, its place in a state, the step it scales."""
+"""The Fisher information: its estimate, its copy in a state, and its use in a step."""
 
 from collections.abc import Callable
 from typing import Any
@@ -31,13 +31,13 @@ PROBABILITIES = np.array([0.5, 0.3, 0.2])
 
 
 def log_likelihood(params: Any, sample: Any) -> jax.Array:
-    """A linear classifier's, of a class given an input."""
+    """Returns a linear classifier's log-likelihood of a class given an input."""
     logits = sample["input"] @ params["kernel"] + params["bias"]
     return jax.nn.log_softmax(logits.astype(jnp.float32))[sample["class"]]
 
 
 def classifier(count: int, dtype: Any = jnp.float32) -> tuple[Any, Any]:
-    """Returns its parameters, and inputs with classes drawn from it."""
+    """Returns the classifier's parameters, and inputs with classes sampled from it."""
     rng = random_generator()
     params = {
         "kernel": jnp.asarray(rng.normal(size=(4, 3)), dtype),
@@ -80,7 +80,7 @@ def test_samples_of_the_model_give_its_fisher_information() -> None:
         return jax.nn.log_softmax(logits)[token]
 
     actual = fisher_information(log_likelihood, logits, tokens)
-    # Of independent squares of at most 1, the mean is off by 1/sqrt(4000) or less.
+    # The standard error of a mean of 4000 squares in [0, 1] is at most 1/sqrt(4000).
     expected = PROBABILITIES * (1 - PROBABILITIES)
     np.testing.assert_allclose(actual, expected, atol=0.02)
 
@@ -113,7 +113,7 @@ def test_samples_must_have_one_leading_axis(samples: Any) -> None:
 
 
 def squares(params: Any) -> Any:
-    """Returns what could be the parameters' Fisher information."""
+    """Returns positive numbers that stand for the Fisher information."""
     return jax.tree.map(lambda p: jnp.square(p.astype(jnp.float32)), params)
 
 
@@ -194,7 +194,7 @@ def test_the_state_is_made_of_copies_and_keeps_its_type(keeper: str) -> None:
     moved = optax.tree.map_params(optimizer, lambda leaf: leaf + 1, state)
     np.testing.assert_array_equal(moved.fisher["heads"], state.fisher["heads"] + 1)
     jax.jit(lambda s: s, donate_argnums=0)(state)
-    assert np.all(np.isfinite(fisher["heads"]))  # Not donated with it.
+    assert np.all(np.isfinite(fisher["heads"]))  # It was not donated with the state.
     shapes = jax.eval_shape(optimizer.init, params)
     assert jax.tree.structure(shapes) == jax.tree.structure(after)
 

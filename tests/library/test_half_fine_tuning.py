@@ -1,4 +1,4 @@
-"""Half fine-tuning: the categories of parameters, and that half of each trains."""
+"""Half fine-tuning: the categories of parameters, and the half that trains."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from mofo_jax._options.path_rules import path_name
 
 
 class LinenModel(nn.Module):
-    """A language model whose modules have the names that Linen gives them."""
+    """A language model whose modules have Linen's default names."""
 
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
@@ -26,7 +26,7 @@ class LinenModel(nn.Module):
 
 
 class NNXModel(nnx.Module):
-    """A layer of Flax NNX, with the attribute names that its own examples use."""
+    """A layer of Flax NNX, with the attribute names of Flax's own examples."""
 
     def __init__(self) -> None:
         rngs = nnx.Rngs(0)
@@ -115,7 +115,7 @@ def test_categories_of_nnx() -> None:
         ("layers/attention_norm/scale", "norms"),
         ("layers/mlp/down/kernel", "feed-forward"),
         ("final_norm/scale", "norms"),
-        # Names that contain those of others.
+        # Names that contain names of the categories.
         ("dropout_group/kernel", "others"),
         ("window/kernel", "others"),
         ("overhead/kernel", "others"),

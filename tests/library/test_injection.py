@@ -1,4 +1,4 @@
-"""MoFO whose hyperparameters `optax.inject_hyperparams` traces."""
+"""MoFO under `optax.inject_hyperparams`, which traces its hyperparameters."""
 
 import functools
 
@@ -23,7 +23,8 @@ def test_hyperparameters_may_be_injected(jit: bool) -> None:
         "ties": "exact",
         "nesterov": True,
         "decay": "all",
-        "mu_dtype": "bfloat16",  # A type of JAX is callable: a schedule.
+        # A string, since JAX's types are callable and treated as schedules.
+        "mu_dtype": "bfloat16",
         "weight_decay": 0.1,
     }
     injected = optax.inject_hyperparams(mofo_jax.mofo, hyperparam_dtype=jnp.float32)

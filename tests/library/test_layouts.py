@@ -1,7 +1,8 @@
-"""Ready rules for block axes, on the parameter trees of real models.
+"""`block_rules` on the parameter trees of real models.
 
-Flax's models are built abstractly here, and our Llama in `finetune/test_layout.py`; for
-trainers' own models see `test_layouts_of_maxtext.py` and `test_layouts_of_tunix.py`.
+Flax's models are initialized abstractly here, and our Llama in
+`finetune/model/test_layout.py`. `test_layouts_of_maxtext.py` and
+`test_layouts_of_tunix.py` have the models of these trainers.
 """
 
 import math
@@ -17,7 +18,8 @@ import mofo_jax
 from mofo_jax._options.blocks import resolve_blocks
 from mofo_jax._options.path_rules import path_name
 
-# Layers, width, heads, key-value heads, width of a head, feed-forward, experts, words.
+# Layers, model width, heads, key-value heads, head dimension, feed-forward width,
+# experts, vocabulary.
 L, D, N, K, H, F, E, V = 3, 8, 4, 2, 5, 16, 6, 32
 
 
@@ -31,7 +33,7 @@ def blocks(rules: mofo_jax.PathRules, tree: Any) -> dict[str, int]:
 
 
 def abstract(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Returns the nested tree of parameters whose paths and shapes are given."""
+    """Returns the nested tree of abstract parameters with these paths and shapes."""
     tree: dict[str, Any] = {}
     for path, shape in shapes.items():
         *parents, name = path.split("/")
@@ -43,14 +45,14 @@ def abstract(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
 
 
 def check(rules: mofo_jax.PathRules, tree: Any, divided: dict[str, int]) -> None:
-    """Compares the number of blocks of every tensor; one where `divided` has none."""
+    """Checks the number of blocks of every tensor: one unless `divided` has another."""
     counts = blocks(rules, tree)
     assert divided.keys() <= counts.keys(), divided.keys() - counts.keys()
     assert counts == dict.fromkeys(counts, 1) | divided
 
 
 class LinenBlock(nn.Module):
-    """A layer as Flax's own examples write it, with experts beside."""
+    """A layer as in Flax's examples, with additional experts."""
 
     @nn.compact
     def __call__(self, x: jax.Array, _: None = None) -> tuple[jax.Array, None]:
@@ -167,7 +169,7 @@ def test_flax_nnx(scanned: bool, unit: str) -> None:
     in_layer = NNX if unit == "head" else {}
     if unit == "expert":
         in_layer = {"experts/kernel": E, "experts/bias": E}
-    # Wrapped as `init` gets it, and bare as `update` does.
+    # `init` receives wrapped variables, `update` may receive bare arrays.
     for tree in (wrapped, nnx.to_pure_dict(wrapped)):
         counts = {}
         for path in blocks(mofo_jax.block_rules("nnx", "layer"), tree):
@@ -197,7 +199,7 @@ def test_layers_on_another_axis(axis: int) -> None:
 
 
 def test_layers_scanned_within_layers() -> None:
-    # As MaxText stacks the local layers of Gemma 4.
+    # MaxText stacks the local layers of Gemma 4 like this.
     block = "decoder/scanned_blocks"
     shapes = {
         f"{block}/local_layers/attention/query/kernel": (D, L, 4, N, H),

@@ -1,10 +1,9 @@
-"""Ready rules for block axes, on the parameter trees of MaxText's models.
+"""`block_rules` on the parameter trees of MaxText's models.
 
-MaxText needs an environment of its own, so the trees are written down here, as its
-source gives them at commit e591f30: names in
-`checkpoint_conversion/utils/param_mapping.py`, shapes of one layer in
-`layers/{attentions,attention_mla,linears,moe}.py`, stacking on `param_scan_axis`, 1, in
-`layers/{decoders,nnx_decoders}.py`.
+MaxText needs a separate environment, so the trees are listed here, according to its
+source at commit e591f30: names in `checkpoint_conversion/utils/param_mapping.py`,
+shapes of one layer in `layers/{attentions,attention_mla,linears,moe}.py`, stacking on
+`param_scan_axis`, 1, in `layers/{decoders,nnx_decoders}.py`.
 """
 
 import pytest
@@ -12,10 +11,10 @@ import pytest
 import mofo_jax
 from tests.library.test_layouts import D, E, F, H, K, L, N, V, abstract, check
 
-# Ranks of DeepSeek's projections, and the width of a head without positions.
+# The ranks of DeepSeek's projections, and the width of a head's rotary part.
 Q, R, P = 7, 9, 3
 
-# Each parameter's shape in one layer, the axes there that index heads, and those that
+# The shape of each parameter in one layer, its axes that index heads, and its axes that
 # index experts.
 Parameters = dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
 
@@ -91,7 +90,8 @@ SPARSE = {
     **experts("DeepSeekMoeBlock_0/MoeBlock_0"),
     **feed_forward("DeepSeekMoeBlock_0/shared_experts"),
 }
-# By place in the decoder: how many layers are stacked there (0: none), and one of them.
+# By name of the decoder's module: the number of layers stacked in it (0 if they are not
+# stacked), and the parameters of one layer.
 MAXTEXT: dict[str, dict[str, tuple[int, Parameters]]] = {
     "llama": {
         "layers": (
@@ -128,7 +128,7 @@ MAXTEXT: dict[str, dict[str, tuple[int, Parameters]]] = {
         "moe_layers_2_4": (L, SPARSE),
     },
     "qwen3_next": {
-        # Its attention within attention merges heads in the last kernel.
+        # The output kernel of its nested attention module merges heads.
         "layers": (
             L,
             {

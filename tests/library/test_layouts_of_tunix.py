@@ -1,7 +1,7 @@
-"""Ready rules for block axes, on the parameter trees of Tunix's models.
+"""`block_rules` on the parameter trees of Tunix's models.
 
-Tunix needs an environment of its own, so the trees are written down here, as its source
-gives them at commit c7d8950, in `models/{llama3,qwen2,qwen3,gemma,gemma3}/model.py` and
+Tunix needs a separate environment, so the trees are listed here, according to its
+source at commit c7d8950: `models/{llama3,qwen2,qwen3,gemma,gemma3}/model.py` and
 `models/gemma4/{attention,moe,layers}.py`.
 """
 
@@ -107,6 +107,6 @@ def test_tunix(model: str, unit: str) -> None:
     tree = abstract(shapes)
     check(mofo_jax.block_rules("tunix", unit, **counted), tree, counts)
     if unit == "head":
-        # Without the numbers of heads biases that merge them stay whole.
+        # Without the numbers of heads, biases that merge heads are one block.
         counts |= {path: 1 for path in counts if path.endswith("_bias")}
         check(mofo_jax.block_rules("tunix", unit), tree, counts)

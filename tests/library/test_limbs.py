@@ -1,4 +1,4 @@
-"""Counts of more than 32 bits against Python's integers."""
+"""Counts of more than 32 bits, against Python's integers."""
 
 import math
 from fractions import Fraction
@@ -13,7 +13,7 @@ from tests.helpers import random_generator, x64
 
 
 def split(values: np.ndarray, size: int) -> limbs.Count:
-    """Returns an array of Python's integers as limbs."""
+    """Returns the limbs of an array of Python integers."""
     return tuple(
         jnp.asarray(((values >> (32 * i)) & (2**32 - 1)).astype(np.uint32))
         for i in range(size)
@@ -21,12 +21,12 @@ def split(values: np.ndarray, size: int) -> limbs.Count:
 
 
 def join(count: limbs.Count) -> np.ndarray:
-    """Returns limbs as an array of Python's integers."""
+    """Returns the array of Python integers that limbs represent."""
     return sum(np.asarray(w).astype(object) << (32 * i) for i, w in enumerate(count))
 
 
 def interesting(size: int) -> np.ndarray:
-    """Returns counts near every carry, and random ones."""
+    """Returns counts next to all powers of two, where carries occur, and random ones."""
     most = (1 << (32 * size)) - 1
     edges = {
         min(max((1 << shift) + offset, 0), most)
@@ -66,7 +66,7 @@ def add_rows(limb: jax.Array) -> jax.Array:
 @pytest.mark.parametrize("terms", [1, 2, 3, 257, 70_000])
 def test_sums_are_exact(size: int, terms: int) -> None:
     rng = random_generator(terms)
-    # The largest sum that two limbs hold, were every term the largest.
+    # The largest terms whose sum fits in two limbs.
     most = (2**64 - 1) // terms if size == 2 else 2**32 - 1
     values = rng.integers(most, size=(terms, 20), dtype=np.uint64, endpoint=True)
     values = values.astype(object)
@@ -147,7 +147,7 @@ def test_a_traced_fraction_is_the_floor_of_the_exact_product(size: int) -> None:
     assert len(count) == limbs.limbs_for(size)
     expected = [exact_share(float(fraction), size) for fraction in fractions]
     np.testing.assert_array_equal(join(count), np.array(expected, object))
-    # What NumPy's float64 makes of the same fractions.
+    # The result of NumPy's float64 product for the same fractions.
     rounded = np.array([max(1, int(size * float(f))) for f in fractions], object)
     assert all(0 <= r - e <= 1 for r, e in zip(rounded, expected, strict=True))
     if size < 2**29:
