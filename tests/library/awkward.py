@@ -1,4 +1,4 @@
-"""Arrays of every awkward kind of number, for any floating-point dtype."""
+"""Arrays with difficult kinds of numbers, for any floating-point dtype."""
 
 import math
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from tests.helpers import patterns
 
 
 def numbers(dtype: np.dtype) -> dict[str, Any]:
-    """Returns generators of arrays of every awkward kind, by name."""
+    """Returns generators of arrays, by the name of the kind of number in them."""
     unsigned = np.dtype(f"uint{8 * dtype.itemsize}")
     bits = 8 * dtype.itemsize
 

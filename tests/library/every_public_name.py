@@ -33,7 +33,7 @@ RATE = 1e-2
 
 
 def loss(params: Params) -> jax.Array:
-    """Returns how far the parameters are from where they should be."""
+    """Returns the squared distance of the parameters from a target."""
     return jnp.sum((params["kernel"] - 2) ** 2)
 
 
@@ -43,17 +43,17 @@ def log_likelihood(params: Params, sample: jax.Array) -> jax.Array:
 
 
 def apply(params: Params, inputs: jax.Array) -> jax.Array:
-    """Returns what a linear model makes of inputs."""
+    """Returns the output of a linear model."""
     return inputs @ params["kernel"]
 
 
 def steepness(tensor: scores.Tensor) -> jax.Array:
-    """Is a score of one's own."""
+    """A custom score."""
     return tensor.gradient * tensor.momentum
 
 
 def new_params() -> Params:
-    """Returns parameters to begin with."""
+    """Returns initial parameters."""
     return {"kernel": jnp.arange(12.0).reshape(3, 4)}
 
 
@@ -61,7 +61,7 @@ def train(
     optimizer: optax.GradientTransformationExtraArgs, **extra: jax.Array
 ) -> tuple[Params, optax.Updates, optax.OptState]:
     """Returns parameters, updates and state after two steps."""
-    # Optax types what `apply_updates` returns as any tree.
+    # Optax's annotations say that `apply_updates` returns any tree.
     params: Any = new_params()
     state = optimizer.init(params)
     updates: optax.Updates = params
@@ -73,7 +73,7 @@ def train(
 
 
 def proposed_steps(fisher: optax.Params) -> list[optax.GradientTransformation]:
-    """Returns what proposes a step, with its learning rate."""
+    """Returns transformations that propose a step, each with a learning rate."""
     return [
         optax.chain(proposal, optax.scale_by_learning_rate(RATE))
         for proposal in (
@@ -85,7 +85,7 @@ def proposed_steps(fisher: optax.Params) -> list[optax.GradientTransformation]:
 
 
 def use_options() -> None:
-    """Gives `mofo` and the filter their options in the forms that there are."""
+    """Passes options to `mofo` and to the filter, in each of their forms."""
     schedule = optax.linear_schedule(RATE, 0.0, 10)
     train(mofo_jax.mofo(schedule, mu_dtype=jnp.bfloat16, weight_decay=0.1))
     train(mofo_jax.mofo(RATE, dense=mofo_jax.NORMS_AND_BIASES, decay="all"))
@@ -98,7 +98,7 @@ def use_options() -> None:
 
 
 def use_scores(fisher: optax.Params) -> None:
-    """Ranks by each score that is made of arguments, and by one's own."""
+    """Trains with each score that has arguments, each name, and a custom score."""
     for score in (
         scores.adam_ratio(b2=0.99),
         scores.random(seed=1),
@@ -124,7 +124,7 @@ def use_scores(fisher: optax.Params) -> None:
 
 
 def use_covariances() -> None:
-    """Makes steps small along the inputs of a model."""
+    """Trains with the inverse covariance of a model's inputs."""
     inputs = jnp.arange(15.0).reshape(5, 3)
     covariances, report = mofo_jax.input_covariances(
         apply,
@@ -142,7 +142,7 @@ def use_covariances() -> None:
 
 
 def use_what_is_around(fisher: optax.Params) -> None:
-    """Wraps optimizers, and reads what the wrappers keep."""
+    """Wraps optimizers, and reads the states of the wrappers."""
     for proposed in proposed_steps(fisher):
         train(mofo_jax.momentum_filter(proposed))
     train(baselines.half_fine_tuning(optax.adam(RATE), categories=baselines.CATEGORIES))
@@ -179,7 +179,7 @@ def use_what_is_around(fisher: optax.Params) -> None:
 
 
 def use_what_measures() -> None:
-    """Selects without an optimizer, and measures and mends what a run did."""
+    """Selects without an optimizer, and measures and merges the result of a run."""
     x = new_params()["kernel"]
     mask: jax.Array = mofo_jax.top_fraction_mask(x, 0.25, block_axes=(0,))
     least: jax.Array = mofo_jax.magnitude_threshold(x, 3)
@@ -201,7 +201,7 @@ def use_what_measures() -> None:
 
 
 def main() -> None:
-    """Calls them all."""
+    """Runs all of the above."""
     samples = jnp.ones((5, 3, 4))
     fisher = baselines.fisher_information(log_likelihood, new_params(), samples)
     use_options()

@@ -1,10 +1,10 @@
-"""Random selections against NumPy's sort, as many as wanted.
+"""Random selections compared with NumPy's sort.
 
 python -m tests.library.selections --count 100000 --seed 0
 
-Every kind of number that `awkward` has, in four dtypes, with and without block axes,
-both kinds of ties, fractions that are known when it is compiled and fractions that are
-not. Each combination is compiled once.
+The selections cover every kind of number in `awkward`, four dtypes, layouts with and
+without block axes, both rules for ties, and static and traced fractions. Each
+combination is compiled once.
 """
 
 import collections
@@ -45,21 +45,21 @@ class Options:
     """Compares random selections with NumPy's."""
 
     count: int = 100_000
-    """How many selections."""
+    """Number of selections."""
     seed: int = 0
-    """Of everything that is drawn."""
+    """Seed of the random fractions and numbers."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """What a selection is compiled for.
+    """The static arguments of a compiled selection.
 
     Attributes:
-      shape: of the array.
-      block_axes: of it.
+      shape: shape of the array.
+      block_axes: its block axes.
       dtype: a key of `DTYPES`.
       ties: "all" or "exact".
-      traced: whether the fraction is an argument; else it is a constant.
+      traced: whether the fraction is an argument rather than a constant.
     """
 
     shape: tuple[int, ...]
@@ -78,7 +78,7 @@ VARIANTS = [
 
 
 def drawn_fraction(rng: np.random.Generator) -> float:
-    """Any fraction, the paper's, the largest, and ones that only just choose."""
+    """Returns a random fraction: often the default, 1, or one that selects very few."""
     likely = [0.15, 0.5, 1.0, 1e-6, 0.29, 0.57]
     return float(rng.choice([*likely, *rng.uniform(1e-6, 1, size=len(likely))]))
 
@@ -86,7 +86,7 @@ def drawn_fraction(rng: np.random.Generator) -> float:
 def drawn_numbers(
     rng: np.random.Generator, variant: Variant, kinds: dict[str, Callable[..., Any]]
 ) -> tuple[str, np.ndarray]:
-    """An array of one kind of number, half of the time with another kind strewn in."""
+    """Returns an array of one kind of number, mixed with another kind half the time."""
     kind, other = rng.choice([*kinds], size=2)
     x = kinds[kind](rng, variant.shape)
     if rng.uniform() < 0.5:
@@ -98,10 +98,10 @@ def drawn_numbers(
 def selections(
     variant: Variant, count: int, rng: np.random.Generator
 ) -> Iterator[tuple[str, bool]]:
-    """Compares some selections of a variant.
+    """Runs random selections of a variant.
 
     Yields:
-      The kind of number, and whether the mask was the reference's.
+      The kind of number, and whether the mask equals the reference.
     """
     select = functools.partial(
         mofo_jax.top_fraction_mask, block_axes=variant.block_axes, ties=variant.ties
@@ -111,7 +111,7 @@ def selections(
     kinds = numbers(DTYPES[variant.dtype])
     for _ in range(count):
         kind, x = drawn_numbers(rng, variant, kinds)
-        # As the program is given it: its float32 is what NumPy reckons with too.
+        # NumPy must compute with the program's float32 fraction.
         fraction = np.float32(drawn_fraction(rng)) if variant.traced else constant
         mask = compiled(x, fraction) if variant.traced else compiled(x)
         expected = selected(x, float(fraction), variant.block_axes, variant.ties)
@@ -121,11 +121,11 @@ def selections(
 def compare(
     count: int, seed: int, variants: list[Variant] = VARIANTS
 ) -> tuple[collections.Counter[str], list[str]]:
-    """Compares selections, shared out among variants.
+    """Compares selections with NumPy's, divided equally among the variants.
 
     Returns:
-      How many there were of each kind of number, and of each dtype; a line for each
-      that was different.
+      The number of selections by kind of number and by dtype, and a line for each
+        selection that differs.
     """
     done: collections.Counter[str] = collections.Counter()
     different: list[str] = []
@@ -143,7 +143,7 @@ def compare(
 
 
 def run(options: Options) -> bool:
-    """Compares, says what came out, and returns whether all were the same."""
+    """Runs the comparison, prints the result, and returns whether all masks agree."""
     began = time.monotonic()
     done, different = compare(options.count, options.seed)
     seconds = time.monotonic() - began

@@ -95,7 +95,7 @@ def test_the_state_is_adamws(arguments: str, decay: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
-def test_the_moments_are_adamws_whatever_moves(dtype: str) -> None:
+def test_the_moments_of_unselected_coordinates_are_adamws(dtype: str) -> None:
     # The moments of coordinates that are not selected are updated too.
     params, gradients = few(5, dtype)
     _, _, state = run(mofo_jax.mofo(1e-2), params, gradients, jit=False)
@@ -103,7 +103,7 @@ def test_the_moments_are_adamws_whatever_moves(dtype: str) -> None:
     assert_same_bits(state, desired)
 
 
-def test_adamw_goes_on_as_mofo_and_back() -> None:
+def test_a_run_may_switch_between_adamw_and_mofo() -> None:
     params, gradients = few(9)
     adamw, ours = optax.adamw(1e-2), mofo_jax.mofo(1e-2)
     state = adamw.init(params)

@@ -1,4 +1,4 @@
-"""Options per tensor: every form of them, and the trees of Flax and other frameworks."""
+"""Options per tensor, in every form, and the trees of Flax and other frameworks."""
 
 import dataclasses
 from typing import Any
@@ -65,7 +65,7 @@ def test_path_names(path: tuple, name: str) -> None:
     ],
     ids=["prefix", "rules", "rules with a default", "callable"],
 )
-def test_every_way_to_give_an_option(option: Any) -> None:
+def test_every_form_of_an_option(option: Any) -> None:
     assert BLOCK_AXES.resolve(option, TREE) == AXES
 
 
@@ -73,7 +73,7 @@ def test_one_value_serves_all_tensors() -> None:
     assert BLOCK_AXES.resolve((0,), TREE) == [(0,)] * 4
 
 
-def test_rules_are_plain_values() -> None:
+def test_rules_have_value_semantics() -> None:
     rules = mofo_jax.PathRules({"a": (0,)}, default=())
     assert rules == mofo_jax.PathRules({"a": (0,)}, default=())
     assert rules != mofo_jax.PathRules({"a": (0,)})

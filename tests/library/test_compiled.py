@@ -37,7 +37,9 @@ def compiled(optimizer: optax.GradientTransformation) -> Any:
 )
 @pytest.mark.parametrize("ties", ["all", "exact"])
 @pytest.mark.parametrize("decay", ["selected", "all"])
-def test_the_step_keeps_no_second_copy_and_sorts_nothing(ties: str, decay: str) -> None:
+def test_the_step_needs_no_copy_of_the_parameters_and_no_sort(
+    ties: str, decay: str
+) -> None:
     axes = {"stacked": (0,), "kernel": (), "embedding": ()}
     ours = compiled(
         mofo_jax.mofo(1e-3, weight_decay=0.1, decay=decay, ties=ties, block_axes=axes)

@@ -59,7 +59,7 @@ def descend(
 
 @pytest.mark.parametrize("initial", [0.01, 1.0])
 @pytest.mark.parametrize("rest", [0.05, 0.6])
-def test_it_converges_to_the_fraction_that_rests_at_the_budget(
+def test_it_converges_to_the_fraction_that_meets_the_budget(
     rest: float, initial: float
 ) -> None:
     params = {"w": jnp.full((3, 3), 5.0), "b": jnp.zeros(7)}  # 16 coordinates.
@@ -75,7 +75,7 @@ def test_it_converges_to_the_fraction_that_rests_at_the_budget(
 
 
 def noisy_quadratic(size: int) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """Returns the gradient of a quadratic with its minimum between 1 and 3, and noise."""
+    """Returns the noisy gradient of a quadratic whose minimum is between 1 and 3."""
     end = jnp.linspace(1, 3, size)
 
     def gradient(params: jax.Array, count: jax.Array) -> jax.Array:
@@ -93,7 +93,7 @@ def pulled_mofo(fraction: jax.Array) -> optax.GradientTransformation:
     )
 
 
-def test_mofo_is_held_at_the_distance_where_its_fraction_would_rest() -> None:
+def test_mofo_settles_at_the_budget() -> None:
     size, rest = 50, 0.2
     gradient = noisy_quadratic(size)
     fixed = control_fraction(
@@ -162,7 +162,7 @@ def test_a_reported_divergence(report: str, jit: bool) -> None:
     np.testing.assert_allclose(updates["heads"], expected, rtol=1e-6)
 
 
-def test_the_fraction_keeps_to_its_limits() -> None:
+def test_the_fraction_stays_within_its_limits() -> None:
     params, gradients = few(1)
     optimizer = control_fraction(
         optax.scale, budget=1.0, measure="divergence", gain=1.0, least=0.1

@@ -90,7 +90,7 @@ def test_mofo_selects_its_fraction() -> None:
     assert found["nothing"] is None
 
 
-def test_mask_overlap_is_of_what_moves_now(call: Any) -> None:
+def test_mask_overlap_of_consecutive_updates(call: Any) -> None:
     start, _ = float32_zoo(0)
     now, before = sparse(2, start), sparse(3, start)
     found = call(mofo_jax.mask_overlap, now, before)
@@ -141,7 +141,7 @@ def test_shares_ever_moved_by_group(call: Any) -> None:
 
 
 @pytest.mark.parametrize("name", DTYPES)
-def test_moving_is_a_change_of_bits(name: str) -> None:
+def test_a_coordinate_has_moved_if_its_bits_changed(name: str) -> None:
     dtype = DTYPES[name]
     tiny = jnp.finfo(dtype).smallest_subnormal
     start = np.array([0.0, -0.0, np.nan, np.inf, 1, 1, 0, 2], dtype)
@@ -184,7 +184,7 @@ def test_flax_nnx_trees_of_either_structure() -> None:
     assert shares["kernel"][...] == 1
 
 
-def test_counts_are_exact_where_float32_stops_counting() -> None:
+def test_counts_are_exact_beyond_float32() -> None:
     ones = np.ones((3, 2**23), bool)
     ones[0, :5] = False
     assert mofo_jax.selected_share(ones) == np.float32(1 - 5 / ones.size)
@@ -238,7 +238,7 @@ ERRORS: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("name", ERRORS)
-def test_errors_say_what_is_wrong(name: str) -> None:
+def test_errors(name: str) -> None:
     function, words = ERRORS[name]
     with pytest.raises(ValueError, match=words):
         function()

@@ -33,7 +33,7 @@ def test_distances_by_group(call: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["float16", "bfloat16"])
-def test_narrow_parameters_are_added_up_wide(name: str) -> None:
+def test_low_precision_parameters_are_summed_in_float32(name: str) -> None:
     dtype = DTYPES[name]
     random = random_generator(4)
     start = np.asarray(300 * random.normal(size=(300, 100)), dtype)
@@ -66,14 +66,14 @@ def test_float64_is_measured_in_float64() -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_divergence_shows(bad: float) -> None:
+def test_nan_and_infinity_reach_the_distance(bad: float) -> None:
     params = {"a": jnp.array([bad, 1.0]), "b": jnp.ones(2)}
     start = {"a": jnp.ones(2), "b": jnp.ones(2)}
     found = mofo_jax.distance_from_start(params, start)["total"]
     np.testing.assert_array_equal(found, (bad, bad))
 
 
-def test_from_zeros_the_relative_distance_is_zero_or_infinite() -> None:
+def test_the_relative_distance_from_zero_is_zero_or_infinite() -> None:
     zeros = jnp.zeros(3)
     still = mofo_jax.distance_from_start(zeros, zeros)["total"]
     np.testing.assert_array_equal(still, (0, 0))

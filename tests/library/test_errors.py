@@ -199,14 +199,16 @@ UPDATING: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("case", BUILDING)
-def test_wrong_arguments_are_told_at_once(case: str) -> None:
+def test_invalid_arguments_raise_at_construction(case: str) -> None:
     build, error, words = BUILDING[case]
     with pytest.raises(error, match=re.escape(words)):
         build()
 
 
 @pytest.mark.parametrize("case", UPDATING)
-def test_what_only_the_tree_tells_is_told_at_the_first_update(case: str) -> None:
+def test_arguments_that_do_not_fit_the_tree_raise_at_update(
+    case: str,
+) -> None:
     optimizer, words = UPDATING[case]
     with pytest.raises(ValueError, match=re.escape(words)):
         first_update(optimizer)

@@ -82,7 +82,7 @@ def test_the_filter_keeps_the_largest_momenta_of_any_optimizer(
             np.testing.assert_allclose(updates[leaf], expected, rtol=2e-5, atol=1e-8)
 
 
-def test_where_there_is_no_momentum_an_error_says_what_to_do() -> None:
+def test_an_optimizer_without_momentum_is_an_error() -> None:
     inner = contrib.schedule_free_adamw(1e-2)
     params = tree(0)
     filtered = mofo_jax.momentum_filter(inner)

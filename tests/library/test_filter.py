@@ -59,7 +59,7 @@ def test_mofo_inside_of_other_transformations(wrapper: str, jit: bool) -> None:
     np.testing.assert_allclose(after[-1]["b"], expected, rtol=1e-6)
 
 
-def test_apply_if_finite_skips_what_mofo_lets_through() -> None:
+def test_apply_if_finite_skips_non_finite_updates_of_mofo() -> None:
     guarded = optax.apply_if_finite(mofo_jax.mofo(1e-2), 5)
     bad = jax.tree.map(lambda g: g.at[..., 0].set(jnp.nan), gradients(1)[0])
     after, _, state = run(guarded, PARAMS, [bad])
@@ -203,7 +203,7 @@ def test_map_params_reaches_the_moments_only() -> None:
         np.testing.assert_array_equal(optax.tree.get(state, moment)["b"], 1)
 
 
-def test_moments_are_buffers_of_their_own() -> None:
+def test_moments_do_not_share_buffers() -> None:
     # Trainers donate the state, and a buffer can be donated only once.
     ours = mofo_jax.mofo(1e-2)
     state = jax.jit(lambda s: s, donate_argnums=0)(ours.init(PARAMS))

@@ -165,7 +165,7 @@ def test_half_of_the_layers_of_a_stacked_tensor_train() -> None:
     assert np.sum(whole) == 8
 
 
-def test_half_of_linens_attention_stays() -> None:
+def test_half_of_linens_attention_is_frozen() -> None:
     tokens = jnp.zeros((1, 3), jnp.int32)
     params = LinenModel().init(jax.random.key(0), tokens)["params"]
     optimizer = mofo_jax.baselines.half_fine_tuning(optax.adam(1.0), seed=1)

@@ -1,4 +1,4 @@
-"""The inverse input covariance: its steps, in every form, and where it belongs."""
+"""The inverse input covariance: its steps, in every form of the matrices."""
 
 import dataclasses
 from typing import Any
@@ -17,7 +17,7 @@ RULE = mofo_jax.scale_by_inverse_covariance
 
 
 def covariance(n: int, *batch: int, seed: int = 0) -> np.ndarray:
-    """Returns covariances of correlated inputs, some directions much larger."""
+    """Returns covariances of correlated inputs of very different scales."""
     rng = random_generator(seed)
     x = rng.normal(size=(*batch, 3 * n, n)) * np.geomspace(1, 30, n)
     x = x @ rng.normal(size=(n, n)) / np.sqrt(n) + 0.5
@@ -32,7 +32,7 @@ def scaled(u: np.ndarray, a: np.ndarray, damping: float = 0.1) -> np.ndarray:
 
 
 def kept_blocks(a: np.ndarray, *lengths: int) -> np.ndarray:
-    """Returns a matrix of which only blocks on the diagonal are left."""
+    """Returns the matrix with everything outside of its diagonal blocks set to zero."""
     mask = np.zeros(a.shape)
     start = 0
     for length in lengths:
@@ -45,7 +45,7 @@ def as32(x: Any) -> jax.Array:
     return jnp.asarray(x, jnp.float32)
 
 
-# For each parameter its shape, and the axes that are contracted and stacked.
+# The shape of each parameter, its contracted axes, and its stacked axes.
 KERNELS: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]] = {
     "kernel": ((6, 5), (0,), ()),
     "embedding": ((7, 6), (1,), ()),
@@ -62,7 +62,7 @@ KERNELS: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]] = {
 
 
 def problem() -> tuple[dict[str, Any], dict[str, Any], dict[str, np.ndarray]]:
-    """Returns covariances, updates, and scaled updates by hand."""
+    """Returns covariances, updates, and updates scaled in NumPy."""
     covariances, updates, desired = {}, {}, {}
     for seed, (name, (shape, axes, batch_axes)) in enumerate(KERNELS.items()):
         batch = [shape[axis] for axis in batch_axes]
@@ -126,7 +126,7 @@ def test_blocks_of_equal_length(block_size: int, lengths: tuple[int, ...]) -> No
     (factor,) = jax.tree.leaves(state)
     assert factor.size == sum(length**2 for length in lengths)
     actual, _ = optimizer.update(as32(u), state)
-    # The damping stays that of the whole matrix: blocks keep the diagonal.
+    # The damping is that of the whole matrix, since blocks keep the diagonal.
     desired = scaled(u, kept_blocks(a, *lengths))
     np.testing.assert_allclose(actual, desired, rtol=1e-4, atol=1e-5)
 
@@ -140,7 +140,7 @@ def test_blocks_of_a_length_that_nothing_divides() -> None:
 
 
 def low_rank(a: np.ndarray, rank: int) -> np.ndarray:
-    """Returns the largest directions of a matrix, with its own diagonal."""
+    """Returns the largest eigencomponents of a matrix, with its own diagonal."""
     values, vectors = np.linalg.eigh(a)
     largest = (vectors[:, -rank:] * values[-rank:]) @ vectors[:, -rank:].T
     return largest + np.diag(np.maximum(np.diag(a) - np.diag(largest), 0))
@@ -161,7 +161,7 @@ def test_low_rank_and_diagonal(block_size: int | None) -> None:
     np.testing.assert_allclose(actual, scaled(u, kept), rtol=1e-3, atol=1e-4)
 
 
-def test_a_rank_that_would_save_nothing_keeps_the_matrix() -> None:
+def test_the_matrix_is_kept_if_the_rank_would_not_save_memory() -> None:
     a, u = InputCovariance(as32(covariance(6)), (0,)), jnp.ones((6, 2))
     assert_same_bits(RULE(a, rank=3).init(u), RULE(a).init(u))
     assert len(jax.tree.leaves(RULE(a, rank=2).init(u))) == 2
@@ -189,7 +189,7 @@ def test_updates_keep_their_dtype(dtype: str) -> None:
     np.testing.assert_allclose(kernel, desired["kernel"], rtol=0.02, atol=0.02)
 
 
-def test_an_input_that_was_never_seen_leaves_the_step_alone() -> None:
+def test_an_input_that_is_always_zero_does_not_change_the_step() -> None:
     a = np.stack([covariance(4), np.zeros((4, 4))])
     u = as32(random_generator().normal(size=(2, 4, 3)))
     optimizer = RULE(InputCovariance(as32(a), (1,), (0,)))
@@ -222,7 +222,7 @@ def test_parameters_with_one_input_share_a_matrix() -> None:
 
 
 def test_the_inverse_of_a_models_own_inputs() -> None:
-    """From the inputs to the step, by hand."""
+    """Compares the step with one computed from the model's inputs in NumPy."""
     x = random_generator(3).normal(size=(50, 4)) @ random_generator(4).normal(
         size=(4, 4)
     )
@@ -241,7 +241,7 @@ def test_the_inverse_of_a_models_own_inputs() -> None:
 
 
 @pytest.mark.parametrize("correlation", [0.0, 0.3])
-def test_behind_adam_steps_cost_little_and_before_it_adam_undoes_that(
+def test_the_product_lowers_the_cost_after_adam_and_not_before_it(
     correlation: float,
 ) -> None:
     """The cost of a step is u^T A u, for inputs whose coordinates differ in scale."""
@@ -262,5 +262,5 @@ def test_behind_adam_steps_cost_little_and_before_it_adam_undoes_that(
     assert behind < 0.06 * alone
     assert before > 10 * behind
     if not correlation:
-        # Of a diagonal matrix nothing is left.
+        # With a diagonal matrix, Adam's normalization cancels the product completely.
         np.testing.assert_allclose(before, alone, rtol=1e-4)

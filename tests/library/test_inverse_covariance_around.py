@@ -1,4 +1,4 @@
-"""The inverse input covariance among other transformations, in states and trainers."""
+"""The inverse input covariance with other transformations, in states and trainers."""
 
 import pathlib
 from collections.abc import Callable
@@ -44,7 +44,7 @@ COVARIANCES = {
 
 
 def inverse(params: Any) -> Any:
-    """Multiplies by hand what `COVARIANCES` tells of."""
+    """Multiplies updates by the inverses of `COVARIANCES` in NumPy."""
 
     def one(u: np.ndarray, a: Any) -> np.ndarray:
         a = np.asarray(a, np.float64)
@@ -74,7 +74,7 @@ def test_mofo_in_front_selects_momenta_which_the_product_spreads() -> None:
         close(updates, inverse(before))
         moved = np.count_nonzero(before["kernel"], axis=0)
         assert 0 < moved.sum() < 8
-        # All of a column moves of which anything was selected, and nothing else.
+        # A column moves as a whole if any of its coordinates was selected.
         spread = np.count_nonzero(updates["kernel"], axis=0)
         np.testing.assert_array_equal(spread, np.where(moved, 8, 0))
 
@@ -89,7 +89,7 @@ def test_a_filter_around_ranks_the_scaled_steps_and_leaves_the_rest() -> None:
         for name, step in steps.items():
             mask = selected(np.asarray(step), 0.25)
             np.testing.assert_array_equal(updates[name], np.where(mask, step, 0))
-    # What was never selected has kept every bit.
+    # Coordinates that were never selected are unchanged, bit for bit.
     still = np.all([u["kernel"] == 0 for u in actual[1]], axis=0)
     assert 0 < still.sum() < still.size
     last = np.asarray(actual[0][-1]["kernel"])
@@ -214,7 +214,7 @@ def test_flax_nnx_trains_with_it() -> None:
         grads = nnx.grad(lambda model: jnp.sum(model(x) ** 2))(model)
         optimizer.update(model, grads)
 
-    # The same with plain arrays.
+    # The same training on plain arrays.
     pure = nnx.to_pure_dict(params)
     plain = optax.chain(
         optax.scale_by_adam(),

@@ -1,4 +1,4 @@
-"""What is no covariance, or not the parameters', and what an error says of it."""
+"""Errors for arguments that are not covariances, or not those of the parameters."""
 
 from typing import Any
 

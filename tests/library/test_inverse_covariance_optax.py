@@ -15,7 +15,7 @@ from tests.library.test_optax import BODIES, body, label, pytestmark
 
 pytestmark = pytestmark
 
-# The parameters of the bodies that have no target of their own.
+# The parameters for test bodies that have no target of their own.
 PARAMS = {
     "test_optimizers_accept_extra_args": jnp.zeros(2),
     "test_optimizers_can_be_wrapped_in_inject_hyperparams": [

@@ -26,7 +26,7 @@ def join(count: limbs.Count) -> np.ndarray:
 
 
 def interesting(size: int) -> np.ndarray:
-    """Returns counts next to all powers of two, where carries occur, and random ones."""
+    """Returns random counts, and those next to powers of two, where carries occur."""
     most = (1 << (32 * size)) - 1
     edges = {
         min(max((1 << shift) + offset, 0), most)

@@ -1,4 +1,4 @@
-"""Master weights: what they keep, against exact arithmetic and NumPy's float64."""
+"""Master weights, against exact arithmetic and NumPy's float64."""
 
 import functools
 from fractions import Fraction
@@ -38,7 +38,7 @@ def masters(params: Any, state: Any) -> Any:
 
 
 def given_step(updates: Any, state: Any, params: Any = None, *, step: Any) -> Any:
-    """Is the update of a transformation that takes the step it is told."""
+    """The update function of a transformation whose step is an extra argument."""
     return step, state
 
 
@@ -46,7 +46,7 @@ TOLD = optax.GradientTransformationExtraArgs(optax.init_empty_state, given_step)
 
 
 def moderate(dtype: str) -> st.SearchStrategy[float]:
-    """Draws numbers whose sums and differences stay far from float32's ends."""
+    """Draws numbers whose sums and differences stay within float32's range."""
     least, most = (2.0**-14, 2.0**12) if dtype == "float16" else (2.0**-40, 2.0**40)
     sizes = st.floats(least, most, width=32)
     return st.one_of(st.just(0.0), sizes, sizes.map(lambda x: -x))
@@ -54,7 +54,7 @@ def moderate(dtype: str) -> st.SearchStrategy[float]:
 
 @functools.lru_cache
 def settle(gradient_dtype: str, remainder_dtype: str) -> Any:
-    """Returns a compiled step, whose parameters may be fused with what it leaves."""
+    """Returns a compiled step, in which parameters may be fused with the remainder."""
     optimizer = master_weights(TOLD, remainder_dtype=remainder_dtype)
 
     def step(param: Any, remainder: Any, u: Any) -> Any:
@@ -67,7 +67,7 @@ def settle(gradient_dtype: str, remainder_dtype: str) -> Any:
 
 
 SIZE = 8
-# Of parameters, gradients and remainders.
+# The dtypes of parameters, gradients and remainders.
 TRIPLES = [(name, name, "float32") for name in ("bfloat16", "float16", "float32")]
 TRIPLES += [("bfloat16", "float32", "float32"), ("float32", "bfloat16", "float32")]
 TRIPLES += [("bfloat16", "bfloat16", "bfloat16")]
@@ -81,7 +81,7 @@ def test_nothing_is_lost(triple: tuple[str, str, str], data: st.DataObject) -> N
     floating, kept = DTYPES[dtype], DTYPES[remainder_dtype]
     drawn = data.draw(hnp.arrays(np.float32, SIZE, elements=moderate(dtype)))
     param = drawn.astype(floating)
-    # As large as a remainder may be: half a unit in the last place.
+    # Remainders are at most half a unit in the last place.
     unit = np.abs(np.float32(param)) * np.float32(jnp.finfo(dtype).eps) / 2
     shares = data.draw(
         hnp.arrays(np.float32, SIZE, elements=st.floats(-1, 1, width=32))
@@ -99,13 +99,13 @@ def test_nothing_is_lost(triple: tuple[str, str, str], data: st.DataObject) -> N
         if u[i] == 0:
             assert (after[i], left[i], updates[i]) == (param[i], r[i], 0)
             continue
-        # Exact but for the rounding of these two to float32.
+        # Exact, except that both terms are rounded to float32.
         owed = Fraction(float(np.float32(r[i]) + u[i]))
         whole = Fraction(float(param[i])) + owed
         expected = whole - Fraction(float(after[i]))
         assert np.float32(float(expected)).astype(kept) == left[i]
-        # The update may have too few digits to lead to the nearest; what it missed by
-        # is then in what is left.
+        # The update may have too few digits to reach the nearest number; the remainder
+        # then holds the difference.
         nearest = float(np.float32(float(whole)).astype(floating))
         way = abs(nearest - float(param[i]))
         missed = abs(nearest - float(after[i]))
@@ -131,7 +131,7 @@ def scanned(optimizer: Any, params: Any, gradients: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_small_steps_arrive_that_plain_bfloat16_loses(name: str) -> None:
+def test_small_steps_accumulate_that_plain_bfloat16_loses(name: str) -> None:
     inner, fraction = KINDS[name]
     rng = random_generator()
     params = jnp.asarray(rng.uniform(0.75, 0.99, size=24), "bfloat16")
@@ -147,7 +147,7 @@ def test_small_steps_arrive_that_plain_bfloat16_loses(name: str) -> None:
     after, state = scanned(master_weights(inner), params, gradients)
     assert np.any(after != params)
     np.testing.assert_allclose(masters(after, state), expected, rtol=0, atol=2e-8)
-    # What trains is the master weight, rounded.
+    # The trained parameters are the rounded master weights.
     np.testing.assert_array_equal(
         after, masters(after, state).astype(np.float32).astype(after.dtype)
     )
@@ -155,16 +155,16 @@ def test_small_steps_arrive_that_plain_bfloat16_loses(name: str) -> None:
     half = master_weights(inner, remainder_dtype="bfloat16")
     after, state = scanned(half, params, gradients)
     assert state.remainder.dtype == jnp.bfloat16
-    # A step errs by at most half a unit of a remainder of at most half a unit, 2**-9.
+    # Each step errs by half a unit of the remainder, which is at most 2**-9.
     error = np.abs(masters(after, state) - expected)
     assert error.max() < STEPS * 2.0**-18
 
 
-def test_what_is_not_selected_stays_with_its_remainder() -> None:
+def test_unselected_coordinates_keep_their_remainder() -> None:
     rng = random_generator()
     params = jnp.asarray(rng.uniform(1, 1.9, size=40), "bfloat16")
     optimizer = master_weights(mofo_jax.mofo(1e-3, update_fraction=0.25))
-    # Half a unit in the last place, which any sum with it would round somewhere.
+    # Half a unit in the last place: adding anything to it may round.
     state = optimizer.init(params)._replace(remainder=jnp.full(40, 2.0**-8))
     update = jax.jit(optimizer.update)
     ever = np.zeros(40, bool)
@@ -182,7 +182,7 @@ def test_what_is_not_selected_stays_with_its_remainder() -> None:
     assert 10 < ever.sum() < 40
 
 
-# A power of two: whether the compiler joins product and sum, the result is the same.
+# A power of two, so that a fused multiply-add gives the same result.
 EXACT = master_weights(optax.sgd(2.0**-10))
 
 

@@ -1,4 +1,4 @@
-"""Master weights within what trainers put around them, and in checkpoints."""
+"""Master weights within other transformations and trainers, and in checkpoints."""
 
 import functools
 import pathlib
@@ -29,8 +29,8 @@ WRAPPED = {
     "finite": optax.apply_if_finite(OURS, 3),
     "accumulated": optax.MultiSteps(OURS, 1).gradient_transformation(),
     "injected": optax.inject_hyperparams(kept, hyperparam_dtype=jnp.float32)(1e-3),
-    # Told no dtype, it takes that of the first parameter, and 0.999 in bfloat16 is 1:
-    # around bfloat16 parameters alone that is a step of NaN.
+    # Without a dtype, `inject_hyperparams` takes that of the first parameter, and 0.999
+    # in bfloat16 is 1: with bfloat16 parameters alone, the step would be NaN.
     "injected inside": master_weights(optax.inject_hyperparams(optax.adamw)(1e-3)),
     "masked": optax.masked(OURS, {"w": True, "none": None}),
     "partitioned": optax.partition({"all": OURS}, {"w": "all", "none": None}),
@@ -42,14 +42,14 @@ def test_in_other_transformations(name: str) -> None:
     after, _, state = run(WRAPPED[name], PARAMS, GRADIENTS)
     desired, _, plain = run(OURS, PARAMS, GRADIENTS)
     assert_same_bits(after[-1], desired[-1])
-    # An injected decay rate is rounded to float32, and then taken from 1.
+    # An injected decay rate is rounded to float32 before it is subtracted from 1.
     np.testing.assert_allclose(
         optax.tree.get(state, "remainder")["w"], plain.remainder["w"], atol=1e-7
     )
     assert np.all(plain.remainder["w"] != 0)
 
 
-def test_accumulation_drops_what_it_does_not_emit() -> None:
+def test_accumulation_changes_nothing_between_emitted_steps() -> None:
     accumulated = optax.MultiSteps(EXACT, 2).gradient_transformation()
     update = jax.jit(accumulated.update)
     state = accumulated.init(PARAMS)
@@ -62,7 +62,7 @@ def test_accumulation_drops_what_it_does_not_emit() -> None:
     np.testing.assert_array_equal(change, -np.float64(GRADIENTS[0]["w"]) / 1024)
 
 
-def test_an_nnx_optimizer_keeps_what_is_left() -> None:
+def test_an_nnx_optimizer_keeps_the_remainder() -> None:
     model = nnx.Linear(2, 3, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
     params = jax.tree.map(jnp.copy, nnx.to_pure_dict(nnx.state(model, nnx.Param)))
     trainer = nnx.Optimizer(model, EXACT, wrt=nnx.Param)
@@ -81,7 +81,7 @@ def test_an_nnx_optimizer_keeps_what_is_left() -> None:
     assert np.any(state.remainder["kernel"])
 
 
-def test_orbax_brings_back_every_bit(tmp_path: pathlib.Path) -> None:
+def test_orbax_restores_every_bit(tmp_path: pathlib.Path) -> None:
     params, gradients = {"w": PARAMS["w"]}, [{"w": g["w"]} for g in GRADIENTS]
     after, _, state = run(OURS, params, gradients)
     with ocp.StandardCheckpointer() as checkpointer:

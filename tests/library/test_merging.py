@@ -1,4 +1,4 @@
-"""Weights between those before and after training, against the definitions in NumPy."""
+"""Merging of weights before and after training, against definitions in NumPy."""
 
 import functools
 from collections.abc import Callable
@@ -25,7 +25,7 @@ from tests.helpers import (
     zoo_params,
 )
 
-# Of the zoo, as many as show every kind: the selection compiles for each shape.
+# Few tensors of the zoo, since the selection compiles for each shape.
 AXES = {
     name: ZOO_BLOCK_AXES[name]
     for name in ("matrix", "heads", "scalar", "empty", "nothing", "masked")
@@ -33,7 +33,7 @@ AXES = {
 
 
 def before_and_after(dtype: Any = jnp.float32) -> tuple[Any, Any]:
-    """Returns parameters before and after a training that changed them by a tenth."""
+    """Returns parameters before and after training that changes them by a tenth."""
     start, end = ({name: zoo_params(i)[name] for name in AXES} for i in range(2))
     end = jax.tree.map(lambda s, e: s + 0.1 * e, start, end)
     return jax.tree.map(lambda x: jnp.asarray(x, dtype), (start, end))
@@ -72,7 +72,7 @@ def scores(start: np.ndarray, end: np.ndarray, axes: tuple[int, ...]) -> np.ndar
 def expected_pruning(
     start: np.ndarray, end: np.ndarray, fraction: float, axes: tuple[int, ...]
 ) -> np.ndarray:
-    """Returns what pruning leaves of a tensor without ties, by sorting."""
+    """Returns the pruned tensor by sorting; it must have no ties."""
     start, end = (np.asarray(x, np.float64) for x in (start, end))
     score, expected = scores(start, end, axes), start.copy()
     for index in blocks(start.shape, axes):
@@ -108,7 +108,7 @@ def test_pruning_in_float64() -> None:
         np.testing.assert_array_equal(kept, expected_pruning(start, end, 0.2, ()))
 
 
-def test_everything_may_be_kept_and_of_a_tensor_at_least_one() -> None:
+def test_a_fraction_of_one_keeps_all_and_a_tiny_one_keeps_one() -> None:
     start, end = before_and_after()
     assert_same_bits(prune_difference(start, end, 1.0), end)
     least = prune_difference(start, end, 1e-6)
@@ -116,18 +116,18 @@ def test_everything_may_be_kept_and_of_a_tensor_at_least_one() -> None:
         assert np.count_nonzero(actual != before) == min(1, before.size)
 
 
-def test_what_moved_away_from_zero_comes_last() -> None:
+def test_coordinates_that_moved_away_from_zero_rank_last() -> None:
     start = jnp.array([0.0, 1.0, 0.0, 1.5, 0.1])
     end = jnp.array([9.0, 1.1, 0.0, 1.6, 0.2])
     # The scores: -inf, 0.048, 0, 0.065 and -0.42.
     moved = []
-    for fraction in (0.2, 0.4, 0.6, 0.8, 1.0):  # As arrays, compiled once.
+    for fraction in (0.2, 0.4, 0.6, 0.8, 1.0):  # Traced, so compiled once.
         kept = prune_difference(start, end, jnp.float32(fraction))
         moved.append(np.flatnonzero(kept != start).tolist())
     assert moved == [[3], [1, 3], [1, 3], [1, 3, 4], [0, 1, 3, 4]]
 
 
-def test_in_a_tensor_that_began_as_zeros_the_change_decides() -> None:
+def test_a_tensor_that_started_at_zero_is_ranked_by_its_change() -> None:
     start = {"factor": jnp.zeros(4), "same": jnp.zeros(3)}
     end = {"factor": jnp.array([1.0, -4.0, 2.0, -3.0]), "same": jnp.zeros(3)}
     kept = prune_difference(start, end, 0.5)
@@ -142,7 +142,7 @@ def test_ties() -> None:
     np.testing.assert_array_equal(exact == end, [True] * 4 + [False] * 4)
 
 
-def test_layers_have_means_and_selections_of_their_own() -> None:
+def test_each_layer_has_its_own_mean_and_selection() -> None:
     rng = random_generator()
     start = jnp.asarray(rng.normal(size=(3, 5, 4)), jnp.float32)
     start *= jnp.array([1e-2, 1.0, 1e2])[:, None, None]
@@ -175,7 +175,7 @@ def test_complex_weights() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_magnitudes_are_in_the_order_of_signed_numbers(dtype: str) -> None:
+def test_magnitude_patterns_order_signed_numbers(dtype: str) -> None:
     with x64(dtype == "float64"):
         tiny = np.finfo(dtype).tiny
         ends = np.array([tiny, 1e-20, 1e-4, 1.0, np.finfo(dtype).max, np.inf], dtype)

@@ -1,4 +1,4 @@
-"""MoFO against the paper in NumPy, and against `optax.adamw` where they must agree."""
+"""MoFO against the paper in NumPy, and where it must agree with `optax.adamw`."""
 
 import functools
 from typing import Any
@@ -27,16 +27,16 @@ from tests.helpers import (
 
 
 def falling(count: Any) -> Any:
-    """A learning rate that both NumPy and JAX compute without rounding."""
+    """A learning rate that NumPy and JAX both compute without rounding."""
     return 0.0625 / 2 ** (count // 8)
 
 
 def narrowing(count: Any) -> Any:
-    """A fraction that both NumPy and JAX compute without rounding."""
+    """A fraction that NumPy and JAX both compute without rounding."""
     return 0.5 / 2 ** (count // 10)
 
 
-# What `mofo` is given, and what the reference is told of it.
+# The arguments of `mofo`, and the reference's settings.
 TRAJECTORIES: dict[str, tuple[dict[str, Any], Settings]] = {
     "paper": ({}, Settings()),
     "weight decay of what moves": (
@@ -72,7 +72,7 @@ TRAJECTORIES: dict[str, tuple[dict[str, Any], Settings]] = {
     [(case, "float64") for case in TRAJECTORIES]
     + [(case, "float32") for case in ("paper", "schedules", "exact ties")],
 )
-def test_whole_trajectories_are_the_papers(case: str, dtype: str) -> None:
+def test_trajectories_follow_the_papers_algorithm(case: str, dtype: str) -> None:
     arguments, settings = TRAJECTORIES[case]
     cast = functools.partial(jax.tree.map, lambda x: np.asarray(x, dtype))
     start, gradients = cast(zoo_params()), [cast(g) for g in zoo_gradients(30)]
@@ -104,14 +104,14 @@ def test_whole_trajectories_are_the_papers(case: str, dtype: str) -> None:
             message = f"{jax.tree_util.keystr(path)} at step {step}"
             assert actual.dtype == dtype
             np.testing.assert_allclose(actual, reference, err_msg=message, **tolerance)
-            # What did not move there stays here to the last bit.
+            # What does not move in the reference is unchanged here, bit for bit.
             stayed = reference == before[1]
             np.testing.assert_array_equal(actual[stayed], before[0][stayed], message)
             before = (actual, reference)
 
 
 def test_the_references_trajectories_differ_where_the_options_do() -> None:
-    # Otherwise the comparison above would prove nothing of the options.
+    # Otherwise the comparison above would not test the options.
     start = zoo_params()["matrix"]
     gradients = [g["matrix"] for g in zoo_gradients(30)]
     ends = [
@@ -123,7 +123,7 @@ def test_the_references_trajectories_differ_where_the_options_do() -> None:
     assert len(set(ends)) == len(ends)
 
 
-def test_scale_by_mofo_in_a_chain_is_the_papers() -> None:
+def test_scale_by_mofo_in_a_chain_follows_the_papers_algorithm() -> None:
     start, gradients = zoo_params()["stacked"], [g["stacked"] for g in zoo_gradients(9)]
     chained = optax.chain(
         mofo_jax.scale_by_mofo(b1=0.8, update_fraction=0.3, block_axes=(0,)),
@@ -142,7 +142,7 @@ def test_scale_by_mofo_in_a_chain_is_the_papers() -> None:
 
 @pytest.mark.parametrize("factory", [mofo_jax.mofo, mofo_jax.scale_by_mofo])
 def test_the_momentum_that_is_ranked_is_not_rounded(factory: Any) -> None:
-    # All alike in bfloat16, so that its ties would let all of them move.
+    # In bfloat16 all momenta are equal, so that ties would let all of them move.
     steps = [1.0 + np.arange(8, dtype=np.float32) / 4096]
     steps.append(steps[0][::-1].copy())
     momentum = (0.1 * steps[0]).astype(jnp.bfloat16)
@@ -159,12 +159,12 @@ def test_the_momentum_that_is_ranked_is_not_rounded(factory: Any) -> None:
     assert np.flatnonzero(updates).tolist() == [0, 1]
 
 
-def test_the_momentum_that_is_ranked_is_the_one_of_this_step() -> None:
+def test_the_ranked_momentum_includes_the_current_gradient() -> None:
     optimizer = mofo_jax.mofo(1.0, b1=0.5, update_fraction=0.5)
     state = optimizer.init(jnp.zeros(2))
     updates, state = optimizer.update(jnp.array([1.0, 0.5]), state)
     assert np.flatnonzero(updates).tolist() == [0]
-    # By the momentum before this step the first would move again.
+    # Ranked by the momentum before this step, the first would move again.
     updates, state = optimizer.update(jnp.array([0.0, 1.0]), state)
     assert np.flatnonzero(updates).tolist() == [1]
 
@@ -182,7 +182,7 @@ def test_nesterov_ranks_the_momentum_itself() -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("ties", ["all", "exact"])
-def test_decay_of_what_moves_leaves_the_rest_exactly(ties: str, dtype: str) -> None:
+def test_decay_of_selected_leaves_the_others_unchanged(ties: str, dtype: str) -> None:
     params, gradients = few(1, dtype)
     optimizer = mofo_jax.mofo(0.5, weight_decay=0.5, ties=ties)
     after, _, state = run(optimizer, params, gradients)
@@ -207,8 +207,8 @@ def test_decay_of_all_moves_all() -> None:
 
 @pytest.mark.parametrize("ties", ["all", "exact"])
 @pytest.mark.parametrize("fraction", [0.15, 0.9, "traced 1"])
-def test_what_has_no_momentum_never_moves(ties: str, fraction: Any) -> None:
-    # One of each block has a momentum; the threshold of the rest is zero.
+def test_coordinates_without_momentum_never_move(ties: str, fraction: Any) -> None:
+    # One coordinate of each block has momentum; the threshold of other blocks is zero.
     params = {"some": jnp.ones((4, 5)), "none": jnp.ones(7)}
     gradient = {"some": jnp.zeros((4, 5)).at[:, 2].set(-1.0), "none": -jnp.zeros(7)}
     fraction = jnp.float32(1) if fraction == "traced 1" else fraction
@@ -222,7 +222,7 @@ def test_what_has_no_momentum_never_moves(ties: str, fraction: Any) -> None:
     np.testing.assert_array_equal(after[-1]["none"], 1)
 
 
-def test_in_tensors_smaller_than_the_inverse_fraction_one_moves() -> None:
+def test_at_least_one_coordinate_of_each_tensor_moves() -> None:
     params, _ = few(0)
     _, updates, _ = run(mofo_jax.mofo(1.0, update_fraction=0.001), params, [params])
     for update in jax.tree.leaves(updates[0]):
@@ -231,15 +231,15 @@ def test_in_tensors_smaller_than_the_inverse_fraction_one_moves() -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_divergence_is_loud(bad: float, dtype: str) -> None:
+def test_nan_and_infinity_reach_the_parameters(bad: float, dtype: str) -> None:
     params = jnp.ones(40, dtype)
     gradient = jnp.linspace(0.5, 1, 40, dtype=dtype)
     after, _, _ = run(mofo_jax.mofo(1e-2), params, [gradient.at[5].set(bad)])
     moved = np.asarray(after[0], np.float32)
-    # Infinity over infinity is not a number either, as in Adam.
+    # Infinity divided by infinity is NaN, as in Adam.
     assert np.isnan(moved[5])
     assert np.isfinite(np.delete(moved, 5)).all()
-    assert (np.delete(moved, 5) != 1).sum() == 5  # The rest of the 6.
+    assert (np.delete(moved, 5) != 1).sum() == 5  # The other 5 of the 6 selected.
 
 
 @pytest.mark.parametrize("decay", ["selected", "all"])
@@ -258,8 +258,8 @@ def test_a_leaf_may_be_a_python_number() -> None:
     np.testing.assert_allclose(updates["b"], [0, 0, -0.1], rtol=1e-5)
 
 
-def test_nothing_is_computed_when_the_factory_is_called() -> None:
-    # An array in a closure becomes a leaked tracer when a factory runs inside of jit.
+def test_the_factory_computes_no_arrays() -> None:
+    # If a factory runs within jit, an array in its closure becomes a leaked tracer.
     leaked = []
 
     @jax.jit

@@ -1,4 +1,4 @@
-"""Where a state keeps its momentum and its count."""
+"""Where the momentum and the step count are found in a state."""
 
 from typing import Any, NamedTuple
 
@@ -21,13 +21,13 @@ def state_after(inner: Any, params: Any = PARAMS) -> optax.OptState:
 
 
 def momenta(state: optax.OptState, params: Any, ranked: Any) -> list[jax.Array]:
-    """Returns the momenta of some leaves."""
+    """Returns the momenta of the leaves with the given indices."""
     kept = _moments.Moments(state, params)
     return [kept.momentum(i) for i in ranked]
 
 
 def count(state: optax.OptState) -> jax.Array:
-    """Returns how many updates a state has seen."""
+    """Returns the number of updates that a state has seen."""
     return _moments.step_count(state, "a test asks")
 
 
@@ -65,7 +65,7 @@ def test_other_momenta_are_found(inner: Any, scale: float) -> None:
         np.testing.assert_allclose(momentum, scale * gradient, rtol=1e-4)
 
 
-def test_groups_of_different_optimizers_fill_each_others_holes() -> None:
+def test_momenta_of_a_partition_are_found_in_each_group() -> None:
     inner = optax.partition(
         {"first": optax.trace(0.9), "second": optax.adam(1.0)}, LABELS
     )
@@ -74,7 +74,7 @@ def test_groups_of_different_optimizers_fill_each_others_holes() -> None:
     np.testing.assert_allclose(found[1], 0.1 * PARAMS["b"]["c"], rtol=1e-6)
 
 
-def test_only_what_is_ranked_needs_a_momentum() -> None:
+def test_only_ranked_tensors_need_a_momentum() -> None:
     groups = {"first": optax.adam(1e-2), "second": optax.set_to_zero()}
     state = state_after(optax.partition(groups, LABELS))
     (found,) = momenta(state, PARAMS, (0,))
@@ -83,14 +83,14 @@ def test_only_what_is_ranked_needs_a_momentum() -> None:
         momenta(state, PARAMS, (0, 1))
 
 
-def test_a_momentum_for_each_of_two_optimizers_is_one_too_many() -> None:
+def test_two_momenta_for_a_tensor_are_an_error() -> None:
     state = state_after(optax.chain(optax.trace(0.9), optax.scale_by_adam()))
     with pytest.raises(ValueError, match="two momenta for a in the state"):
         momenta(state, PARAMS, (0, 1))
 
 
 class Named(NamedTuple):
-    """Parameters with the names of an optimizer's fields."""
+    """Parameters named like the fields of an optimizer's state."""
 
     mu: jax.Array
     trace: jax.Array
@@ -117,7 +117,7 @@ def test_a_parameter_called_mu_is_no_momentum(params: Any) -> None:
     without = state_after(optax.sgd(1e-2), params)
     with pytest.raises(ValueError, match="no momentum"):
         momenta(without, params, everything)
-    # A trace keeps no count, but here there is a parameter called so.
+    # A trace keeps no count, but a parameter here has that name.
     with pytest.raises(ValueError, match="keeps no `count`"):
         count(state_after(optax.trace(0.9), params))
 

@@ -1,4 +1,4 @@
-"""The second moment in a dtype of its own, against NumPy."""
+"""`nu_dtype`, the dtype of the second moment, against NumPy."""
 
 import functools
 from collections.abc import Callable
@@ -32,7 +32,7 @@ MAKERS: dict[str, Callable[..., optax.GradientTransformationExtraArgs]] = {
 @pytest.mark.parametrize("name", MAKERS)
 def test_the_state_keeps_its_dtypes(name: str, mu_dtype: Any) -> None:
     params, gradients = jax.tree.map(lambda x: x.astype("bfloat16"), float32_zoo(2))
-    # What is dense, or all of it, is no less of the gradients' dtype.
+    # Dense tensors keep the dtype too, even if all of them are dense.
     for option in ({"dense": mofo_jax.NORMS_AND_BIASES}, {"update_fraction": 1}):
         optimizer = MAKERS[name](nu_dtype="float32", mu_dtype=mu_dtype, **option)
         state = optimizer.init(params)
@@ -49,7 +49,7 @@ def test_the_state_keeps_its_dtypes(name: str, mu_dtype: Any) -> None:
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_the_dtype_that_it_has_changes_nothing(name: str) -> None:
+def test_the_default_dtype_given_explicitly_changes_nothing(name: str) -> None:
     params = jnp.ones((5, 8))
     gradients = gradients_like(params, 4)
     actual = run(MAKERS[name](nu_dtype="float32"), params, gradients)
@@ -57,9 +57,9 @@ def test_the_dtype_that_it_has_changes_nothing(name: str) -> None:
 
 
 def moments(gradients: Any, kept: np.dtype) -> tuple[np.ndarray, np.ndarray]:
-    """Returns Adam's moments of the last step, the second as that step computes it.
+    """Returns Adam's moments after the last step, the second one before it is rounded.
 
-    In float32, but for what is kept between steps.
+    All computations are in float32; only the moments between steps are rounded.
     """
     m, v, last = np.float32(0), np.float32(0), np.zeros(())
     for gradient in gradients:
@@ -86,7 +86,7 @@ def test_updates_use_the_moment_before_it_is_rounded(dtype: str, kept: str) -> N
     )
     direction = m / (1 - 0.9**20) / np.sqrt(v / (1 - 0.999**20))
     expected = np.where(selected(m, 0.5), direction, 0)
-    # Half a unit in the last place of the update; a moment in bfloat16 errs by more.
+    # Half a unit in the last place of the update; rounding the moment errs by more.
     tolerance = 2.0**-8 if dtype == "bfloat16" else 1e-5
     np.testing.assert_allclose(np.float32(updates[-1]), expected, rtol=tolerance)
 
@@ -121,7 +121,7 @@ def test_it_can_be_injected() -> None:
     _, desired, plain = run(mofo_jax.mofo(1e-2, **wide), params, gradients)
     assert types(state.inner_state) == types(plain)
     for actual, expected in zip(updates, desired, strict=True):
-        # One unit in the last place.
+        # A difference of one unit in the last place.
         np.testing.assert_allclose(
             np.float32(actual), np.float32(expected), rtol=2.0**-7
         )

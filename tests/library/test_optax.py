@@ -1,9 +1,8 @@
-"""Optax's own tests of contributed optimizers, run as they are in its wheel.
+"""Optax's own tests of contributed optimizers, taken from its wheel.
 
-They demand that unexpected extra arguments are accepted, that an update compiles
-once, convergence, injected hyperparameters, schedules, dtypes that are kept,
-accumulation, and a state whose type never changes. Optax looks optimizers up by name in
-`optax.contrib`.
+They test that unexpected extra arguments are accepted, that an update compiles once,
+convergence, injected hyperparameters, schedules, dtypes, accumulation, and that the
+state keeps its type. Optax looks optimizers up by name in `optax.contrib`.
 """
 
 import functools
@@ -22,14 +21,14 @@ import mofo_jax
 
 pytestmark = pytest.mark.skipif(
     tuple(map(int, optax.__version__.split(".")[:3])) < (0, 2, 8),
-    reason="Optax wrote these bodies in another way before 0.2.8",
+    reason="the bodies of these tests have another form before Optax 0.2.8",
 )
 
 
 def with_rate(
     transformation: Callable[[], optax.GradientTransformation],
 ) -> Callable[..., optax.GradientTransformation]:
-    """Returns a factory that scales what a transformation proposes."""
+    """Returns a factory that chains a transformation with a learning rate."""
     return lambda learning_rate: optax.chain(
         transformation(), optax.scale_by_learning_rate(learning_rate)
     )
@@ -38,19 +37,19 @@ def with_rate(
 def filtered(
     inner: Callable[..., optax.GradientTransformation], fraction: float = 0.15
 ) -> Callable[..., optax.GradientTransformation]:
-    """Returns a factory of the filter around an optimizer."""
+    """Returns a factory that wraps an optimizer in the filter."""
     return lambda learning_rate: mofo_jax.momentum_filter(
         inner(learning_rate), update_fraction=fraction
     )
 
 
-# MoFO itself, on which all bodies run.
+# MoFO itself, which runs all test bodies.
 MOFO: dict[str, dict[str, Any]] = {
     "default": {},
     "exact ties": {"ties": "exact", "update_fraction": 0.5},
     "decay of all": {"decay": "all", "weight_decay": 1e-5},
 }
-# What else is checked by the bodies that take any factory of a learning rate.
+# Other transformations, for the bodies that accept any factory of a learning rate.
 OTHERS: dict[str, tuple[Callable[..., Any], float]] = {
     "in a chain": (with_rate(mofo_jax.scale_by_mofo), 1e-2),
     "filtered sgd": (filtered(functools.partial(optax.sgd, momentum=0.9)), 1e-3),
@@ -104,8 +103,8 @@ BODIES: list[tuple[str, dict[str, Any]]] = [
 
 
 def body(name: str) -> Callable[..., None]:
-    """Returns a test's function, without the cases that Optax runs it with."""
-    # The cases are numbered: test_optimizers0 is one of test_optimizers.
+    """Returns a test's function without its parameterized cases."""
+    # Cases are numbered: test_optimizers0 is a case of test_optimizers.
     (first,) = {
         inspect.unwrap(member)
         for member_name, member in vars(upstream.ContribTest).items()
@@ -121,7 +120,7 @@ def test_every_body_is_run() -> None:
 
 
 def label(value: Any) -> str:
-    """Returns how a test's name shows a case: the same in every process."""
+    """Returns the part of a test's name for a case, the same in every process."""
     values = value.values() if isinstance(value, dict) else [value]
     return "-".join(getattr(v, "__name__", str(v)) for v in values)
 
@@ -135,7 +134,7 @@ def run_body(
 ) -> None:
     """Runs one of Optax's bodies on an optimizer."""
     monkeypatch.setattr(contrib, "mofo", factory, raising=False)
-    # What the bodies take to be `self`; a body that skips itself proves nothing.
+    # The `self` of the bodies. A body that skips itself must not count as passed.
     upstreams_self = parameterized.TestCase(methodName="run")
     monkeypatch.setattr(upstreams_self, "skipTest", pytest.fail)
     body(name)(
@@ -170,6 +169,6 @@ def test_others(
     run_body(monkeypatch, factory, {"learning_rate": learning_rate}, name, case)
 
 
-def test_optax_takes_the_learning_rate_for_a_schedule() -> None:
+def test_optax_recognizes_the_learning_rate_as_a_schedule() -> None:
     annotation = inspect.signature(mofo_jax.mofo).parameters["learning_rate"].annotation
-    assert annotation == optax.ScalarOrSchedule  # A string would hide it from Optax.
+    assert annotation == optax.ScalarOrSchedule  # Not a string, which Optax ignores.

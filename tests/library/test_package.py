@@ -1,4 +1,4 @@
-"""What importing the package brings, and what it leaves alone."""
+"""Imports and public names of the package."""
 
 import ast
 import importlib.metadata
@@ -60,7 +60,7 @@ BASELINES = {
 
 
 def imported(code: str) -> set[str]:
-    """Returns the modules of a new process after it has run some code."""
+    """Returns the modules that a new process has imported after running some code."""
     script = f"{code}\nimport sys; print(*sys.modules)"
     process = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
@@ -68,7 +68,7 @@ def imported(code: str) -> set[str]:
     return set(process.stdout.split())
 
 
-def test_the_public_names_are_these() -> None:
+def test_the_public_names() -> None:
     assert set(mofo_jax.__all__) == PUBLIC
     assert set(baselines.__all__) == BASELINES
     for module, names in ((mofo_jax, PUBLIC), (baselines, BASELINES)):
@@ -91,15 +91,15 @@ def test_importing_brings_only_what_jax_and_optax_need() -> None:
     roots = {name.partition(".")[0] for name in ours - needed}
     assert roots <= {"mofo_jax"} | {name.partition(".")[0] for name in needed}
     assert "mofo_jax" in ours
-    # The test's own test: what it looks for is there when it is asked for.
+    # Check that the method detects an import at all.
     assert "flax" in imported("import mofo_jax, flax")
-    # Optax itself imports chex before 0.2.7.
+    # Before 0.2.7, Optax itself imports chex.
     absent = {"flax", "orbax"} | ({"chex"} - needed)
     assert not absent & {name.partition(".")[0] for name in ours}
 
 
 def test_the_sources_import_nothing_else_later() -> None:
-    """An import inside of a function is not seen by the test above."""
+    """The test above does not see imports within functions."""
     found = set()
     for source in pathlib.Path(mofo_jax.__path__[0]).rglob("*.py"):
         for node in ast.walk(ast.parse(source.read_text())):
@@ -110,7 +110,7 @@ def test_the_sources_import_nothing_else_later() -> None:
     assert found - sys.stdlib_module_names == {"jax", "mofo_jax", "numpy", "optax"}
 
 
-def test_the_distribution_asks_for_nothing_else() -> None:
+def test_the_distribution_requires_nothing_else() -> None:
     project = pathlib.Path(__file__).parents[2] / "pyproject.toml"
     needs = tomllib.loads(project.read_text())["project"]["dependencies"]
     assert {need.partition(">=")[0] for need in needs} == {"jax", "numpy", "optax"}
@@ -137,7 +137,7 @@ def test_a_users_script_calls_every_public_name(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     source = pathlib.Path(every_public_name.__file__).read_text()
-    # The type checker takes it for a user's, not for one of the tests.
+    # The type checker must treat it as a user's code, not as one of the tests.
     assert source.startswith("# pyright: standard\n")
     nodes = list(ast.walk(ast.parse(source)))
     used = {node.attr for node in nodes if isinstance(node, ast.Attribute)}

@@ -1,4 +1,4 @@
-"""Adam with another exponent, against NumPy's float64 and against Optax's Adam."""
+"""Padam, Adam with a general exponent, against NumPy's float64 and Optax's Adam."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -41,7 +41,7 @@ def padam(
     eps_root: float = 0.0,
     nesterov: bool = False,
 ) -> list[np.ndarray]:
-    """Returns each step in float64, from the definition."""
+    """Returns the steps in float64, from the definition."""
     m, v = np.zeros_like(gradients[0]), np.zeros_like(gradients[0])
     steps = []
     for t, g in enumerate(gradients, start=1):
@@ -89,7 +89,7 @@ def test_steps_agree_with_numpy(name: str) -> None:
 
 @pytest.mark.parametrize("mu_dtype", [None, "bfloat16"])
 @pytest.mark.parametrize("nesterov", [False, True])
-def test_a_static_half_is_adam_to_the_last_bit(nesterov: bool, mu_dtype: Any) -> None:
+def test_a_static_half_is_adam_bit_for_bit(nesterov: bool, mu_dtype: Any) -> None:
     params, gradients = few(3)
     options = {"b1": 0.8, "b2": 0.9, "nesterov": nesterov, "mu_dtype": mu_dtype}
     ours = run(scale_by_padam(exponent=0.5, **options), params, gradients)
@@ -97,7 +97,7 @@ def test_a_static_half_is_adam_to_the_last_bit(nesterov: bool, mu_dtype: Any) ->
 
 
 @pytest.mark.parametrize("jit", [True, False], ids=["jit", "eager"])
-def test_a_traced_half_is_adam_to_rounding(jit: bool) -> None:
+def test_a_traced_half_is_adam_up_to_rounding(jit: bool) -> None:
     params, gradients = few(3)
     inject = functools.partial(optax.inject_hyperparams, hyperparam_dtype=jnp.float32)
     padam, adam = inject(scale_by_padam)(exponent=0.5), inject(optax.scale_by_adam)()
@@ -132,7 +132,7 @@ def test_low_precision(dtype: str, mu_dtype: Any) -> None:
     _, adams, desired = run(adam, params, gradients)
     assert_same_bits(state, desired)
     assert types(ours[-1]) == types(params)
-    # From Adam's own step and second moment in that precision, in float64.
+    # Computed in float64 from Adam's step and second moment in that precision.
     nu_hat = jax.tree.map(lambda v: np.float64(v) / (1 - 0.999**3), state.nu)
     for actual, step, v in zip(
         *map(jax.tree.leaves, (ours[-1], adams[-1], nu_hat)), strict=True
@@ -165,7 +165,7 @@ EXTREMES: dict[str, tuple[float, dict[str, Any]]] = {
     "zero, exponent 0": (0.0, {"exponent": 0.0}),
     # The directions are 5e18; their squares overflow.
     "tiny, exponent 1": (2e-19, {"exponent": 1.0, "eps": 0.0, "b2": 0.0}),
-    # The directions are 1e-25; their squares vanish, as does the second moment.
+    # The directions are 1e-25; their squares and the second moment underflow.
     "tinier, exponent 0": (1e-25, {"exponent": 0.0}),
     "huge": (1e18, {}),
     "huge, exponent 1": (1e18, {"exponent": 1.0}),
@@ -187,12 +187,12 @@ def test_extreme_gradients_give_a_step_of_adams_size(name: str) -> None:
     )
 
 
-def test_a_gradient_that_is_not_a_number_stays_visible() -> None:
+def test_a_nan_gradient_gives_a_nan_update() -> None:
     gradient = jnp.array([1.0, jnp.nan])
     assert np.all(np.isnan(first_step(scale_by_padam(), gradient)))
 
 
-def test_stacked_layers_are_scaled_as_if_they_were_not() -> None:
+def test_stacked_layers_are_scaled_like_separate_ones() -> None:
     layers = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4, 5)), jnp.float32)
     layers *= jnp.array([1e-3, 1.0, 1e3])[:, None, None]
     stacked = scale_by_padam(block_axes=mofo_jax.PathRules({"w": (0,)}, default=()))
@@ -203,7 +203,7 @@ def test_stacked_layers_are_scaled_as_if_they_were_not() -> None:
     assert not np.allclose(together, whole, rtol=0.1)
 
 
-def test_heads_in_one_axis_are_scaled_by_themselves() -> None:
+def test_heads_in_one_axis_are_scaled_separately() -> None:
     heads = np.stack([TENSOR := jnp.arange(1.0, 7.0).reshape(3, 2), 100 * TENSOR**2])
     merged = heads.reshape(6, 2)
     cut = scale_by_padam(block_axes=(mofo_jax.AxisParts(axis=0, parts=2),))
@@ -219,7 +219,7 @@ def test_blocks_that_tensors_share_are_refused() -> None:
         optimizer.update(params, optimizer.init(params))
 
 
-def test_the_state_is_that_of_adam_and_stays_so() -> None:
+def test_the_state_is_adams_and_keeps_its_type() -> None:
     params, gradients = few(2, "bfloat16")
     optimizer = optax.inject_hyperparams(scale_by_padam, hyperparam_dtype=jnp.float32)()
     state = optimizer.init(params)

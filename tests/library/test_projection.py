@@ -1,4 +1,4 @@
-"""Selective projection decay, against NumPy's float64 and its own promise."""
+"""Selective projection decay, against NumPy's float64 and its defining property."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -84,7 +84,7 @@ def test_a_strength_of_zero_is_the_inner_transformation(dtype: str) -> None:
     assert types(state) == types(optimizer.init(params))
 
 
-def test_a_strength_of_one_gets_no_farther_where_the_gradient_turns_back() -> None:
+def test_a_strength_of_one_bounds_the_distance_when_the_gradient_points_back() -> None:
     params: Any = jnp.zeros((5, 6))
     optimizer = selective_projection_decay(optax.sgd(RATE, momentum=0.9), 1.0)
     plain = optax.sgd(RATE, momentum=0.9)
@@ -92,7 +92,8 @@ def test_a_strength_of_one_gets_no_farther_where_the_gradient_turns_back() -> No
     rng = random_generator(3)
     turned = 0
     for step in range(30):
-        # Away from the start, and every third time back, against the momentum.
+        # The gradients lead away from the start, and in every third step back to it,
+        # against the momentum.
         gradient = jnp.asarray(rng.normal(size=(5, 6)) + (1 if step % 3 == 2 else -1))
         proposed, _ = plain.update(gradient, state.inner, params)
         updates, state = optimizer.update(gradient, state, params)
@@ -108,17 +109,17 @@ def test_a_strength_of_one_gets_no_farther_where_the_gradient_turns_back() -> No
     assert turned > 5
 
 
-def test_a_small_step_far_from_the_start_is_drawn_back_exactly() -> None:
-    # Norms of 1e3 differ by 1e-4: in float32 their difference has one digit.
+def test_a_small_step_far_from_the_start_is_projected_exactly() -> None:
+    # Norms of 1e3 that differ by 1e-4: their difference in float32 has one digit.
     way = jnp.full((100, 100), 10.0)
     optimizer = selective_projection_decay(optax.scale(1e-6), 1.0)
     state = optimizer.init(jnp.zeros((100, 100)))
     updates, _ = optimizer.update(way, state, way)
-    # The step leads straight away, so all of it is taken back.
+    # The step leads straight away from the start, so all of it is removed.
     np.testing.assert_allclose(updates, 0, atol=1e-8)
 
 
-def test_layers_are_judged_one_by_one() -> None:
+def test_each_layer_is_projected_separately() -> None:
     start = jnp.zeros((2, 3))
     rules = mofo_jax.PathRules({"w": (0,)}, default=())
     for block_axes in ((0,), rules, {"w": (0,)}):
@@ -127,14 +128,15 @@ def test_layers_are_judged_one_by_one() -> None:
         )
         state = optimizer.init({"w": start})
         way = {"w": jnp.array([[1.0, 2.0, 2.0], [4.0, 0.0, -3.0]])}
-        # The first layer's gradient points back, but its step away; the second's on.
+        # In the first layer the gradient points back and the step leads away; in the
+        # second, the gradient leads away.
         gradient = {"w": jnp.array([[1.0, 2.0, 2.0], [-4.0, 0.0, 3.0]])}
         updates, _ = optimizer.update(gradient, state, way)
         np.testing.assert_allclose(updates["w"][0], 0, atol=1e-6)
         np.testing.assert_array_equal(updates["w"][1], gradient["w"][1])
 
 
-def test_around_a_filter_what_never_moved_stays() -> None:
+def test_around_a_filter_unselected_coordinates_stay_at_the_start() -> None:
     params = jnp.arange(1.0, 11.0)
     inner = mofo_jax.mofo(0.5, b1=0.9, update_fraction=0.1)
     optimizer = selective_projection_decay(inner)
@@ -142,7 +144,7 @@ def test_around_a_filter_what_never_moved_stays() -> None:
     after, _, _ = run(optimizer, params, gradients)
     assert np.flatnonzero(after[-1] != params).tolist() == [9]
     filtered, _, _ = run(inner, params, gradients)
-    assert after[-1][9] > filtered[-1][9]  # Drawn back at the third step.
+    assert after[-1][9] > filtered[-1][9]  # Projected back in the third step.
 
 
 def test_extra_arguments_reach_the_inner_transformation() -> None:

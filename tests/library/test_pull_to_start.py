@@ -1,4 +1,4 @@
-"""Pulls back to where training began, against NumPy and against the penalties."""
+"""Pulls to the start of training, against NumPy and gradients of the penalties."""
 
 import functools
 from collections.abc import Callable
@@ -62,7 +62,7 @@ PULLS: dict[str, tuple[Callable[[Any], Any], Callable[..., np.ndarray]]] = {
 @pytest.mark.parametrize("name", PULLS)
 def test_pulls_agree_with_numpy(name: str, dtype: str) -> None:
     build, pull = PULLS[name]
-    # In float32 it is rounding that decides the sign of a way of almost nothing.
+    # In float32, rounding determines the sign of a displacement close to zero.
     steps = 1 if (name, dtype) == ("l1", "float32") else 5
     cast = functools.partial(jax.tree.map, lambda x: jnp.asarray(x, dtype))
     with x64(dtype == "float64"):
@@ -95,7 +95,7 @@ def test_bfloat16_and_a_state_of_one_type(name: str) -> None:
         np.testing.assert_allclose(actual, expected, rtol=0.02, atol=0.05)
 
 
-def test_nothing_pulls_at_the_start_and_what_never_moved_stays() -> None:
+def test_no_pull_at_the_start_and_on_coordinates_that_never_moved() -> None:
     params = jnp.arange(1.0, 11.0)
     for norm in _pull_to_start.NORMS:
         optimizer = optax.chain(
@@ -141,7 +141,7 @@ def test_ewc_adds_the_gradient_of_its_penalty() -> None:
     assert_same_bits(optax.tree.get(state, "fisher"), fisher)
 
 
-def test_a_mask_leaves_parameters_alone() -> None:
+def test_masked_parameters_are_not_pulled() -> None:
     params = {"kernel": jnp.ones(3), "norm": jnp.ones(2)}
     zeros = jax.tree.map(jnp.zeros_like, params)
     moved = jax.tree.map(lambda p: p + 2, params)
@@ -191,7 +191,7 @@ def test_parameters_and_state_may_both_be_donated() -> None:
         updates, state = optimizer.update(gradient, state, params)
         return optax.apply_updates(params, updates), state
 
-    # As one program, too: there an output may share its buffer with an input.
+    # Also in one program, where an output may share its buffer with an input.
     for init in (optimizer.init, jax.jit(optimizer.init)):
         params, _ = few(2)
         state = init(params)
@@ -203,7 +203,7 @@ def test_parameters_and_state_may_both_be_donated() -> None:
             np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_init_on_what_is_no_array() -> None:
+def test_init_on_leaves_that_are_not_arrays() -> None:
     optimizer = all_three(0.5, {"w": jnp.ones((2, 3))})
     abstract = {"w": jax.ShapeDtypeStruct((2, 3), jnp.bfloat16)}
     state = optimizer.init(abstract)

@@ -1,4 +1,4 @@
-"""What each score ranks by, against its definition in NumPy's float64."""
+"""Scores against their definitions in NumPy's float64."""
 
 from collections.abc import Callable
 from typing import Any
@@ -108,7 +108,7 @@ def test_gain_for_fisher_takes_the_information_from_the_state() -> None:
 
 
 @pytest.mark.parametrize("axes", [(), (1,)])
-def test_random_masks_are_fresh_exact_in_number_and_repeatable(axes: tuple) -> None:
+def test_random_masks_change_have_exact_counts_and_are_repeatable(axes: tuple) -> None:
     params = jnp.ones((40, 50))
     optimizer = mofo_jax.mofo(1.0, update_fraction=0.3, score="random", block_axes=axes)
     masks, states = [], [optimizer.init(params)]
@@ -120,10 +120,10 @@ def test_random_masks_are_fresh_exact_in_number_and_repeatable(axes: tuple) -> N
         if axes:
             np.testing.assert_array_equal(mask.sum(0), 12)
         assert mask.sum() == 600
-    # Independent masks share the square of the fraction: 180, within 6 deviations.
+    # Independent masks overlap in the fraction squared: 180, within 6 deviations.
     shared = [(masks[i] & masks[j]).sum() for i, j in ((0, 1), (1, 2), (0, 2))]
     assert all(abs(number - 180) < 60 for number in shared)
-    # From a state that was kept, the same masks follow.
+    # A restored state gives the same masks again.
     again, _ = optimizer.update(params, states[2])
     np.testing.assert_array_equal(np.asarray(again) != 0, masks[2])
 
@@ -143,7 +143,7 @@ def test_random_tensors_of_one_tree_and_of_two_seeds_differ() -> None:
 
 
 @pytest.mark.parametrize("score", ["momentum", "update", "random"])
-def test_what_is_not_selected_takes_a_part_of_its_step(score: str) -> None:
+def test_unselected_coordinates_take_a_scaled_step(score: str) -> None:
     params, gradients = few(3)
     options = {"update_fraction": 0.25, "score": score}
     rest = mofo_jax.mofo(1e-2, unselected_scale=0.1, **options)

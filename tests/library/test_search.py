@@ -1,4 +1,4 @@
-"""How many passes the joint search takes, whatever the numbers are."""
+"""The number of passes that the joint search takes, for difficult numbers."""
 
 import functools
 import math
@@ -22,7 +22,7 @@ from tests.library.awkward import numbers
 def counted(
     tensors: list[Any], fraction: jax.Array, form: Form = "operands"
 ) -> tuple[jax.Array, list[jax.Array]]:
-    """Returns how many passes a selection took, and its masks."""
+    """Returns the number of passes of a selection, and its masks."""
     contests = []
     for x in tensors:
         tensor = rank_magnitudes(x, ())
@@ -36,13 +36,13 @@ def counted(
 def count(
     tensors: list[Any], fraction: float, form: Form = "operands"
 ) -> tuple[int, list[Any]]:
-    """Returns the same for a fraction that is traced."""
+    """Returns the same for a traced fraction."""
     passes, masks = counted(tensors, jnp.float32(fraction), form)
     return int(passes), masks
 
 
 def hard_inputs(dtype: np.dtype) -> dict[str, np.ndarray]:
-    """Returns arrays made to defeat interpolation between counts."""
+    """Returns arrays that are designed to defeat interpolation between counts."""
     rng = random_generator()
     n = 3000
     unsigned = np.dtype(f"uint{8 * dtype.itemsize}")
@@ -85,7 +85,7 @@ def test_no_input_takes_more_passes_than_its_patterns_have_bits(
 
 
 @pytest.mark.parametrize("size", [1000, 300_000])
-def test_momenta_as_training_has_them_take_at_most_eight_passes(size: int) -> None:
+def test_realistic_momenta_take_at_most_eight_passes(size: int) -> None:
     rng = random_generator(size)
     rows = rng.normal(size=(size // 100, 100))
     momenta = {
@@ -107,10 +107,10 @@ def test_momenta_as_training_has_them_take_at_most_eight_passes(size: int) -> No
 
 
 @pytest.mark.parametrize("dying", [0.05, 0.1])
-def test_a_first_guess_that_misses_costs_a_few_passes(dying: float) -> None:
+def test_a_wrong_first_guess_costs_few_passes(dying: float) -> None:
     rng = random_generator()
     n = 200_000
-    # A few coordinates that hardly move pull the mean down, and the guess with it.
+    # A few coordinates close to zero lower the mean, and the first guess with it.
     scales = np.where(rng.uniform(size=n) < dying, 1e-3, 1.0)
     x = (scales * rng.normal(size=n)).astype(np.float32)
     passes, (mask,) = count([x], 0.15)
@@ -133,7 +133,7 @@ def test_all_tensors_share_one_search() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_passes_are_told_by_the_public_function(dtype: str) -> None:
+def test_the_public_function_returns_the_number_of_passes(dtype: str) -> None:
     rng = random_generator()
     x = rng.laplace(size=(3, 70, 500)).astype(DTYPES[dtype])
     whole = int(mofo_jax.selection_passes(x, 0.15))

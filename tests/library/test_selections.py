@@ -1,4 +1,4 @@
-"""A few of the random selections that `python -m tests.library.selections` compares."""
+"""A sample of the random selections that `tests.library.selections` compares."""
 
 import math
 
@@ -10,7 +10,7 @@ from tests.library import selections
 
 
 def test_random_selections_are_those_of_numpy() -> None:
-    # An odd stride meets both of two choices, and this one all dtypes.
+    # The stride is odd, so that it covers both of two choices, and all dtypes.
     few = selections.VARIANTS[::29]
     for field in ("dtype", "ties", "traced"):
         every = {getattr(variant, field) for variant in selections.VARIANTS}

@@ -16,7 +16,7 @@ SHAPES = {"a": (4, 6, 5), "b": (4, 7), "c": (4,), "d": (9, 2)}
 
 
 def gradients(seed: int = 0, ties: bool = False) -> dict[str, np.ndarray]:
-    """Returns a tree of numbers, with or without many that are equal."""
+    """Returns a tree of random numbers, optionally with many ties."""
     rng = random_generator(seed)
 
     def make(shape: tuple) -> np.ndarray:
@@ -28,7 +28,7 @@ def gradients(seed: int = 0, ties: bool = False) -> dict[str, np.ndarray]:
 
 
 def moved(tree: dict[str, np.ndarray], **options: Any) -> dict[str, np.ndarray]:
-    """Returns where a first step of MoFO moves."""
+    """Returns where the first step of MoFO moves parameters."""
     optimizer = mofo_jax.mofo(1.0, **options)
     updates, _ = jax.jit(optimizer.update)(tree, optimizer.init(tree))
     return {name: np.asarray(update) != 0 for name, update in updates.items()}
@@ -37,7 +37,7 @@ def moved(tree: dict[str, np.ndarray], **options: Any) -> dict[str, np.ndarray]:
 def joint(
     tree: dict[str, np.ndarray], names: str, fraction: float, ties: str
 ) -> dict[str, np.ndarray]:
-    """Returns the masks of tensors that compete as one, by sorting."""
+    """Returns the masks of tensors that form one block, by sorting."""
     whole = np.concatenate([tree[name].ravel() for name in names])
     mask = selected(whole, fraction, (), ties)
     parts = np.split(mask, np.cumsum([tree[name].size for name in names])[:-1])
@@ -132,15 +132,13 @@ def test_an_axis_is_cut_into_blocks(
         ),
     ],
 )
-def test_what_cannot_be_shared_or_cut_is_an_error(
-    options: dict[str, Any], words: str
-) -> None:
+def test_invalid_shared_or_divided_blocks(options: dict[str, Any], words: str) -> None:
     tree = {"a": np.ones((5, 6), np.float32), "b": np.ones((4, 6), np.float32)}
     with pytest.raises(ValueError, match=re.escape(words)):
         moved(tree, **options)
 
 
 @pytest.mark.parametrize("value", ["", (AxisParts(1, 0),), (1.5,), (0, (1, 2))])
-def test_what_is_no_block_is_an_error(value: Any) -> None:
+def test_invalid_blocks(value: Any) -> None:
     with pytest.raises(ValueError, match="`block_axes` must be a"):
         moved(gradients(), block_axes=value)

@@ -1,4 +1,4 @@
-"""What the paper claims of MoFO, on problems where it can be checked."""
+"""The paper's claims about MoFO, on problems for which they can be checked."""
 
 import math
 
@@ -13,7 +13,7 @@ TOY_STEPS = 20_000
 
 
 def toy_end(target: tuple[float, float], ties: str, fraction: float) -> np.ndarray:
-    """Returns where the paper's toy problem ends, from (0, 0).
+    """Returns the end of training on the paper's toy problem, starting from (0, 0).
 
     The pre-training loss is the squared distance from the start; the fine-tuning loss
     is zero on two lines, which a greedy step reaches along one axis.
@@ -39,12 +39,12 @@ def toy_end(target: tuple[float, float], ties: str, fraction: float) -> np.ndarr
 @pytest.mark.parametrize(
     ("target", "ties", "fraction", "end"),
     [
-        # Both momenta are equal for ever. Exactly one moves, the first: distance 1.
+        # Both momenta stay equal. Exactly one coordinate moves, the first: distance 1.
         ((1.0, 1.0), "exact", 0.5, (1.0, 0.0)),
-        # With all ties MoFO is Adam here, which goes along the diagonal.
+        # If ties all move, MoFO equals Adam here and moves along the diagonal.
         ((1.0, 1.0), "all", 0.5, (1.0, 1.0)),
         ((1.0, 1.0), "all", 1.0, (1.0, 1.0)),
-        # Without symmetry both rules go along one axis, and Adam does not.
+        # Without symmetry both rules move along one axis, unlike Adam.
         ((1.0, 2.0), "exact", 0.5, (1.0, 0.0)),
         ((1.0, 2.0), "all", 0.5, (1.0, 0.0)),
         ((1.0, 2.0), "all", 1.0, (1.0, 0.694)),
@@ -56,9 +56,10 @@ def test_the_papers_toy(
     np.testing.assert_allclose(toy_end(target, ties, fraction), end, atol=2e-3)
 
 
-def test_the_gradient_falls_as_the_theorem_says() -> None:
-    # min over t <= T of the norm that sums each block's top fraction of |gradient| is
-    # O(log T / sqrt T), for steps eta / sqrt t, no noise and b1 < sqrt b2.
+def test_the_gradient_decreases_at_the_theorems_rate() -> None:
+    # The theorem: for steps eta / sqrt t, without noise, and b1 < sqrt b2, the minimum
+    # over t <= T of the norm that sums the top fraction of |gradient| in each block is
+    # O(log T / sqrt T).
     rng = np.random.default_rng(0)
     size, steps, fraction = 200, 10_000, 0.15
     scale = jnp.asarray(np.exp(rng.normal(size=size)), jnp.float32)

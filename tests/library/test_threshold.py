@@ -1,4 +1,4 @@
-"""Selection against NumPy's sort on bit patterns, whatever the numbers are."""
+"""Selection against NumPy's sort of bit patterns, for all kinds of numbers."""
 
 import math
 from typing import Any
@@ -21,7 +21,7 @@ from tests.library.awkward import numbers
 
 TIES = ("all", "exact")
 
-# Shapes with block axes that every property is tried on: compiled once each.
+# Shapes and block axes for the property tests; each is compiled once.
 LAYOUTS = [
     ((), ()),
     ((53,), ()),
@@ -92,7 +92,9 @@ def test_any_shape_and_block_axes(data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("ties", TIES)
 @pytest.mark.parametrize("fraction", [0.15, 0.29, 0.57, 1e-6, 1])
-def test_a_static_fraction_counts_as_python_does(fraction: float, ties: str) -> None:
+def test_static_fractions_select_as_many_as_python_computes(
+    fraction: float, ties: str
+) -> None:
     x = random_generator().permutation(100).astype(np.float32) + 1
     mask = mofo_jax.top_fraction_mask(x, fraction, ties=ties)
     assert int(mask.sum()) == how_many(fraction, 100)
@@ -100,7 +102,7 @@ def test_a_static_fraction_counts_as_python_does(fraction: float, ties: str) -> 
 
 
 @pytest.mark.parametrize("ties", TIES)
-def test_more_than_a_word_of_exact_float32_integers(ties: str) -> None:
+def test_counts_beyond_the_exact_integers_of_float32(ties: str) -> None:
     # A float32 count would be wrong here: 2**24 + 2**21 coordinates.
     size = 2**24 + 2**21
     x = np.zeros(size, np.float16)
@@ -190,8 +192,8 @@ def test_the_threshold_of_complex_numbers_is_real() -> None:
 @pytest.mark.parametrize("fraction", [0.15, 0.5, 1e-7])
 @pytest.mark.parametrize("copies", [2**20, 2**22])
 def test_blocks_of_more_than_two_to_the_32(copies: int, fraction: float) -> None:
-    # As many shards as no machine has, all alike: their counts add up to 2**32 and
-    # more, while one shard is small.
+    # More identical shards than any machine has, so that counts reach 2**32 although
+    # each shard is small.
     x = np.asarray(random_generator().normal(size=(50, 100)), np.float32)
 
     def chosen(x: jax.Array, fraction: Any) -> jax.Array:
@@ -200,7 +202,7 @@ def test_blocks_of_more_than_two_to_the_32(copies: int, fraction: float) -> None
         ((mask,),) = selection.select([contest], "all")
         return mask
 
-    # A coordinate is chosen with all of its copies, so the share is rounded up.
+    # A coordinate is selected in all of its copies, so the count is rounded up.
     k = math.ceil(int(float(np.float32(fraction)) * (x.size * copies)) / copies)
     ranked = np.sort(np.abs(x).ravel())[::-1]
     for given in (float(np.float32(fraction)), jnp.float32(fraction)):

@@ -10,7 +10,8 @@ from mofo_jax._selection.patterns import Contest, rank_magnitudes
 from mofo_jax._selection.tpu_layout import in_memory_order, major_to_minor
 from tests.helpers import random_generator
 
-# What libtpu 0.0.42.1 says in `jax.stages.Compiled.input_formats`, for v5e.
+# The orders that libtpu 0.0.42.1 reports for v5e in
+# `jax.stages.Compiled.input_formats`.
 ORDERS = {
     (2048,): (0,),
     (): (),
@@ -54,7 +55,7 @@ def test_a_tensor_in_that_order_has_the_same_patterns() -> None:
     )
 
 
-def test_the_loop_is_given_tensors_in_that_order() -> None:
+def test_the_loop_receives_tensors_in_that_order() -> None:
     def passes(x: jax.Array) -> jax.Array:
         tensor = rank_magnitudes(x, ())
         contest = Contest((tensor,), limbs.constant(99, 1))

@@ -1,4 +1,4 @@
-"""Covariances taken by hand, in NumPy's float64, and what compares with them."""
+"""Covariances computed in NumPy's float64, and the comparison with them."""
 
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ from tests.helpers import random_generator
 
 
 class Expected(NamedTuple):
-    """What the covariance of one parameter has to be."""
+    """The expected covariance of one parameter."""
 
     matrix: np.ndarray
     axes: tuple[int, ...] = (0,)
@@ -18,7 +18,7 @@ class Expected(NamedTuple):
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
-    """Returns numbers whose mean is not zero."""
+    """Returns random numbers whose mean is not zero."""
     return random_generator(seed).normal(size=shape) + 0.3
 
 
@@ -32,7 +32,7 @@ def mean_outer(*inputs: Any, weights: Any = None) -> np.ndarray:
 
 
 def check(covariances: Any, expected: dict[str, Any], rtol: float = 1e-5) -> None:
-    """Compares a dictionary of covariances with what has to come of them."""
+    """Compares a dictionary of covariances with the expected ones."""
     assert covariances.keys() == expected.keys()
     for name, desired in expected.items():
         actual = covariances[name]

@@ -1,4 +1,4 @@
-"""Products inside of loops, branches and calls, against covariances taken by hand."""
+"""Products within loops, branches and calls, against covariances from NumPy."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,12 +18,12 @@ SHARED = normal(4, 4, seed=2) / 2
 
 
 def layer(x: Any, w: Any, xp: Any = jnp) -> Any:
-    """A nonlinear layer, so that inputs differ."""
+    """A nonlinear layer, so that the inputs of layers differ."""
     return xp.tanh(x @ w) + 0.1
 
 
 def inputs_of_layers(order: Any = range(3)) -> dict[int, np.ndarray]:
-    """Returns what each layer of the stack is given, in NumPy."""
+    """Returns the input of each layer of the stack, in NumPy."""
     x, found = X, {}
     for number in order:
         found[number] = x
@@ -46,7 +46,7 @@ def of_remat(w: Any, x: Any) -> Any:
 
 
 def two_scans(w: Any, x: Any) -> Any:
-    """Scans within a scan, the first with a stack of one layer."""
+    """A scan within a scan, after a scan over a stack of one layer."""
 
     def outer(x: Any, w: Any) -> Any:
         return scan(w, x), None
@@ -66,7 +66,7 @@ def fori_loop(w: Any, x: Any) -> Any:
 
 
 def while_loop(w: Any, x: Any) -> Any:
-    """A loop that carries the parameters round."""
+    """A loop whose carry includes the parameters."""
 
     def body(state: Any) -> Any:
         i, x, w = state
@@ -164,7 +164,7 @@ def test_one_input_of_a_scanned_and_of_a_shared_kernel() -> None:
 
 
 @pytest.mark.parametrize("taken", [0, 1])
-def test_only_the_branch_that_is_taken_counts(taken: int) -> None:
+def test_only_the_executed_branch_counts(taken: int) -> None:
     def apply(params: Any, batch: Any) -> Any:
         index, x = batch
         branches = [

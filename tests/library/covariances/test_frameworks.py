@@ -16,7 +16,7 @@ X = normal(3, 5, 4)
 
 
 class Nnx(nnx.Module):
-    """A model of Flax NNX, its layers scanned or not."""
+    """A model of Flax NNX, with scanned or separate layers."""
 
     def __init__(self, scanned: bool) -> None:
         rngs = nnx.Rngs(0)
@@ -81,7 +81,7 @@ def test_flax_nnx(scanned: bool) -> None:
 
 
 class Linen(linen.Module):
-    """A model of Flax Linen, whose layers are stacked on an axis or not at all."""
+    """A model of Flax Linen, with layers stacked on an axis or separate."""
 
     axis: int | None
 

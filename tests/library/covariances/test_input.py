@@ -1,4 +1,4 @@
-"""What goes into `input_covariances`, and what comes back around the matrices."""
+"""Arguments of `input_covariances`, and the result apart from the matrices."""
 
 from typing import Any
 
@@ -42,14 +42,14 @@ def test_the_matrices_are_symmetric_and_wide_enough() -> None:
     np.testing.assert_allclose(matrix, mean_outer(x), rtol=1e-6)
 
 
-def test_one_array_may_be_all_parameters() -> None:
+def test_params_may_be_a_single_array() -> None:
     actual = mofo_jax.input_covariances(
         lambda w, x: x @ w, PARAMS["w"], [jnp.float32(X)]
     )
     check({"": actual}, {"": Expected(mean_outer(X))})
 
 
-def test_a_report_tells_what_was_found_and_why_not() -> None:
+def test_the_report_describes_each_covariance_or_why_there_is_none() -> None:
     def apply(params: Any, tokens: jax.Array) -> Any:
         x = params["embed"]["table"][tokens] * params["scale"]
         q, k = x @ params["q"], jnp.einsum("btd,dhk->bthk", x, params["k"])
@@ -83,7 +83,7 @@ def test_a_report_tells_what_was_found_and_why_not() -> None:
     assert sources == dict.fromkeys(("scale", "unused", "whole")) | found
 
 
-def test_products_along_different_axes_are_told_apart() -> None:
+def test_contractions_of_different_axes_are_reported() -> None:
     def apply(params: Any, x: jax.Array) -> Any:
         return x @ params["w"] @ params["w"].T @ params["other"]
 

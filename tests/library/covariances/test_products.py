@@ -1,4 +1,4 @@
-"""Each shape of a product, against covariances taken by hand."""
+"""Every form of a product, against covariances from NumPy."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -31,13 +31,13 @@ def by_expert(w: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def grouped(w: jax.Array, x: jax.Array) -> jax.Array:
-    """Each of two kernels for three heads of its group."""
+    """Two kernels, each of which serves the three heads of its group."""
     repeated = jnp.broadcast_to(w[:, None], (2, 3, 4, 3)).reshape(6, 4, 3)
     return jnp.einsum("htd,hdk->thk", x, repeated)
 
 
 def patches(x: np.ndarray, size: int) -> np.ndarray:
-    """The neighbouring rows that a kernel of a length meets."""
+    """Returns the neighbouring rows that a convolution kernel of a size sees."""
     return np.stack([x[:, i : x.shape[1] - size + 1 + i] for i in range(size)], axis=2)
 
 
@@ -171,7 +171,7 @@ def test_against_covariances_by_hand(name: str, jit: bool) -> None:
 
     def apply(params: Any, x: jax.Array) -> Any:
         call = jax.jit(case.apply) if jit else case.apply
-        # What is not followed must not disturb.
+        # Outputs that do not depend on the product must not interfere.
         return call(params["w"], x), params["unused"]
 
     params = {"w": jnp.float32(normal(*case.shape, seed=9)), "unused": jnp.ones(3)}
@@ -227,7 +227,9 @@ TOKENS = np.array([1, 2])
 
 
 @pytest.mark.parametrize("name", UNFIT)
-def test_what_has_no_covariance_and_why(name: str) -> None:
+def test_the_report_says_why_there_is_no_covariance(
+    name: str,
+) -> None:
     shape, call, reason = UNFIT[name]
 
     def apply(params: Any, x: jax.Array) -> Any:

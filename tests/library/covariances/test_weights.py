@@ -1,4 +1,4 @@
-"""Weights of positions, followed through a program to the inputs of products."""
+"""Weights of positions, which are followed to the inputs of products."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ MASK = np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [0, 0, 1, 1, 0]])
 
 
 def attention(params: Any, x: jax.Array) -> jax.Array:
-    """Tanh of attention, whose positions are axes of several arrays on the way."""
+    """Attention and a tanh, with positions on axes of several intermediate arrays."""
     q, k, v = (jnp.einsum("btd,dhk->bhtk", x, params[name]) for name in ("q", "k", "v"))
     scores = jax.nn.softmax(jnp.einsum("bhtk,bhsk->bhts", q, k))
     mixed = jnp.einsum("bhts,bhsk->bthk", scores, v)
@@ -26,7 +26,7 @@ def attention(params: Any, x: jax.Array) -> jax.Array:
 
 
 def by_hand(params: Any, x: np.ndarray) -> dict[str, tuple[np.ndarray, tuple]]:
-    """The inputs of `attention`, and the axes along which they are contracted."""
+    """Returns the inputs of `attention`, and the axes over which they contract."""
     p = {name: np.asarray(w, np.float64) for name, w in params.items()}
     q, k, v = (np.einsum("btd,dhk->bhtk", x, p[name]) for name in ("q", "k", "v"))
     scores = np.exp(np.einsum("bhtk,bhsk->bhts", q, k))
@@ -69,7 +69,7 @@ def test_weights_follow_positions(weights: np.ndarray, where: str) -> None:
     )
     desired = {}
     for name, (x, axes) in by_hand(params, X).items():
-        # What has no axis of positions counts as the best of its row.
+        # An input without an axis of positions has the largest weight of its row.
         w = weights if name != "head" else weights.max(1)
         desired[name] = Expected(mean_outer(x, weights=w), axes)
     check(actual, desired)
@@ -115,7 +115,7 @@ def test_nothing_counts_where_all_weights_are_zero() -> None:
     check(actual, {"w": Expected(np.zeros((4, 4)))})
 
 
-def test_the_report_tells_where_positions_are_lost() -> None:
+def test_the_report_says_where_positions_are_lost() -> None:
     def apply(params: Any, x: jax.Array) -> Any:
         flat = jnp.sort(x.reshape(-1, 4), axis=0)
         return flat @ params["sorted"], x @ params["plain"]

@@ -1,4 +1,4 @@
-"""What a run did, of tensors that are spread over eight devices."""
+"""Diagnostics of tensors that are sharded over eight devices."""
 
 import re
 from typing import Any

@@ -1,4 +1,4 @@
-"""The inverse covariance of sharded parameters: the same steps for every partition."""
+"""The inverse covariance of sharded parameters: the same steps for every sharding."""
 
 import functools
 from typing import Any
@@ -144,7 +144,7 @@ class Model(nnx.Module):
 
 
 def test_flax_nnx_takes_the_state_of_an_annotated_model() -> None:
-    """A matrix has not its kernel's shape, nor the sharding that is written for it."""
+    """The matrix has another shape than its kernel, and cannot have its sharding."""
     mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
     x = jnp.float32(random_generator().normal(size=(32, 16)))
     with jax.set_mesh(mesh):
@@ -165,7 +165,7 @@ def test_flax_nnx_takes_the_state_of_an_annotated_model() -> None:
         after = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     moved = np.asarray(before["up"]["kernel"] - after["up"]["kernel"], np.float64)
     a = np.asarray(x, np.float64).T @ np.asarray(x, np.float64) / 32
-    # Adam's first step is the gradient's sign.
+    # Adam's first step is the sign of the gradient.
     undone = (np.eye(16) + a / (0.1 * np.trace(a) / 16)) @ moved / 0.1
     np.testing.assert_allclose(np.abs(undone), np.ones((16, 8)), rtol=2e-2)
     assert after["up"]["kernel"].sharding.spec == P("a", "b")

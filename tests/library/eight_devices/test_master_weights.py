@@ -1,4 +1,4 @@
-"""Master weights of sharded parameters: the same numbers, and nothing gathered."""
+"""Master weights of sharded parameters: the same numbers, and no gathering."""
 
 import functools
 from typing import Any
@@ -15,7 +15,7 @@ import mofo_jax
 from tests.helpers import assert_same_bits, random_generator
 
 MESH_TYPES = {"auto": AxisType.Auto, "explicit": AxisType.Explicit}
-# Powers of two: however the compiler joins products and sums, the results are the same.
+# Powers of two, so that a fused multiply-add gives the same results.
 SGD = optax.sgd(2.0**-10, momentum=0.5)
 FILTERED = mofo_jax.momentum_filter(SGD, update_fraction=0.25)
 OPTIMIZERS = {
@@ -25,7 +25,7 @@ OPTIMIZERS = {
 
 
 def train_step(optimizer: Any, params: Any, state: Any, grads: Any) -> tuple:
-    """Returns parameters and state in the order in which they came."""
+    """Returns parameters and state in argument order, as donation requires."""
     updates, state = optimizer.update(grads, state, params)
     return optax.apply_updates(params, updates), state
 
@@ -69,7 +69,7 @@ def test_sharded_as_on_one_device(spec: P, name: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("jit", [True, False], ids=["jit", "eager"])
-def test_the_remainder_of_what_is_abstract_is_sharded_as_that(jit: bool) -> None:
+def test_the_remainder_of_abstract_parameters_has_their_sharding(jit: bool) -> None:
     mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Explicit,))
     sharding = NamedSharding(mesh, P(None, "x"))
     with jax.set_mesh(mesh):

@@ -1,4 +1,4 @@
-"""The same coordinates under any sharding, and what the compiled step moves for it."""
+"""Selection under any sharding, and the collectives of the compiled step."""
 
 import collections
 import functools
@@ -29,19 +29,19 @@ COLLECTIVES = re.compile(
 
 
 def mesh_of(kind: str) -> jax.sharding.Mesh:
-    """Returns eight devices as 4 by 2."""
+    """Returns a mesh of eight devices, 4 by 2."""
     types = (MESH_TYPES[kind],) * 2
     return jax.make_mesh((4, 2), ("a", "b"), axis_types=types)
 
 
 def train_step(optimizer: Any, params: Any, state: Any, grads: Any) -> tuple:
-    """Returns parameters and state in the order in which they came."""
+    """Returns parameters and state in argument order, as donation requires."""
     updates, state = optimizer.update(grads, state, params)
     return optax.apply_updates(params, updates), state
 
 
 def compiled_step(optimizer: Any, params: Any, grads: Any) -> tuple[Any, Any]:
-    """Returns a compiled donated step and the state it starts from."""
+    """Returns a compiled step with donation, and its initial state."""
     state = optimizer.init(params)
     step = jax.jit(functools.partial(train_step, optimizer), donate_argnums=(0, 1))
     return step.lower(params, state, grads).compile(), state
@@ -58,8 +58,8 @@ Case = tuple[tuple[int, ...], tuple[int, ...], P]
 def trees() -> list[dict[str, Case]]:
     """Returns trees of tensors: their shape, block axes and sharding.
 
-    In a tree, blocks of one shape are spread over the devices alike, as they are in a
-    model. In an Auto mesh their counts, a number a block, would be gathered otherwise.
+    In a tree, all tensors with blocks of one shape have the same sharding, as in a
+    model. Otherwise, an Auto mesh would gather their counts, one per block.
     """
     found: list[dict[str, Case]] = [{"small": ((10,), (), P())}]
     found[0] |= {str(spec): ((64, 48), (), spec) for spec in MATRIX}
@@ -82,7 +82,7 @@ def test_any_sharding_moves_the_same_coordinates_and_gathers_nothing(
     rng = random_generator()
     mesh = mesh_of(kind)
     place = {name: NamedSharding(mesh, spec) for name, (*_, spec) in tree.items()}
-    # Rounded, so that ties have to be broken across devices.
+    # Rounded, so that ties must be broken across devices.
     host, start = (
         {
             name: rng.normal(size=shape).round(1).astype(np.float32)
@@ -131,7 +131,7 @@ def test_shards_inside_shard_map_are_ranked_together(check_vma: bool) -> None:
         "replicated": rng.normal(size=10).astype(np.float32),
     }
     specs = {"sharded": P("x"), "replicated": P()}
-    # Where JAX knows what is replicated, one name serves all tensors.
+    # If JAX tracks replication, one name works for all tensors.
     name = "x" if check_vma else mofo_jax.PathRules({"sharded": "x"}, default=())
     optimizer = mofo_jax.mofo(1e-2, axis_name=name)
 
@@ -166,7 +166,7 @@ def test_state_keeps_its_type_in_an_explicit_mesh(dtype: str, jit: bool) -> None
 @pytest.mark.parametrize(
     ("kind", "order"), [("auto", (1, 2, 0)), ("explicit", (0, 1, 2))]
 )
-def test_the_order_of_axes_is_that_of_shards_whose_shape_is_known(
+def test_the_order_of_axes_is_that_of_shards_of_known_shape(
     kind: str, order: tuple[int, ...]
 ) -> None:
     shape = 512, 32, 64
