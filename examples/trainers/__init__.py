@@ -1,1 +1,1 @@
-"""MoFO in the trainers that people use: short programs, each changed in one line."""
+"""Short programs that use MoFO in the trainers people already have."""

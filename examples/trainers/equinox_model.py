@@ -1,7 +1,7 @@
-"""Equinox: parameters filtered out of a module, with `None` in the other places.
+"""Equinox: parameters are filtered from a module, with `None` in place of the rest.
 
 Run it with `python -m examples.trainers.equinox_model` after `pip install equinox`. As
-with any Optax optimizer, `init` gets what `eqx.filter` leaves of the model.
+for any Optax optimizer, `init` receives the result of `eqx.filter`.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ STEPS = 100
 
 
 class Network(eqx.Module):
-    """A multi-layer perceptron, a number that is not trained, and a name."""
+    """A multi-layer perceptron with a number and a name that are not trained."""
 
     layers: eqx.nn.MLP
     trained_on: jax.Array
@@ -46,7 +46,7 @@ def train_step(
     state: optax.OptState,
     optimizer: optax.GradientTransformation,
 ) -> tuple[Network, optax.OptState, jax.Array]:
-    """Returns model and state in the order in which they came, and the loss."""
+    """Returns model and state in argument order, as donation requires, and the loss."""
     x, target = data
 
     def loss(model: Network) -> jax.Array:
@@ -61,7 +61,7 @@ def train_step(
 def train(
     optimizer: optax.GradientTransformation, steps: int
 ) -> tuple[list[float], Any, Any]:
-    """Trains from the same start each time; returns losses, parameters and state."""
+    """Trains from a fixed start; returns losses, parameters and state."""
     model = Network(jax.random.key(0))
     state = optimizer.init(eqx.filter(model, eqx.is_inexact_array))
     losses = []
@@ -72,7 +72,7 @@ def train(
 
 
 def main() -> None:
-    """Prints the losses of a few steps."""
+    """Trains for a few steps and prints the losses."""
     optimizer = mofo_jax.mofo(3e-3)  # was: optax.adamw(3e-3)
     losses, _, _ = train(optimizer, STEPS)
     for step in range(0, STEPS, 20):

@@ -1,9 +1,9 @@
 """Flax Linen: a `TrainState`, layers under `nn.scan`, and logical partitioning.
 
-Run it with `python -m examples.trainers.flax_linen`. `nn.scan` keeps all layers in one
-tensor, here on axis 1, as MaxText does. MoFO has to be told so, or layers would compete
-with one another for the fraction that moves. Parameters stay in the boxes that carry
-their logical axes, and so do the moments: one call finds the sharding of both.
+Run it with `python -m examples.trainers.flax_linen`. `nn.scan` stacks all layers in one
+tensor, here on axis 1, as MaxText does. MoFO is told that axis by `block_axes`, or
+layers would compete with one another for the fraction. Parameters keep the boxes that
+hold their logical axes, and so do the moments, so that one call finds all shardings.
 """
 
 import functools
@@ -23,7 +23,7 @@ import mofo_jax
 
 STEPS = 100
 LAYERS = 3
-# From the logical axes of arrays to those of the mesh.
+# Logical axes of arrays, and the mesh axes they are sharded over.
 RULES = (("batch", "data"), ("embed", "data"), ("mlp", "model"), ("layers", None))
 
 
@@ -38,14 +38,14 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, _: None) -> tuple[jax.Array, None]:
-        """Maps `[batch, 8]` to the same shape; the second value is `nn.scan`'s."""
+        """Maps `[batch, 8]` to the same shape; the second argument is for `nn.scan`."""
         ones = nn.with_logical_partitioning(nn.initializers.ones, ("embed",))
         hidden = dense(32, "embed", "mlp")(nn.RMSNorm(scale_init=ones)(x))
         return x + dense(8, "mlp", "embed")(nn.gelu(hidden)), None
 
 
 class Network(nn.Module):
-    """Three layers, scanned, and one output."""
+    """Three scanned layers and one output."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -69,7 +69,7 @@ def apply(params: Any, x: jax.Array) -> jax.Array:
 
 
 def batch(step: int, mesh: jax.sharding.Mesh) -> tuple[jax.Array, jax.Array]:
-    """Draws inputs `[64, 8]` and targets `[64]`, divided among devices."""
+    """Draws inputs `[64, 8]` and targets `[64]`, sharded over devices."""
     x = np.random.default_rng(step).normal(size=(64, 8)).astype(np.float32)
     place = jax.sharding.NamedSharding(mesh, P("data"))
     return jax.device_put((x, np.sin(x).sum(axis=1)), place)
@@ -78,7 +78,7 @@ def batch(step: int, mesh: jax.sharding.Mesh) -> tuple[jax.Array, jax.Array]:
 def train_step(
     state: TrainState, x: jax.Array, target: jax.Array
 ) -> tuple[TrainState, jax.Array]:
-    """Returns the next state, and the loss before it."""
+    """Returns the next state, and the loss before the step."""
 
     def loss(params: Any) -> jax.Array:
         return jnp.mean((state.apply_fn(params, x) - target) ** 2)
@@ -88,7 +88,7 @@ def train_step(
 
 
 def init_state(optimizer: optax.GradientTransformation) -> TrainState:
-    """Returns the state that training starts from, in boxes."""
+    """Returns the initial training state, with boxed parameters."""
     params = Network().init(jax.random.key(0), jnp.ones((1, 8)))["params"]
     return TrainState.create(apply_fn=apply, params=params, tx=optimizer)
 
@@ -96,12 +96,12 @@ def init_state(optimizer: optax.GradientTransformation) -> TrainState:
 def train(
     optimizer: optax.GradientTransformation, steps: int, mesh: jax.sharding.Mesh
 ) -> tuple[list[float], Any, Any]:
-    """Trains from the same start each time; returns losses, parameters and state."""
+    """Trains from a fixed start; returns losses, parameters and state."""
     with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
         abstract = jax.eval_shape(functools.partial(init_state, optimizer))
         specs = nn.get_partition_spec(abstract)
         shardings = logical_to_mesh_sharding(specs, mesh, RULES)
-        # Without `out_shardings` the moments would be made whole on every device.
+        # Without `out_shardings`, every device would hold all of the moments.
         make = jax.jit(init_state, static_argnums=0, out_shardings=shardings)
         state, losses = make(optimizer), []
         step_function = jax.jit(
@@ -114,7 +114,7 @@ def train(
 
 
 def main() -> None:
-    """Prints the losses of a few steps."""
+    """Trains for a few steps and prints the losses."""
     layers = mofo_jax.PathRules({"^layers/": (1,)}, default=())
     optimizer = mofo_jax.mofo(1e-2, block_axes=layers)  # was: optax.adamw(1e-2)
     shape, types = (jax.device_count(), 1), (AxisType.Auto,) * 2

@@ -1,4 +1,4 @@
-"""Flax NNX: an `nnx.Optimizer` that holds MoFO in the place of AdamW.
+"""Flax NNX: an `nnx.Optimizer` with MoFO instead of AdamW.
 
 Run it with `python -m examples.trainers.flax_nnx`. A small network learns a function of
 eight numbers.
@@ -37,7 +37,7 @@ def batch(step: int) -> tuple[jax.Array, jax.Array]:
     return jnp.asarray(x), jnp.asarray(np.sin(x).sum(axis=1))
 
 
-# NNX gives back what it updates in the order in which it was given, as donation needs.
+# NNX returns its updated arguments in order, as donation requires.
 @nnx.jit(donate_argnums=(0, 1))
 def train_step(
     model: Network, optimizer: nnx.Optimizer, x: jax.Array, target: jax.Array
@@ -55,7 +55,7 @@ def train_step(
 def train(
     transformation: optax.GradientTransformation, steps: int
 ) -> tuple[list[float], Any, Any]:
-    """Trains from the same start each time; returns losses, parameters and state."""
+    """Trains from a fixed start; returns losses, parameters and state."""
     model = Network(nnx.Rngs(0))
     optimizer = nnx.Optimizer(model, transformation, wrt=nnx.Param)
     losses = [
@@ -65,7 +65,7 @@ def train(
 
 
 def main() -> None:
-    """Prints the losses of a few steps."""
+    """Trains for a few steps and prints the losses."""
     optimizer = mofo_jax.mofo(3e-3)  # was: optax.adamw(3e-3)
     losses, _, _ = train(optimizer, STEPS)
     for step in range(0, STEPS, 20):

@@ -1,9 +1,9 @@
 """Flax NNX on many devices: partition metadata, under `jax.set_mesh`.
 
 Run it with `python -m examples.trainers.flax_nnx_sharded`; to try it on one CPU, set
-`XLA_FLAGS=--xla_force_host_platform_device_count=8`. The parameters say how they are
-sharded, and `nnx.Optimizer` shards the moments alike. MoFO selects the same
-coordinates as on one device, whether the mesh's axes are Auto or Explicit.
+`XLA_FLAGS=--xla_force_host_platform_device_count=8`. The parameters' metadata say how
+they are sharded, and `nnx.Optimizer` shards the moments in the same way. MoFO selects
+the same coordinates as on one device, whether the mesh's axes are Auto or Explicit.
 """
 
 from typing import Any
@@ -22,7 +22,7 @@ STEPS = 100
 
 
 class Network(nnx.Module):
-    """A perceptron whose hidden layer is divided among devices."""
+    """A perceptron whose hidden layer is sharded over devices."""
 
     def __init__(self, rngs: nnx.Rngs) -> None:
         normal = nnx.initializers.lecun_normal()
@@ -38,7 +38,7 @@ class Network(nnx.Module):
 
 
 def batch(step: int, mesh: jax.sharding.Mesh) -> tuple[jax.Array, jax.Array]:
-    """Draws inputs `[64, 8]` and targets `[64]`, divided among devices."""
+    """Draws inputs `[64, 8]` and targets `[64]`, sharded over devices."""
     x = np.random.default_rng(step).normal(size=(64, 8)).astype(np.float32)
     place = jax.sharding.NamedSharding(mesh, P("data"))
     return jax.device_put((x, np.sin(x).sum(axis=1)), place)
@@ -61,7 +61,7 @@ def train_step(
 def train(
     transformation: optax.GradientTransformation, steps: int, mesh: jax.sharding.Mesh
 ) -> tuple[list[float], Any, Any]:
-    """Trains from the same start each time; returns losses, parameters and state."""
+    """Trains from a fixed start; returns losses, parameters and state."""
     with jax.set_mesh(mesh):
         model = Network(nnx.Rngs(0))
         optimizer = nnx.Optimizer(model, transformation, wrt=nnx.Param)
@@ -73,7 +73,7 @@ def train(
 
 
 def main() -> None:
-    """Prints the losses of a few steps in both kinds of mesh."""
+    """Trains in both kinds of mesh and prints the losses of a few steps."""
     optimizer = mofo_jax.mofo(1e-2)  # was: optax.adamw(1e-2)
     for axis_type in (AxisType.Auto, AxisType.Explicit):
         shape, types = (jax.device_count(), 1), (axis_type,) * 2

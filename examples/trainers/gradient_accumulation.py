@@ -1,10 +1,10 @@
-"""Gradient accumulation: sum in the step, select once.
+"""Gradient accumulation: gradients are summed, and the optimizer runs once.
 
-Run it with `python -m examples.trainers.gradient_accumulation`. A `jax.lax.scan` adds
-up the gradients of micro-batches, and the optimizer is called once, as for the whole
-batch. `optax.MultiSteps` gives the same numbers, but runs the optimizer for every
-micro-batch, selection and all, and throws away what it returns: the program ends with
-the time of a step either way, for MoFO and for AdamW.
+Run it with `python -m examples.trainers.gradient_accumulation`. A `jax.lax.scan` sums
+the gradients of micro-batches, and the optimizer is then called once, as for one large
+batch. `optax.MultiSteps` gives the same numbers, but it runs the whole optimizer,
+including the selection, for every micro-batch and discards the result of all but the
+last. The program also prints the time of a step in both ways, for MoFO and for AdamW.
 """
 
 import functools
@@ -22,7 +22,7 @@ import mofo_jax
 STEPS = 100
 MICRO_BATCHES = 8
 ROUNDS = 9
-WIDTH = 2048  # Of the network that is timed.
+WIDTH = 2048  # The width of the network that is timed.
 
 
 def init_params(width: int) -> dict[str, jax.Array]:
@@ -48,13 +48,13 @@ def loss_of(params: dict[str, jax.Array], x: jax.Array, target: jax.Array) -> ja
 
 
 def mean_gradients(params: Any, data: tuple[jax.Array, jax.Array]) -> tuple[Any, Any]:
-    """Returns the loss and the gradients of all micro-batches together."""
+    """Returns the loss and the mean gradients over all micro-batches."""
 
     def add(sums: Any, micro_batch: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
         found = jax.value_and_grad(loss_of)(params, *micro_batch)
         return optax.tree.add(sums, found), None
 
-    # Sums of bfloat16 gradients would need float32 here.
+    # Gradients in bfloat16 should be summed in float32.
     zeros = optax.tree.zeros_like((jnp.float32(0), params))
     sums, _ = jax.lax.scan(add, zeros, data)
     return optax.tree.scale(1 / len(data[0]), sums)
@@ -64,7 +64,7 @@ def mean_gradients(params: Any, data: tuple[jax.Array, jax.Array]) -> tuple[Any,
 def train_step(
     optimizer: optax.GradientTransformation, params: Any, state: Any, data: Any
 ) -> tuple[Any, Any, jax.Array]:
-    """Takes one step of the optimizer with all micro-batches."""
+    """Takes one step of the optimizer on all micro-batches."""
     loss, grads = mean_gradients(params, data)
     updates, state = optimizer.update(grads, state, params)
     return optax.apply_updates(params, updates), state, loss
@@ -74,7 +74,7 @@ def train_step(
 def micro_step(
     optimizer: optax.GradientTransformation, params: Any, state: Any, data: Any
 ) -> tuple[Any, Any, jax.Array]:
-    """Takes one step of an optimizer that accumulates, with one micro-batch."""
+    """Calls an accumulating optimizer with one micro-batch."""
     loss, grads = jax.value_and_grad(loss_of)(params, *data)
     updates, state = optimizer.update(grads, state, params)
     return optax.apply_updates(params, updates), state, loss
@@ -83,7 +83,7 @@ def micro_step(
 def train(
     optimizer: optax.GradientTransformation, steps: int
 ) -> tuple[list[float], Any, Any]:
-    """Trains from the same start each time; returns losses, parameters and state."""
+    """Trains from a fixed start; returns losses, parameters and state."""
     params, losses = init_params(64), []
     state = optimizer.init(params)
     for step in range(steps):
@@ -93,7 +93,7 @@ def train(
 
 
 def step_times(optimizer: optax.GradientTransformation, rounds: int) -> list[float]:
-    """Returns the median seconds of a step: selected once, and by MultiSteps."""
+    """Returns the median seconds of a step, with our sum and with `MultiSteps`."""
     many = optax.MultiSteps(optimizer, MICRO_BATCHES).gradient_transformation()
     once, each = (
         (init_params(WIDTH), tx.init(init_params(WIDTH))) for tx in (optimizer, many)
@@ -114,7 +114,7 @@ def step_times(optimizer: optax.GradientTransformation, rounds: int) -> list[flo
 
 
 def main() -> None:
-    """Prints the losses of a few steps, and the time of a step either way."""
+    """Prints the losses of a few steps, and the time of a step in both ways."""
     optimizer = mofo_jax.mofo(3e-3)  # was: optax.adamw(3e-3)
     losses, _, _ = train(optimizer, STEPS)
     for step in range(0, STEPS, 20):
@@ -122,8 +122,8 @@ def main() -> None:
     for name, timed in {"mofo": optimizer, "adamw": optax.adamw(3e-3)}.items():
         once, each = step_times(timed, ROUNDS)
         print(
-            f"{name}, {MICRO_BATCHES} micro-batches: {once:.3f} s a step, "
-            f"by MultiSteps {each:.3f} s, {each / once:.2f} times as long"
+            f"{name}, {MICRO_BATCHES} micro-batches: {once:.3f} s per step, "
+            f"with MultiSteps {each:.3f} s, {each / once:.2f} times as long"
         )
 
 

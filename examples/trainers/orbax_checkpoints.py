@@ -1,10 +1,10 @@
-"""Orbax: a run that AdamW began goes on as MoFO, from a sharded checkpoint.
+"""Orbax: MoFO resumes a run that AdamW began, from a sharded checkpoint.
 
-Run it with `python -m examples.trainers.orbax_checkpoints`. MoFO's state is AdamW's, so
-only the line that makes the optimizer changes. Arrays come back with the sharding asked
-for. Of a checkpoint that does not fit, Orbax names a key that one side lacks; another
-shape it refuses without saying where, and to another dtype it casts without a word, so
-`restore` compares first.
+Run it with `python -m examples.trainers.orbax_checkpoints`. MoFO has AdamW's state, so
+only the line that makes the optimizer changes. Arrays are restored with the requested
+sharding. If a checkpoint does not fit, Orbax names the keys that one side lacks, but
+not the leaf whose shape differs, and it converts dtypes silently; `restore` therefore
+compares all leaves first.
 """
 
 import functools
@@ -28,15 +28,15 @@ def open_checkpoints(path: pathlib.Path) -> ocp.CheckpointManager:
     """Opens or makes a directory of checkpoints."""
     return ocp.CheckpointManager(
         path.absolute(),
-        # Without a handler a manager cannot tell what another process has stored.
+        # A manager without a handler cannot read metadata that another process stored.
         item_handlers=ocp.StandardCheckpointHandler(),
-        # The next step donates the arrays that a background save would read.
+        # The next step donates arrays that an asynchronous save would still read.
         options=ocp.CheckpointManagerOptions(enable_async_checkpointing=False),
     )
 
 
 def describe(optimizer: optax.GradientTransformation, params: Any) -> dict[str, Any]:
-    """Describes what to restore, moments sharded as `params`, and allocates nothing."""
+    """Describes abstractly what to restore, with moments sharded like `params`."""
 
     def like(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
@@ -54,7 +54,7 @@ def describe(optimizer: optax.GradientTransformation, params: Any) -> dict[str, 
 
 
 def differences(stored: Any, wanted: Any) -> list[str]:
-    """Names every leaf of a checkpoint's metadata that is not as it is wanted."""
+    """Describes every leaf whose shape or dtype differs from the wanted one."""
 
     def types(tree: Any) -> dict[str, str]:
         paths = jax.tree_util.tree_leaves_with_path(tree)
@@ -67,7 +67,7 @@ def differences(stored: Any, wanted: Any) -> list[str]:
 
 
 def restore(manager: ocp.CheckpointManager, step: int, wanted: Any) -> Any:
-    """Restores a checkpoint, or raises ValueError that names what differs."""
+    """Restores a checkpoint, or raises `ValueError` with the leaves that differ."""
     found = differences(manager.item_metadata(step).tree, wanted)
     if found:
         raise ValueError(f"Step {step} of the checkpoints has {'; '.join(found)}")
@@ -75,7 +75,7 @@ def restore(manager: ocp.CheckpointManager, step: int, wanted: Any) -> Any:
 
 
 def loss(params: Any, x: jax.Array) -> jax.Array:
-    """Returns how far a layer is from a function of its inputs `[batch, 64]`."""
+    """Returns the error of a layer with inputs `[batch, 64]`."""
     return jnp.mean((jnp.tanh(x @ params["kernel"]) - jnp.sin(x)) ** 2)
 
 
@@ -88,7 +88,7 @@ def train_step(optimizer: Any, kept: Any, x: jax.Array) -> Any:
 
 
 def run(optimizer: Any, path: pathlib.Path, spec: P) -> None:
-    """Begins, or goes on from the newest checkpoint, and saves."""
+    """Trains from the newest checkpoint, if there is one, and saves the result."""
     mesh = jax.make_mesh((jax.device_count(),), ("x",), axis_types=(AxisType.Auto,))
     x, kernel = jax.random.normal(jax.random.key(0), (2, 64, 64))
     params = {"kernel": jax.device_put(kernel, NamedSharding(mesh, spec))}
@@ -106,7 +106,7 @@ def run(optimizer: Any, path: pathlib.Path, spec: P) -> None:
 
 
 def main() -> None:
-    """Trains with AdamW, then as a new program would with MoFO, sharded otherwise."""
+    """Trains with AdamW, then resumes with MoFO and another sharding."""
     with tempfile.TemporaryDirectory() as folder:
         run(optax.adamw(1e-2), pathlib.Path(folder), P("x"))
         optimizer = mofo_jax.mofo(1e-2)  # was: optax.adamw(1e-2)

@@ -1,11 +1,11 @@
-"""Plain JAX: `jax.shard_map`, in which the optimizer sees shards only.
+"""Plain JAX: `jax.jit`, and `jax.shard_map`, in which the optimizer sees only shards.
 
 Run it with `python -m examples.trainers.plain_jax`; to try it on one CPU, set
 `XLA_FLAGS=--xla_force_host_platform_device_count=8`. Each device keeps some rows of
-every kernel, gathers them to compute and gets back the gradients of its own rows. MoFO
-has to know the name of the axis, or each shard would select for itself. Under a plain
-`jax.jit` arrays are whole, however they are sharded, and `axis_name` stays away: that
-is `whole_step`.
+every kernel, gathers the kernels for the computation, and receives the gradients of
+its own rows. MoFO needs the name of the mesh axis, or each shard would select
+separately. Under `jax.jit`, as in `whole_step`, arrays are whole however they are
+sharded, and `axis_name` must not be passed.
 """
 
 import functools
@@ -48,7 +48,7 @@ def loss_of(params: dict[str, jax.Array], x: jax.Array, target: jax.Array) -> ja
 def loss_of_shards(
     shards: dict[str, jax.Array], x: jax.Array, target: jax.Array
 ) -> jax.Array:
-    """Returns the same from shards of the parameters and of the batch."""
+    """Returns the same loss from shards of the parameters and of the batch."""
     gather = functools.partial(jax.lax.all_gather, axis_name=AXIS, tiled=True)
     params = {name: gather(shards[name]) for name in ("up", "down")}
     return jax.lax.pmean(loss_of({**shards, **params}, x, target), AXIS)
@@ -61,7 +61,7 @@ def update(
     state: Any,
     data: tuple[jax.Array, jax.Array],
 ) -> tuple[Any, Any, jax.Array]:
-    """Returns parameters and state in the order in which they came, and the loss."""
+    """Returns parameters and state in argument order (for donation), and the loss."""
     value, grads = jax.value_and_grad(loss)(params, *data)
     updates, state = optimizer.update(grads, state, params)
     return optax.apply_updates(params, updates), state, value
@@ -71,7 +71,7 @@ def update(
 def whole_step(
     optimizer: optax.GradientTransformation, params: Any, state: Any, data: Any
 ) -> tuple[Any, Any, jax.Array]:
-    """Takes a step with whole arrays, however they are sharded."""
+    """Takes a step on whole arrays, however they are sharded."""
     return update(optimizer, loss_of, params, state, data)
 
 
@@ -79,8 +79,8 @@ def whole_step(
 def sharded_step(
     optimizer: optax.GradientTransformation, params: Any, state: Any, data: Any
 ) -> tuple[Any, Any, jax.Array]:
-    """Takes a step with shards."""
-    # The moments are sharded as their parameters are, and the count is not.
+    """Takes a step on shards."""
+    # The moments are sharded like their parameters; the count is not sharded.
     specs = optax.tree.map_params(
         optimizer, lambda _, p: p, state, SPECS, transform_non_params=lambda _: P()
     )
@@ -97,12 +97,12 @@ def train(
     steps: int,
     step_function: Any = sharded_step,
 ) -> tuple[list[float], Any, Any]:
-    """Trains from the same start each time; returns losses, parameters and state."""
+    """Trains from a fixed start; returns losses, parameters and state."""
     mesh = jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
     with jax.set_mesh(mesh):
         place = jax.tree.map(lambda spec: jax.sharding.NamedSharding(mesh, spec), SPECS)
         params = jax.device_put(init_params(), place)
-        # Eagerly: a jitted `init` would keep the moments whole on every device.
+        # Not jitted: a jitted `init` would place all of the moments on every device.
         state, losses = optimizer.init(params), []
         for step in range(steps):
             params, state, loss = step_function(optimizer, params, state, batch(step))
@@ -111,7 +111,7 @@ def train(
 
 
 def main() -> None:
-    """Prints the losses of a few steps."""
+    """Trains for a few steps and prints the losses."""
     optimizer = mofo_jax.mofo(1e-2, axis_name=AXIS)  # was: optax.adamw(1e-2)
     losses, _, _ = train(optimizer, STEPS)
     for step in range(0, STEPS, 20):

@@ -1,7 +1,7 @@
-"""Adds MoFO to the optimizers that EasyDeL knows by name, in its own registry.
+"""Adds MoFO to EasyDeL's registry of optimizers.
 
-After importing this module, `optimizer="mofo"` is accepted wherever
-`optimizer="adamw"` is, and `extra_optimizer_kwargs` reach the fields of `MoFOConfig`.
+After this module is imported, `optimizer="mofo"` is accepted wherever
+`optimizer="adamw"` is, and `extra_optimizer_kwargs` set the fields of `MoFOConfig`.
 """
 
 import dataclasses
@@ -18,10 +18,11 @@ import mofo_jax
 
 @dataclasses.dataclass
 class MoFOConfig(AdamWConfig):
-    """EasyDeL's options of AdamW, and MoFO's own.
+    """EasyDeL's options of AdamW, and those of MoFO.
 
-    EasyDeL's `weight_decay` is applied behind the optimizer, to every coordinate. For
-    MoFO's decay, of what moves only, set it to 0 and `selected_decay` instead.
+    EasyDeL applies `weight_decay` after the optimizer, to every coordinate. For MoFO's
+    decay, which applies to selected coordinates only, set `weight_decay` to 0 and set
+    `selected_decay`.
     """
 
     update_fraction: float = 0.15
@@ -38,7 +39,7 @@ class MoFOOptimizer(OptimizerBuilder):
     config: MoFOConfig
 
     def build(self, scheduler: optax.Schedule) -> optax.GradientTransformation:
-        """Returns MoFO with a schedule for its learning rate."""
+        """Returns MoFO with a schedule as its learning rate."""
         options = {
             field.name: getattr(self.config, field.name)
             for field in dataclasses.fields(self.config)

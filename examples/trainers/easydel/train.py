@@ -1,10 +1,10 @@
-"""EasyDeL: its `Trainer` trains a Llama, or LoRA factors in it, by MoFO.
+"""EasyDeL: its `Trainer` trains a Llama, or LoRA factors in it, with MoFO.
 
-Run it with `python -m examples.trainers.easydel.train`, or with `--lora` after it. The
+Run it with `python -m examples.trainers.easydel.train`, optionally with `--lora`. The
 Llama is tiny and random, and learns to count.
 """
 
-# Where EasyDeL is not installed, the type checker takes this folder for it.
+# Without EasyDeL, the type checker mistakes this folder for it.
 # pyright: reportAttributeAccessIssue=false
 
 import sys
@@ -28,7 +28,7 @@ ONE_DEVICE = (1, 1, 1, 1, 1)
 
 
 def build(lora: bool, axes: tuple[int, ...] = ONE_DEVICE) -> Any:
-    """Makes a random Llama on a mesh, with LoRA factors if asked for."""
+    """Makes a random Llama on a mesh, with LoRA factors if `lora` is set."""
     config = ed.LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=32,
@@ -48,7 +48,7 @@ def build(lora: bool, axes: tuple[int, ...] = ONE_DEVICE) -> Any:
 
 
 def rows() -> Dataset:
-    """Returns rows of tokens that count up from anywhere."""
+    """Returns rows of tokens that count up from random numbers."""
     first = np.random.default_rng(0).integers(VOCABULARY, size=(STEPS * BATCH, 1))
     tokens = (first + np.arange(LENGTH)) % VOCABULARY
     masks = np.ones_like(tokens)

@@ -1,4 +1,4 @@
-"""Factors of LoRA in a tiny random Gemma, as a configuration of Kauldron's.
+"""LoRA factors in a tiny random Gemma: a configuration for Kauldron.
 
 Run it with `python -m kauldron.main --cfg=examples/trainers/kauldron/lora.py
 --cfg.workdir=runs/kauldron-lora`.

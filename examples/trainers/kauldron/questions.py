@@ -1,6 +1,6 @@
-"""Questions with short answers, and the bytes of a text as its tokens."""
+"""Sums as questions with short answers, and a tokenizer of bytes."""
 
-# Where Kauldron is not installed, the type checker takes this folder for it.
+# Without Kauldron, the type checker mistakes this folder for it.
 # pyright: reportAttributeAccessIssue=false
 
 import dataclasses
@@ -12,13 +12,13 @@ from typing import Any
 from gemma import gm  # pyright: ignore[reportMissingImports]
 from kauldron import kd
 
-# Gemma's special tokens come before the bytes.
+# Gemma's special tokens precede the bytes.
 OFFSET = 256
 VOCABULARY = 2 * OFFSET
 
 
 class _Bytes:
-    """What a tokenizer of Gemma asks of a SentencePiece model."""
+    """The methods of a SentencePiece model that Gemma's tokenizer uses."""
 
     def bos_id(self) -> int:
         """Returns the token that begins a text."""
@@ -29,11 +29,11 @@ class _Bytes:
         return 1
 
     def pad_id(self) -> int:
-        """Returns the token of padding."""
+        """Returns the padding token."""
         return 0
 
     def GetPieceSize(self) -> int:
-        """Returns how many tokens there are."""
+        """Returns the size of the vocabulary."""
         return VOCABULARY
 
     def EncodeAsIds(self, text: str) -> list[int]:
@@ -41,13 +41,13 @@ class _Bytes:
         return [byte + OFFSET for byte in text.encode()]
 
     def DecodeIds(self, tokens: Iterable[int]) -> str:
-        """Returns the text of tokens, without special ones."""
+        """Returns the text of tokens, without special tokens."""
         return bytes(t - OFFSET for t in tokens if t >= OFFSET).decode()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ByteTokenizer(gm.text.Gemma3Tokenizer):
-    """A tokenizer for which no file has to be fetched."""
+    """A tokenizer that needs no file."""
 
     path: Any = pathlib.Path(__file__)
 
@@ -69,6 +69,6 @@ class Sums:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Questions(kd.data.py.DataSource):
-    """The sums as a data set of Kauldron's."""
+    """The sums as a data source for Kauldron."""
 
     data_source: Any = dataclasses.field(default_factory=Sums)

@@ -1,12 +1,12 @@
-"""Supervised fine-tuning of a tiny random Gemma, as a configuration of Kauldron's.
+"""Supervised fine-tuning of a tiny random Gemma: a configuration for Kauldron.
 
 Run it with `python -m kauldron.main --cfg=examples/trainers/kauldron/sft.py
---cfg.workdir=runs/kauldron`; `lora.py` beside it trains factors of LoRA alone. Both are
-built as the gemma repository's `examples/seq2seq.py` and `examples/lora.py` are, where
-the same line is to be changed.
+--cfg.workdir=runs/kauldron`; `lora.py` beside it trains only LoRA factors. Both follow
+the gemma repository's `examples/seq2seq.py` and `examples/lora.py`, in which the same
+line changes.
 """
 
-# Where Kauldron is not installed, the type checker takes this folder for it.
+# Without Kauldron, the type checker mistakes this folder for it.
 # pyright: reportAttributeAccessIssue=false
 
 from typing import Any
@@ -26,7 +26,7 @@ LENGTH = 96
 
 
 def get_config(*, lora: bool = False, optimizer: Any = None) -> Any:
-    """Returns the trainer's configuration, with another optimizer if there is one."""
+    """Returns the trainer's configuration, optionally with another optimizer."""
     layers = (gm.nn.AttentionType.LOCAL_SLIDING, gm.nn.AttentionType.GLOBAL)
     model = gm.nn.Transformer(
         config=gm.nn.config.TransformerConfig(
@@ -43,7 +43,7 @@ def get_config(*, lora: bool = False, optimizer: Any = None) -> Any:
             use_post_ffw_norm=True,
         ),
         tokens="batch.input",
-        # Gemma's own bfloat16 would lose the smaller steps; see `master_weights`.
+        # Gemma's default of bfloat16 would lose small steps; see `master_weights`.
         dtype=jnp.float32,
     )
     if optimizer is None:

@@ -1,7 +1,7 @@
-"""Runs one of MaxText's programs, which then knows `opt_type=mofo`.
+"""Runs one of MaxText's programs with `opt_type=mofo` available.
 
-Put `examples.trainers.maxtext` between `python -m` and the module of MaxText's own
-command; everything after it stays as it is:
+Put `examples.trainers.maxtext` between `python -m` and the module in MaxText's own
+command; the arguments after it stay the same:
 
     python -m examples.trainers.maxtext maxtext.trainers.pre_train.train base.yml ...
 """
@@ -10,19 +10,19 @@ import runpy
 import sys
 
 USAGE = """usage: python -m examples.trainers.maxtext MODULE [CONFIG.yml] [KEY=VALUE...]
-MODULE is one of MaxText's programs, for example maxtext.trainers.pre_train.train"""
+MODULE is one of MaxText's programs, such as maxtext.trainers.pre_train.train"""
 
 
 def main() -> None:
-    """Registers MoFO, then runs the module that is named first as `python -m` would."""
+    """Registers MoFO, then runs the named module as `python -m` would."""
     if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
         sys.exit(USAGE)
-    # Not before the check, because MaxText takes many seconds to import.
+    # Imported after the check, because importing MaxText takes many seconds.
     from examples.trainers.maxtext import registration
 
     registration.register()
     del sys.argv[0]
-    # MaxText finds a program's default configuration by its file, `sys.argv[0]`.
+    # MaxText locates a program's default configuration by `sys.argv[0]`.
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 
 

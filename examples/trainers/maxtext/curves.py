@@ -1,8 +1,8 @@
-"""Draws the losses of runs of MaxText from its own metrics.
+"""Draws the losses of MaxText runs from the metrics that MaxText writes.
 
     python -m examples.trainers.maxtext.curves adamw.jsonl mofo.jsonl --output a.png
 
-Each file is what a run wrote to its `metrics_file`, and gives a line its name.
+Each file is the `metrics_file` of a run, and its name labels the run's line.
 """
 
 import argparse
@@ -19,7 +19,7 @@ def losses(path: pathlib.Path) -> list[float]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Draws the files that are named on the command line."""
+    """Draws the files named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("metrics", nargs="+", type=pathlib.Path)
     parser.add_argument("--output", required=True, type=pathlib.Path)

@@ -1,8 +1,8 @@
 """Adds `opt_type=mofo` and its options to an installed MaxText, in this process.
 
-MaxText has a closed list of optimizers. Two of its functions are wrapped: the one that
-reads a configuration, which gets a class with more fields, and the one that makes the
-optimizer. `upstream.patch` beside this file is what MaxText itself would change.
+MaxText has a closed list of optimizers. This module replaces the functions that read a
+configuration, so that its class has more fields, and wraps the one that makes the
+optimizer. `upstream.patch` beside this file has the same change for MaxText itself.
 """
 
 import functools
@@ -23,23 +23,23 @@ import mofo_jax
 
 
 class MoFO(pydantic.BaseModel):
-    """MoFO's options, as fields of a configuration, beside MaxText's for Adam."""
+    """Configuration fields for MoFO's options, beside MaxText's for Adam."""
 
     mofo_update_fraction: float = pydantic.Field(
-        0.15, gt=0, le=1, description="The fraction of each block that moves at a step."
+        0.15, gt=0, le=1, description="The fraction of each block that is updated."
     )
     mofo_block: Literal["tensor", "layer", "head", "expert"] = pydantic.Field(
-        "layer", description="What is a block, whose coordinates compete."
+        "layer", description="The blocks, within which coordinates compete."
     )
     mofo_dense: list[str] = pydantic.Field(
         default_factory=list,
-        description="Regular expressions for the paths of tensors that move wholly.",
+        description="Regular expressions for the paths of tensors updated entirely.",
     )
     mofo_score: str = pydantic.Field(
-        "momentum", description="What ranks coordinates; see `mofo_jax.mofo`."
+        "momentum", description="The score that ranks coordinates; see `mofo_jax.mofo`."
     )
     mofo_ties: Literal["all", "exact"] = pydantic.Field(
-        "all", description="Whether all coordinates equal to the threshold move."
+        "all", description="Whether all coordinates tied at the threshold are updated."
     )
     mofo_decay: Literal["selected", "all"] = pydantic.Field(
         "selected", description="Which coordinates `adam_weight_decay` is applied to."
@@ -47,7 +47,7 @@ class MoFO(pydantic.BaseModel):
 
 
 class Config(MoFO, types.MaxTextConfig):
-    """MaxText's configuration with one more optimizer."""
+    """MaxText's configuration with an additional optimizer."""
 
     opt_type: types.OptimizerType | Literal["mofo"] = pydantic.Field(
         types.OptimizerType.ADAMW, description="The type of optimizer to use."
@@ -55,7 +55,7 @@ class Config(MoFO, types.MaxTextConfig):
 
 
 class _Branch:
-    """A configuration that differs in `opt_type`."""
+    """A configuration that differs only in `opt_type`."""
 
     def __init__(self, config: Any, opt_type: str) -> None:
         self.config, self.opt_type = config, opt_type
@@ -65,7 +65,7 @@ class _Branch:
 
 
 def block_axes(config: Any) -> Any:
-    """Returns which axes of MaxText's tensors index blocks."""
+    """Returns the axes of MaxText's tensors that index blocks."""
     if config.mofo_block == "tensor":
         return None
     return mofo_jax.block_rules(
@@ -76,7 +76,7 @@ def block_axes(config: Any) -> Any:
 def make_mofo(
     config: Any, schedule: optax.Schedule, mask: Any
 ) -> optax.GradientTransformationExtraArgs:
-    """Makes MoFO with the numbers that MaxText gives to `optax.adamw`."""
+    """Makes MoFO with the hyperparameters that MaxText passes to `optax.adamw`."""
     return mofo_jax.mofo(
         schedule,
         b1=config.adam_b1,
@@ -98,8 +98,8 @@ def make_mofo(
 def with_mofo(get_optimizer: Any) -> Any:
     """Returns MaxText's `get_optimizer` with a branch for MoFO.
 
-    The branch takes the place of `adam_pax`'s, so that MaxText wraps MoFO in whatever
-    it wraps its own optimizers in: frozen parameters, steps skipped on spikes.
+    The branch replaces that of `adam_pax`, so that MaxText applies its own wrappers to
+    MoFO too: frozen parameters, and steps skipped on spikes.
     """
 
     @functools.wraps(get_optimizer)
@@ -118,7 +118,7 @@ def with_mofo(get_optimizer: Any) -> Any:
 
 
 def register() -> None:
-    """Makes MaxText accept `opt_type=mofo`, however its programs are then called."""
+    """Makes MaxText accept `opt_type=mofo` in all of its programs."""
     if hasattr(optimizers.get_optimizer, "__wrapped__"):
         return
     for name in ("initialize", "initialize_pydantic"):

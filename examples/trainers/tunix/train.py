@@ -1,18 +1,18 @@
-"""Tunix: its `PeftTrainer` trains a Llama 3, or Qwix's LoRA factors in it, by MoFO.
+"""Tunix: its `PeftTrainer` trains a Llama 3, or LoRA factors in it, with MoFO.
 
-Run it with `python -m examples.trainers.tunix.train`, or with `--lora` after it, in
-an environment of its own: `pip install google-tunix==0.1.7` takes older releases of
-safetensors, tokenizers and huggingface-hub than the other examples use. The Llama is
-tiny and random, and learns to count.
+Run it with `python -m examples.trainers.tunix.train`, optionally with `--lora`, in a
+separate environment: `pip install google-tunix==0.1.7` needs older releases of
+safetensors, tokenizers and huggingface-hub than the other examples. The Llama is tiny
+and random, and learns to count.
 
-Two things to know of this release, both seen to by this file:
+This file works around two limitations of this release:
 
-- Its Llama 3 does not hand `rope_theta` on: it rotates as for 1,000,000 whatever its
-  configuration says, so that logits of a model pretrained with another base come out
-  wrong. `use_rope_theta` puts it right, for one base in a process.
-- It splits batches over devices, and lays out the optimizer's state, only inside of
-  `with mesh:`. JAX prefers `jax.set_mesh`, which Tunix does not see: numbers are then
-  the same, but every device computes the whole batch.
+- Its Llama 3 ignores `rope_theta` and always uses a base of 1,000,000, so that a model
+  pretrained with another base computes wrong logits. `use_rope_theta` corrects this,
+  for one base per process.
+- It shards batches and the optimizer's state only within `with mesh:`. JAX recommends
+  `jax.set_mesh`, which Tunix does not detect: the numbers are the same, but every
+  device computes the whole batch.
 """
 
 import functools
@@ -51,16 +51,16 @@ CONFIG = llama3.ModelConfig(
 
 
 def use_rope_theta(rope_theta: int) -> None:
-    """Makes Tunix's Llama 3 rotate as its configuration says."""
+    """Makes Tunix's Llama 3 use the base of its configuration."""
     llama3.apply_rope = functools.partial(llama3.apply_rope, rope_theta=rope_theta)
 
 
 def build(config: llama3.ModelConfig, mesh: Mesh, lora: bool) -> nnx.Module:
-    """Makes a random model on a mesh, with LoRA factors if asked for."""
+    """Makes a random model on a mesh, with LoRA factors if `lora` is set."""
     use_rope_theta(config.rope_theta)
     model = llama3.Llama3(config, rngs=nnx.Rngs(0))
     if lora:
-        # The trainer looks for such factors, and trains nothing else if it finds any.
+        # If the trainer finds such factors, it trains nothing else.
         factors = qwix.LoraProvider(
             module_path=".*(attn/.*_proj|lm_head)", rank=4, alpha=8.0
         )
@@ -71,12 +71,12 @@ def build(config: llama3.ModelConfig, mesh: Mesh, lora: bool) -> nnx.Module:
 
 
 def make_mesh(devices: Sequence[Any], tensor: int = 1) -> Mesh:
-    """Makes the mesh that Tunix's parameters name: `fsdp` and `tp`."""
+    """Makes a mesh with the axes that Tunix's parameters name: `fsdp` and `tp`."""
     return Mesh(np.array(devices).reshape(-1, tensor), ("fsdp", "tp"))
 
 
 def batches(steps: int, vocabulary: int) -> Iterator[peft_trainer.TrainingInput]:
-    """Draws batches `[8, 16]` of tokens that count up from anywhere."""
+    """Yields batches `[8, 16]` of tokens that count up from random numbers."""
     generator = np.random.default_rng(0)
     for _ in range(steps):
         first = generator.integers(vocabulary, size=(8, 1))
@@ -87,7 +87,7 @@ def batches(steps: int, vocabulary: int) -> Iterator[peft_trainer.TrainingInput]
 
 
 def model_inputs(batch: Any) -> dict[str, Any]:
-    """Adds positions and the causal mask, as Tunix's loss asks for them."""
+    """Adds positions and the causal mask, which Tunix's loss requires."""
     return {
         "input_tokens": batch.input_tokens,
         "input_mask": batch.input_mask,
@@ -106,13 +106,13 @@ def make_trainer(
 
 
 def history(trainer: Any, name: str) -> list[float]:
-    """Returns what the trainer logged at each step."""
+    """Returns the values of a metric that the trainer logged, one per step."""
     values = trainer.metrics_logger.get_metric_history("", name, "train")
     return [float(value) for value in values]
 
 
 def main(lora: bool = False) -> None:
-    """Prints the losses of a few steps."""
+    """Trains for a few steps and prints the losses."""
     mesh = make_mesh(jax.devices())
     optimizer = mofo_jax.mofo(1e-2)  # was: optax.adamw(1e-2)
     trainer = make_trainer(build(CONFIG, mesh, lora), optimizer)
