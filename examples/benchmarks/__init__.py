@@ -1,1 +1,1 @@
-"""Programs that measure what mofo_jax costs."""
+"""Programs that measure the cost of mofo_jax."""

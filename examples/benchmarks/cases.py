@@ -1,4 +1,4 @@
-"""What is compiled for machines that are not here: trees, models and steps."""
+"""The trees, models and steps that are compiled for TPUs and GPUs."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -26,25 +26,25 @@ from examples.finetune.model.llama_config import LlamaConfig
 from examples.finetune.training.optimizers import layer_blocks
 from examples.finetune.training.train import gradients
 
-# One row a device in a training step.
+# The tokens of a row. In a training step, each device has one row.
 TOKENS = 128
-# More devices than this are a pod: whole models are compiled for it, with rows of
-# POD_TOKENS, computed in bfloat16 and split over POD_TENSOR devices in width.
+# Larger meshes are pods, for which whole models are compiled, with rows of
+# POD_TOKENS, computed in bfloat16 and with widths sharded over POD_TENSOR devices.
 SMALL = 64
 POD_TOKENS = 2048
 POD_TENSOR = 8
 
 
 class Case(NamedTuple):
-    """What both optimizers' steps are compiled for.
+    """A step that is compiled with each of the two optimizers.
 
     Attributes:
-      step: from an optimizer.
+      step: a function that makes the step from an optimizer.
       params: abstract parameters with their shardings.
-      last: abstract gradients or batch.
-      clips: whether gradients are clipped by their global norm before.
-      block_axes: MoFO's.
-      options: of the compiler.
+      last: the step's last argument, abstract gradients or an abstract batch.
+      clips: whether gradients are clipped by their global norm first.
+      block_axes: the option of MoFO.
+      options: the compiler's options.
     """
 
     step: Callable[[optax.GradientTransformation], Step]
@@ -58,14 +58,14 @@ class Case(NamedTuple):
 def cases(
     topology: str, mesh: Mesh, layers: int, training_layers: int
 ) -> dict[str, Callable[[], Case]]:
-    """What is compiled for a topology, by name.
+    """Returns the cases for a topology, by name.
 
     Args:
-      topology: its name.
+      topology: the name of the topology.
       mesh: its devices.
-      layers: of the 7B Llama; it has 32.
-      training_layers: of the one whose layers are compiled one by one in a training
-        step, which takes minutes for each of them.
+      layers: the number of layers of the 7B Llama, whose full size is 32.
+      training_layers: the number of layers in the training step without a scan, which
+        takes minutes to compile for each of them.
     """
     if mesh.size > SMALL:
         return {
@@ -90,15 +90,15 @@ def cases(
         found["bare step, kernels of separate heads"] = lambda: on_tree(
             _HEADS, mesh, clips=False
         )
-    if topology == "v5p:4x4x4":  # The others' memory is too small.
+    if topology == "v5p:4x4x4":  # Other devices have too little memory.
         found["bare step, shards of 2^32"] = lambda: on_tree(
             _huge(mesh.size), mesh, clips=False
         )
     return found
 
 
-# Attention kernels of 64 layers as Flax keeps them, heads of 64 on an axis of their
-# own, and a factor of LoRA: a TPU does not keep them row by row.
+# Tensors that a TPU does not store in row-major order: the attention kernels of 64
+# layers in Flax's form, whose heads of 64 have an axis of their own, and a LoRA factor.
 _HEADS = whole(
     *[(64, 2048, 32, 64), (64, 2048, 8, 64), (64, 2048, 8, 64)],
     *[(64, 32, 64, 2048), (64, 2048, 8)],
@@ -111,14 +111,14 @@ def _layers(config: LlamaConfig) -> str:
 
 
 def _huge(devices: int) -> Tree:
-    """Two blocks that pass 2^32 coordinates, one of them on every device."""
-    # The feed-forward kernels of 80 layers of width 8192, in one block; and 4.4e9
-    # coordinates a device.
+    """Returns two blocks of more than 2^32 coordinates, one of them on every device."""
+    # The feed-forward kernels of 80 layers of width 8192 in one block, and a tensor of
+    # 4.4e9 coordinates per device.
     return whole((8192, 28672, 80), (devices * 264, 4096, 4096))
 
 
 def on_tree(tree: Tree, mesh: Mesh, clips: bool) -> Case:
-    """The optimizer's step on a tree whose matrices are split along axis 0."""
+    """Returns the optimizer's step on a tree of matrices sharded along axis 0."""
 
     def split(shape: Shape) -> NamedSharding:
         axes = ("fsdp",) if len(shape) > 1 else ()
@@ -129,7 +129,7 @@ def on_tree(tree: Tree, mesh: Mesh, clips: bool) -> Case:
 
 
 def on_pod(config: LlamaConfig, mesh: Mesh) -> Case:
-    """The scanned training step on all devices of a pod, FSDP x tensor."""
+    """Returns the scanned training step on all devices of a pod, FSDP x tensor."""
     devices = [*mesh.devices.flat]
     wide = jax.make_mesh(
         (1, len(devices) // POD_TENSOR, POD_TENSOR),
@@ -147,17 +147,17 @@ def training(
     tokens: int = TOKENS,
     dtype: DTypeLike = jnp.float32,
 ) -> Case:
-    """A training step of `examples.finetune`'s Llama.
+    """Returns a training step of the Llama in `examples.finetune`.
 
     Layers are recomputed in the backward pass and gradients are clipped; parameters
-    are split as `examples.finetune.model.sharding` says.
+    are sharded as in `examples.finetune.model.sharding`.
 
     Args:
       config: the model's sizes.
-      mesh: each of its parts of a batch gets one row.
+      mesh: the devices; each part of a batch has one row.
       scan_layers: whether layers are stacked.
-      tokens: of a row.
-      dtype: of the computation; parameters are float32.
+      tokens: the length of a row.
+      dtype: the dtype of the computation; parameters are float32.
     """
 
     def fresh() -> Llama:
@@ -191,7 +191,7 @@ def training(
 
 
 def placed(shapes: Any, places: Any) -> Any:
-    """Abstract arrays with their shardings, from two trees."""
+    """Returns abstract arrays from a tree of shapes and a tree of shardings."""
     return jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(
             leaf.shape, leaf.dtype, sharding=where

@@ -1,7 +1,7 @@
-"""Compiles AdamW's and MoFO's steps for machines that are not here.
+"""Compiles the steps of AdamW and MoFO for machines that need not be present.
 
-`topologies.py` starts it, once for each topology, in a process of its own:
-`python -m examples.benchmarks.compiled v5p:4x4x4`. It prints JSON, a line at a time.
+`topologies.py` runs it in a separate process for each topology, as
+`python -m examples.benchmarks.compiled v5p:4x4x4`. It prints one JSON object per line.
 """
 
 import json
@@ -31,10 +31,10 @@ RATE = 1e-4
 
 
 def mesh_of(topology: str) -> Mesh:
-    """All devices of a topology in one line, as `examples.finetune` names the axes.
+    """Returns all devices of a topology as one axis of the mesh of `examples.finetune`.
 
     Args:
-      topology: a TPU's, such as `v5p:4x4x4`, or `h100:` and hosts x GPUs of a host.
+      topology: a TPU topology such as `v5p:4x4x4`, or `h100:` and hosts x GPUs each.
     """
     name, _, sizes = topology.partition(":")
     if name == "h100":
@@ -42,7 +42,7 @@ def mesh_of(topology: str) -> Mesh:
             platform="cuda",
             topology_name=name,
             target_config=H100.read_text(),
-            # Partitions of hosts, hosts, GPUs of a host.
+            # Partitions of hosts, hosts, and GPUs per host.
             topology=f"1x{sizes}",
         )
     else:
@@ -55,8 +55,8 @@ def compile_case(case: Case) -> Iterator[tuple[str, dict[str, Any]]]:
     """Compiles the steps of both optimizers.
 
     Yields:
-      An optimizer's name and its row: bytes of arguments on a device, of temporaries
-      and these as a share of the parameters there, seconds, and what `hlo` counts.
+      The name of an optimizer and its row: the bytes of arguments and temporaries per
+      device, temporaries as a share of the parameters, seconds, and counts of `hlo`.
     """
     size = parameter_bytes(case.params)
     for name, optimizer in {
@@ -86,7 +86,7 @@ def compile_case(case: Case) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def parameter_bytes(params: Any) -> int:
-    """Bytes of abstract parameters on each device."""
+    """Returns the bytes of abstract parameters per device."""
     return sum(
         leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape))
         for leaf in jax.tree.leaves(params)
@@ -94,7 +94,7 @@ def parameter_bytes(params: Any) -> int:
 
 
 def _state(optimizer: optax.GradientTransformation, params: Any) -> Any:
-    """The optimizer's abstract state, sharded as the parameters are."""
+    """Returns the optimizer's abstract state, sharded like the parameters."""
     mesh = jax.tree.leaves(params)[0].sharding.mesh
     everywhere = NamedSharding(mesh, PartitionSpec())
     return optax.tree.map_params(
@@ -112,20 +112,20 @@ def main(
     training_layers: int = 4,
     only: str = "",
 ) -> None:
-    """Compiles all cases of one topology and prints what came out.
+    """Compiles all cases of one topology and prints the results.
 
     Args:
       topology: such as v5p:4x4x4, v5e:2x4 or h100:1x8.
-      layers: of the 7B Llama.
-      training_layers: of the one whose layers are compiled one by one.
-      only: part of the names of the cases that are wanted; all if it is empty.
+      layers: number of layers of the 7B Llama.
+      training_layers: number of layers of the training step without a scan.
+      only: compile only the cases whose names contain this; empty for all.
     """
-    # A program from a cache would take no time.
+    # With a cache of programs, compilation would take no time.
     jax.config.update("jax_enable_compilation_cache", False)
     mesh = mesh_of(topology)
     whole_mesh = NamedSharding(mesh, PartitionSpec())
     nothing = jax.ShapeDtypeStruct((), jnp.float32, sharding=whole_mesh)
-    # The compiler's own start.
+    # Start the compiler, so that its start is not measured.
     jax.jit(lambda x: x + 1).lower(nothing).compile()
     for name, make in cases(topology, mesh, layers, training_layers).items():
         if only not in name:

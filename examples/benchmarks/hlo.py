@@ -1,4 +1,4 @@
-"""What the compiler writes of a program: collectives, sorts, temporary memory."""
+"""Collectives, sorts and temporary memory in the output of the compiler."""
 
 import math
 import re
@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 
 _HEADER = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) .*\{$")
-# The name of an operation stands before its operands; asynchronous ones have a start
-# and an end, of which the start counts.
+# The name of an operation precedes its operands. Asynchronous operations have a start
+# and an end, of which only the start is counted.
 _OPERATION = re.compile(r" (all-reduce|all-gather|sort|topk)(?:-start)?\(")
-# A GPU's and a CPU's selections and sorts by a library.
+# Selections and sorts by libraries on GPUs and CPUs.
 _CALL = re.compile(r'custom_call_target="[^"]*(TopK|Sort)[^"]*"', re.IGNORECASE)
 _CALLED = re.compile(
     r"(?:calls|to_apply|body|condition|branch_computations|called_computations|"
@@ -21,7 +21,7 @@ _COLLECTIVE = re.compile(
     r" = (.+?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)"
     r"(-start)?\("
 )
-# JAX 0.12 names a page before the kind.
+# JAX 0.12 puts a page before the kind.
 _TEMPORARY = re.compile(
     r"^allocation \d+: size (\d+),(?: page \d+,)? preallocated-temp:", re.MULTILINE
 )
@@ -29,15 +29,15 @@ _ARRAY = re.compile(r"\b(?:pred|[a-z]+?(\d+)\w*)\[([\d,]*)\]")
 
 
 def counts(text: str) -> dict[str, int]:
-    """Counts the instructions of a compiled program that move or order whole tensors.
+    """Counts the instructions of a compiled program that gather, reduce or sort.
 
     Args:
-      text: as `jax.stages.Compiled.as_text` gives it.
+      text: the program, from `jax.stages.Compiled.as_text`.
 
     Returns:
-      `all_reduce`, `all_gather` and `sort` (`topk` and a library's calls included), and
-      of each how many are in loops, `all_reduce_in_loops` and so on. An instruction in
-      a loop counts once, however often it runs.
+      The numbers of `all_reduce`, `all_gather` and `sort` (including `topk` and calls
+      of libraries), and the numbers of those in loops, as `all_reduce_in_loops` and so
+      on. An instruction in a loop counts once, however often it runs.
     """
     whole, looped = _totals(text, lambda line: Counter(_kinds(line)))
     found = {}
@@ -48,14 +48,14 @@ def counts(text: str) -> dict[str, int]:
 
 
 def traffic(text: str) -> dict[str, int]:
-    """Counts the instructions that talk to other devices, and what they give.
+    """Counts the instructions that communicate, and the size of their results.
 
     Args:
       text: as for `counts`.
 
     Returns:
-      `collectives` of all kinds and `collective_bytes`, the size of their results on
-      each device; and of both how much is in loops, where it counts once.
+      The number of `collectives` of all kinds, `collective_bytes`, the size of their
+      results on each device, and how much of both is in loops, where it counts once.
     """
     whole, looped = _totals(text, _collective)
     return {
@@ -66,11 +66,11 @@ def traffic(text: str) -> dict[str, int]:
 
 
 def temporary_bytes(buffers: str) -> int:
-    """Adds up what a program sets aside beside arguments and results.
+    """Adds up the memory of a program apart from its arguments and results.
 
     Args:
-      buffers: the compiler's assignment of buffers. Its allocations of a color are in
-        other memories than the device's main one.
+      buffers: the compiler's assignment of buffers. Allocations with a color are in
+        memories other than the device's main memory, and are not counted.
     """
     return sum(map(int, _TEMPORARY.findall(buffers)))
 
@@ -78,7 +78,7 @@ def temporary_bytes(buffers: str) -> int:
 def _totals(
     text: str, measure: Callable[[str], Mapping[str, int]]
 ) -> tuple[Counter[str], Counter[str]]:
-    """Adds up what lines measure, over the whole program and over its loops."""
+    """Adds up a measure of lines, over the whole program and over its loops."""
     inside: dict[str, Counter[str]] = {}
     called: dict[str, set[str]] = {}
     bodies: set[str] = set()
@@ -108,7 +108,7 @@ def _collective(line: str) -> dict[str, int]:
         math.prod(map(int, filter(None, sides.split(",")))) * int(bits or 8) // 8
         for bits, sides in _ARRAY.findall(found[1])
     ]
-    # What starts an asynchronous one gives its operand too.
+    # The start of an asynchronous collective also returns its operand.
     both = found[3] and found[2] != "all-reduce"
     size = max(sizes, default=0) if both else sum(sizes)
     return {"collectives": 1, "collective_bytes": size}
@@ -120,7 +120,7 @@ def _kinds(line: str) -> list[str]:
 
 
 def _reached(start: set[str], called: dict[str, set[str]]) -> set[str]:
-    """The computations that some are made of, themselves among them."""
+    """Returns all computations that some computations call, including themselves."""
     reached: set[str] = set()
     waiting = list(start)
     while waiting:

@@ -1,19 +1,19 @@
-"""What a step of MoFO costs beside a step of AdamW: time, memory, compilation.
+"""The cost of an optimizer step of MoFO relative to AdamW: time, memory, compilation.
 
 Run it with `python -m examples.benchmarks.optimizer_step`. Its parts:
 
 - `steps`: whole donated steps of `optax.adamw`, of `mofo`, and of the same filter with
-  `lax.top_k` and `jnp.sort`, timed in turn, as ratios to AdamW's of the same round.
-- `pytorch`: ours beside `torch.optim.AdamW` and MoFO by `torch.topk`.
-- `passes`: a short fine-tuning run of a real model: how often its momenta are read to
-  find the thresholds, and what its training steps take.
-- `compiled`: the step compiled for TPUs and GPUs that need not be here: temporary
+  `lax.top_k` and `jnp.sort`, timed in turn, as ratios to AdamW's in the same round.
+- `pytorch`: our step, that of `torch.optim.AdamW`, and MoFO with `torch.topk`.
+- `passes`: a short fine-tuning run of a real model: the number of passes over its
+  momenta that find the thresholds, and the time of its training steps.
+- `compiled`: the step compiled for TPUs and GPUs that need not be present: temporary
   memory, collectives, sorts and seconds of compilation.
 
-The results go to one JSON file for each kind of device, where every entry stays until
-the same case is measured again, and to a picture beside it. Parts may thus be run one
-by one and in different environments: `compiled` needs libtpu or the plug-ins for CUDA,
-`pytorch` needs torch. What cannot run leaves an entry that says why.
+Results are stored in one JSON file per kind of device, in which an entry is replaced
+when its case is measured again, and drawn in a picture beside it. Parts may therefore
+be run separately and in different environments: `compiled` needs libtpu or the CUDA
+plug-ins, `pytorch` needs torch. For a part that cannot run, the entry says why.
 """
 
 import dataclasses
@@ -38,47 +38,47 @@ PROGRAM = "python -m examples.benchmarks.optimizer_step"
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Measures what a step of MoFO costs beside a step of AdamW."""
+    """Measures the cost of an optimizer step of MoFO relative to AdamW."""
 
     parts: tuple[Part, ...] = ("steps", "pytorch", "passes", "compiled")
-    """What to measure."""
+    """Parts to measure."""
     output: pathlib.Path = pathlib.Path(__file__).parent / "results"
     """Directory of the JSON files and pictures."""
     against: pathlib.Path | None = None
-    """Another checkout of this repository: the part steps compares its mofo with this
-    one's, in turn. Nothing else is measured, and nothing stored."""
+    """Another checkout of this repository. The part steps compares its mofo with this
+    one's, in turn; nothing else is measured, and nothing is stored."""
 
     trees: tuple[str, ...] = tuple(name for name in TREES if name != "tiny")
-    """Trees of parameters of the part steps."""
+    """Parameter trees of the part steps."""
     momenta: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
-    """Precisions in which the part steps keeps the momentum."""
+    """Dtypes of the momentum in the part steps."""
     pytorch_tree: str = "small"
-    """Tree of parameters of the part pytorch."""
+    """Parameter tree of the part pytorch."""
     rounds: int = 15
-    """Timed steps of each optimizer."""
+    """Number of timed steps of each optimizer."""
     seconds: float = 30.0
-    """A step that would take longer in all its rounds gets fewer of them."""
+    """Seconds for all timed steps of an optimizer; slow ones get fewer rounds."""
     slowest: float = 30.0
-    """A step by top_k or sort that would take more seconds than this is left out."""
+    """Leave out top_k and sort where a step would take more seconds than this."""
 
     model: str = Config.model
     """Model of the part passes, as in examples.finetune."""
     run_steps: int = 24
-    """Training steps of each optimizer in the part passes."""
+    """Number of training steps of each optimizer in the part passes."""
 
     topologies: tuple[str, ...] = TOPOLOGIES
-    """Machines of the part compiled: TPU topologies, or h100: and hosts x GPUs."""
+    """Machines of the part compiled: TPU topologies, or h100: and hosts x GPUs each."""
     compile_only: str = ""
-    """Compile only the cases with this in their names, such as bare or training."""
+    """Compile only the cases whose names contain this, such as bare or training."""
     layers: int = LLAMA_7B.num_layers
-    """Layers of the 7B Llama that is compiled, fewer to try the command."""
+    """Number of layers of the compiled 7B Llama; fewer to try the command."""
     training_layers: int = 4
-    """Layers of the one in a training step that compiles them one by one, minutes for
-    each of them on TPU. Beside it all layers are compiled scanned."""
+    """Number of layers of the compiled training step without a scan, each of which
+    takes minutes on TPU. The training step with a scan has all layers."""
 
 
 def measure(options: Options, results: Results) -> None:
-    """Measures the parts one after the other; each entry is stored when it is there."""
+    """Measures the parts one after the other, and stores each entry at once."""
     parts: dict[Part, Callable[[Options, Results], None]] = {
         "steps": _steps,
         "pytorch": _pytorch,
@@ -159,10 +159,10 @@ def _put(
 
 
 def check(options: Options) -> None:
-    """Checks what types do not say.
+    """Checks values beyond their types.
 
     Raises:
-      InputError: a wrong value.
+      InputError: a value is not allowed.
     """
     trees = {"--trees": options.trees, "--pytorch-tree": (options.pytorch_tree,)}
     for option, names in trees.items():
@@ -186,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measures, stores, prints and draws.
 
     Args:
-      arguments: of the command; those of the process if they are not given.
+      arguments: the command's arguments; by default those of the process.
     """
     options = tyro.cli(Options, prog=PROGRAM, args=arguments)
     try:

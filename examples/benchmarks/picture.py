@@ -1,4 +1,4 @@
-"""The stored ratios as bars."""
+"""A bar chart of the stored ratios."""
 
 import pathlib
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from examples.finetune.system.files import replacing
 Parts = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
 BASELINE = "adamw"
-# Okabe and Ito's colours, told apart by colour-blind readers; sorts are the warm ones.
+# Okabe and Ito's colours, which colour-blind readers can distinguish. Sorts are warm.
 _COLORS = {
     "mofo": "#0072B2",
     'mofo, ties="exact"': "#56B4E9",
@@ -28,7 +28,7 @@ _ROW = 0.24  # Inches.
 
 
 class Bar(NamedTuple):
-    """One arm's ratio: least, median and most."""
+    """The least, median and greatest ratio of one optimizer."""
 
     arm: str
     least: float
@@ -37,7 +37,7 @@ class Bar(NamedTuple):
 
 
 def bars(parts: Parts) -> dict[str, list[Bar]]:
-    """The measured ratios to AdamW's step, by case."""
+    """Returns the measured ratios to AdamW's step, by case."""
     found = {}
     for part, title in _TITLES.items():
         for case, entry in parts.get(part, {}).items():
@@ -58,7 +58,7 @@ def draw(path: pathlib.Path, parts: Parts, device: str) -> bool:
     Args:
       path: the PNG file.
       parts: entries by part and case, as `Results.read` returns them.
-      device: where they were measured.
+      device: the device they were measured on.
 
     Returns:
       Whether there was anything to draw.

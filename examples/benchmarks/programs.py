@@ -17,14 +17,14 @@ Step = Callable[..., tuple[Any, ...]]
 
 
 class Program(NamedTuple):
-    """A compiled step, and what making it took.
+    """A compiled step, with the time of its compilation.
 
     Attributes:
-      compiled: to be called with arrays.
-      lowering_seconds: from Python to the compiler's input.
-      compile_seconds: from there to the program.
-      text: the program as HLO; empty if it was not asked for.
-      buffers: where the compiler puts what it computes; empty without `text`.
+      compiled: the program, to be called with arrays.
+      lowering_seconds: time from Python to the compiler's input.
+      compile_seconds: time from there to the program.
+      text: the program as HLO; empty if it was not requested.
+      buffers: the compiler's assignment of buffers; empty without `text`.
     """
 
     compiled: jax.stages.Compiled
@@ -35,27 +35,27 @@ class Program(NamedTuple):
 
     @property
     def argument_bytes(self) -> int | None:
-        """Memory of the arguments on each device, where it is known; donated ones
-        become results."""
+        """Memory of the arguments on each device, if known; the results reuse the
+        memory of donated ones."""
         memory = self.compiled.memory_analysis()
         return memory.argument_size_in_bytes if memory else None
 
     @property
     def temporary_bytes(self) -> int | None:
-        """Memory on each device beside arguments and results, where it is known."""
+        """Memory on each device apart from arguments and results, if known."""
         if self.buffers:
-            # A TPU's `memory_analysis` adds the gaps between buffers a second time.
+            # `memory_analysis` on TPU counts the gaps between buffers twice.
             return hlo.temporary_bytes(self.buffers)
         memory = self.compiled.memory_analysis()
         return memory.temp_size_in_bytes if memory else None
 
 
 def bare_step(optimizer: optax.GradientTransformation) -> Step:
-    """The optimizer's whole step, `(params, state, grads) -> (params, state)`."""
+    """Returns the optimizer's step, `(params, state, grads) -> (params, state)`."""
 
     def step(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
         updates, state = optimizer.update(grads, state, params)
-        # In the order in which they came: donated buffers are paired in order.
+        # In argument order, since donation pairs buffers by position.
         return optax.apply_updates(params, updates), state
 
     return step
@@ -69,15 +69,15 @@ def build(
     keep_text: bool = False,
     options: Mapping[str, str] | None = None,
 ) -> Program:
-    """Compiles a step that is given its first two arguments for good.
+    """Compiles a step whose first two arguments are donated.
 
     Args:
-      step: to compile.
-      params: abstract arrays, as are the others.
-      state: of the optimizer.
+      step: the function to compile.
+      params: abstract parameters; the other arguments are abstract too.
+      state: the optimizer's state.
       last: gradients or a batch.
-      keep_text: whether the program's text is wanted.
-      options: of the compiler.
+      keep_text: whether to keep the program's text.
+      options: the compiler's options.
     """
     wanted: dict[str, Any] = {**(options or {})}
     start = time.perf_counter()
@@ -101,7 +101,7 @@ def build(
 
 
 def free_bytes() -> int | None:
-    """Memory that new arrays can take on the first device, None if unknown."""
+    """Returns the free memory of the first device in bytes, None if unknown."""
     device = jax.devices()[0]
     stats = device.memory_stats()
     if stats and "bytes_limit" in stats:

@@ -1,4 +1,4 @@
-"""Part `pytorch`: our step beside PyTorch's, on the same tree in the same process."""
+"""Part `pytorch`: our step and PyTorch's, on the same tree in one process."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -14,12 +14,12 @@ from examples.benchmarks.trees import Tree
 Entry = dict[str, Any]
 
 TOP_K = "MoFO by torch.topk"
-# PyTorch's threads keep their cores for a while after their work is done.
+# PyTorch's threads occupy their cores for a while after they finish.
 PAUSE = 0.05
 
 
 class TopKMofo:
-    """MoFO in PyTorch, the threshold found by `torch.topk` in each tensor."""
+    """MoFO in PyTorch, which finds each tensor's threshold with `torch.topk`."""
 
     def __init__(
         self,
@@ -29,7 +29,7 @@ class TopKMofo:
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
     ) -> None:
-        """Starts with moments of zero."""
+        """Initializes the moments with zeros."""
         self.params = params
         self.lr, self.fraction, self.betas, self.eps = lr, fraction, betas, eps
         self.count = 0
@@ -38,7 +38,7 @@ class TopKMofo:
 
     @torch.no_grad()
     def step(self) -> None:
-        """Moves the parameters by their gradients, in place."""
+        """Updates the parameters in place from their gradients."""
         self.count += 1
         b1, b2 = self.betas
         rate = self.lr / (1 - b1**self.count)
@@ -56,12 +56,12 @@ class TopKMofo:
 
 
 def measure(name: str, tree: Tree, settings: steps.Settings) -> Entry:
-    """Times optimizers of both libraries in turn.
+    """Times the optimizers of both libraries in turn.
 
     Args:
-      name: of the tree, for the progress bar.
-      tree: what to step.
-      settings: how often.
+      name: the tree's name, for the progress bar.
+      tree: the parameters.
+      settings: numbers of rounds and limits of time.
 
     Returns:
       The rows under `arms`, as ratios to `optax.adamw`, and `mofo_beside_topk`, the
@@ -94,7 +94,7 @@ def measure(name: str, tree: Tree, settings: steps.Settings) -> Entry:
 
 
 def _torch_steps(work: steps.Work) -> dict[str, Callable[[], None]]:
-    """The steps of PyTorch's optimizers, each on parameters of its own."""
+    """Returns the steps of PyTorch's optimizers, each with its own parameters."""
     on_gpu = jax.default_backend() == "gpu" and torch.cuda.is_available()
 
     def params() -> list[torch.Tensor]:

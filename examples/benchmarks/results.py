@@ -1,4 +1,4 @@
-"""The file of results: one entry for each case of each part, merged as they come."""
+"""The file of results, with one entry for each case of each part."""
 
 import contextlib
 import fcntl
@@ -14,7 +14,7 @@ from examples.finetune.system.files import read_json, write_json
 
 Entry = dict[str, Any]
 
-# Whose versions a measurement may depend on.
+# Packages whose versions may affect a measurement.
 _PACKAGES = (
     *("mofo_jax", "jax", "jaxlib", "optax", "numpy", "libtpu"),
     *("jax-cuda13-plugin", "torch"),
@@ -22,12 +22,12 @@ _PACKAGES = (
 
 
 def file_name(device_kind: str) -> str:
-    """A device's name as a file name, `nvidia-h100-80gb-hbm3`."""
+    """Returns a device's name in the form of a file name, `nvidia-h100-80gb-hbm3`."""
     return re.sub(r"[^a-z0-9.]+", "-", device_kind.lower()).strip("-")
 
 
 def environment() -> Entry:
-    """The machine and the versions that a measurement comes from."""
+    """Returns the machine and the versions of a measurement."""
     versions = {}
     for package in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -48,18 +48,18 @@ class Results:
     """
 
     def __init__(self, directory: pathlib.Path, device_kind: str) -> None:
-        """Makes the directory if there is none."""
+        """Makes the directory if it does not exist."""
         directory.mkdir(parents=True, exist_ok=True)
         self.path = directory / f"{file_name(device_kind)}.json"
         self._device = device_kind
 
     @property
     def picture(self) -> pathlib.Path:
-        """The PNG file beside the JSON file."""
+        """The path of the PNG file beside the JSON file."""
         return self.path.with_suffix(".png")
 
     def read(self) -> dict[str, dict[str, Entry]]:
-        """All entries, by part and case.
+        """Returns all entries, by part and case.
 
         Raises:
           InputError: the file is damaged.
@@ -67,15 +67,15 @@ class Results:
         return (read_json(self.path) or {}).get("parts", {})
 
     def put(self, part: str, case: str, entry: Entry) -> None:
-        """Adds an entry, in place of an older one of the same case.
+        """Adds an entry, which replaces an older one of the same case.
 
-        An entry that only says why there is nothing leaves an older measurement alone:
-        not every environment can take every part.
+        An entry that only has a reason for skipping does not replace a measurement,
+        because not every environment can run every part.
 
         Args:
-          part: of the benchmark.
-          case: of the part. One that begins with another's name and a comma is a part
-            of that one: `v5e:2x4, bare step` of `v5e:2x4`.
+          part: the part of the benchmark.
+          case: a case of the part. If its name begins with that of another case and a
+            comma, it belongs to that case: `v5e:2x4, bare step` to `v5e:2x4`.
           entry: the measurements, or `skipped` with a reason.
         """
         with _locked(self.path.parent):
@@ -83,7 +83,7 @@ class Results:
             cases = parts.setdefault(part, {})
             measured = {name for name, kept in cases.items() if "skipped" not in kept}
             if "skipped" not in entry:
-                # Why the whole could not be measured is no longer true.
+                # The reason for skipping the whole case no longer applies.
                 for name in [name for name in cases if case.startswith(f"{name}, ")]:
                     del cases[name]
             elif any(f"{name}, ".startswith(f"{case}, ") for name in measured):
@@ -93,13 +93,13 @@ class Results:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, without the pages that compilers add."""
+    """Returns the first line of an error, since compilers add pages of details."""
     return str(error).strip().partition("\n")[0][:300]
 
 
 @contextlib.contextmanager
 def _locked(directory: pathlib.Path) -> Iterator[None]:
-    """Keeps other processes from merging into the same directory meanwhile."""
+    """Locks the directory against other processes that merge results."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

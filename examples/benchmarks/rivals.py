@@ -1,4 +1,4 @@
-"""The same filter with the k-th largest magnitude found by `lax.top_k` or a sort."""
+"""The same filter with thresholds from `lax.top_k` or a sort, for comparison."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -13,12 +13,12 @@ KthLargest = Callable[[jax.Array, int], jax.Array]
 
 
 def kth_by_top_k(magnitudes_BxN: jax.Array, k: int) -> jax.Array:
-    """The k-th largest of each row by `lax.top_k`, [B, 1]."""
+    """Returns the k-th largest of each row, [B, 1], by `lax.top_k`."""
     return lax.top_k(magnitudes_BxN, k)[0][:, k - 1 :]
 
 
 def kth_by_sort(magnitudes_BxN: jax.Array, k: int) -> jax.Array:
-    """The k-th largest of each row by `jnp.sort`, [B, 1]."""
+    """Returns the k-th largest of each row, [B, 1], by `jnp.sort`."""
     size = magnitudes_BxN.shape[1]
     return jnp.sort(magnitudes_BxN, axis=1)[:, size - k : size - k + 1]
 
@@ -29,13 +29,13 @@ def mask(
     kth_largest: KthLargest,
     block_axes: tuple[int, ...] = (),
 ) -> jax.Array:
-    """Marks the largest magnitudes of each block, as `mofo_jax.top_fraction_mask`.
+    """Marks the largest magnitudes of each block, like `mofo_jax.top_fraction_mask`.
 
     Args:
-      x: floating-point array.
+      x: a floating-point array.
       fraction: the share of each block to mark.
-      kth_largest: how the threshold is found.
-      block_axes: the axes that index blocks; here they must come first.
+      kth_largest: the function that finds the threshold.
+      block_axes: the axes that index blocks, which must come first.
     """
     assert block_axes == tuple(range(len(block_axes)))
     lengths = x.shape[: len(block_axes)]
@@ -53,15 +53,15 @@ def filtered_adamw(
     fraction: float = 0.15,
     **adamw: Any,
 ) -> optax.GradientTransformation:
-    """`optax.adamw` of which only the coordinates with the largest momenta move.
+    """`optax.adamw` that updates only the coordinates with the largest momenta.
 
-    The momentum is ranked as the state keeps it, so that one in bfloat16 is ranked
-    after it was rounded.
+    The momentum is ranked as it is stored, so that a bfloat16 momentum is ranked after
+    rounding.
 
     Args:
-      kth_largest: how the threshold is found.
-      block_axes: by the names of the parameters.
-      fraction: the share of each block that moves.
+      kth_largest: the function that finds the threshold.
+      block_axes: the block axes by parameter name.
+      fraction: the share of each block that is updated.
       adamw: arguments of `optax.adamw`.
     """
     inner = optax.adamw(**adamw)

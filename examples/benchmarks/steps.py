@@ -1,8 +1,8 @@
 """Part `steps`: whole donated steps of each optimizer, timed in turn.
 
-All of them step the same parameters, moments and gradients, whose buffers they hand on
-to one another: MoFO's state is AdamW's, and so a large tree needs no more memory than
-one optimizer does.
+All optimizers step the same parameters, moments and gradients, and pass their buffers
+on to one another. Since MoFO has AdamW's state, a large tree needs no more memory than
+with one optimizer.
 """
 
 import functools
@@ -36,12 +36,12 @@ RIVALS: dict[str, rivals.KthLargest] = {
 COMMON = {"learning_rate": 1e-4, "weight_decay": 0.0}
 # Room that is left to the rest of the process and of the machine.
 MEMORY_SHARE = 0.95
-# What tells whether a rival would be too slow on a larger tree.
+# A step on this tree predicts whether a rival would be too slow on a larger one.
 _PROBE = whole((1024, 1024))
 
 
 class Settings(NamedTuple):
-    """How the steps are timed.
+    """Numbers of rounds and limits of time.
 
     Attributes:
       rounds: timed steps of each optimizer.
@@ -57,7 +57,7 @@ class Settings(NamedTuple):
 
 
 def library_in(checkout: pathlib.Path) -> ModuleType:
-    """Imports `mofo_jax` from another checkout, beside the one in use."""
+    """Imports `mofo_jax` from another checkout, beside the current one."""
 
     def forget() -> dict[str, ModuleType]:
         names = [name for name in sys.modules if name.split(".")[0] == "mofo_jax"]
@@ -76,7 +76,7 @@ def library_in(checkout: pathlib.Path) -> ModuleType:
 def optimizers(
     tree: Tree, momenta: str, against: pathlib.Path | None = None
 ) -> dict[str, Callable[[], optax.GradientTransformation]]:
-    """What is compared, by name; the baseline comes first."""
+    """Returns the compared optimizers by name, the baseline first."""
     common = {**COMMON, "mu_dtype": momenta}
     mofo = functools.partial(mofo_jax.mofo, **common, block_axes=dict(tree.block_axes))
     adamw = functools.partial(optax.adamw, **common)
@@ -106,10 +106,10 @@ def measure(name: str, tree: Tree, momenta: str, settings: Settings) -> Entry:
     """Times the steps on one tree.
 
     Args:
-      name: of the tree, for the progress bar.
-      tree: what to step.
-      momenta: the dtype in which they are kept.
-      settings: how often.
+      name: the tree's name, for the progress bar.
+      tree: the parameters.
+      momenta: the dtype of the momenta.
+      settings: numbers of rounds and limits of time.
 
     Returns:
       For each optimizer under `arms` its times, temporary bytes and the seconds of its
@@ -124,7 +124,7 @@ def measure(name: str, tree: Tree, momenta: str, settings: Settings) -> Entry:
     if BASELINE not in programs:
         return entry | {"skipped": arms[BASELINE]["skipped"]}
     work = Work(tree, optimizers(tree, momenta)[BASELINE]())
-    # The first step of all meets memory that nobody has touched.
+    # The first step touches new memory.
     work.step(programs[BASELINE])
     taken = timing.interleaved(
         {arm: functools.partial(work.step, built) for arm, built in programs.items()},
@@ -138,7 +138,7 @@ def measure(name: str, tree: Tree, momenta: str, settings: Settings) -> Entry:
 
 
 def built_row(program: Program) -> dict[str, Any]:
-    """What is told of a compiled program."""
+    """Returns the entries about a compiled program."""
     return {
         "temporary_bytes": program.temporary_bytes,
         "lowering_seconds": program.lowering_seconds,
@@ -147,28 +147,28 @@ def built_row(program: Program) -> dict[str, Any]:
 
 
 class Work:
-    """Parameters, state and gradients that any optimizer's program can step."""
+    """Parameters, state and gradients that the program of any optimizer can step."""
 
     def __init__(self, tree: Tree, optimizer: optax.GradientTransformation) -> None:
-        """Makes them, with the state of `optimizer`."""
+        """Makes the arrays, with the state of `optimizer`."""
         keys = jax.random.split(jax.random.key(0), len(tree.shapes))
         self.params = {
             name: 0.02 * jax.random.normal(key, shape)
             for key, (name, shape) in zip(keys, tree.shapes.items(), strict=True)
         }
-        # Heavier tails than the normal distribution's, as gradients have.
+        # Gradients have heavier tails than the normal distribution.
         heavier = jax.jit(lambda x: x * jnp.abs(x))
         self.grads = {name: heavier(param) for name, param in self.params.items()}
         self.state: Any = optimizer.init(self.params)
 
     def step(self, program: Program) -> None:
-        """Takes one step and waits for it."""
+        """Takes one step and waits for its result."""
         self.params, self.state = program.compiled(self.params, self.state, self.grads)
         jax.block_until_ready((self.params, self.state))
 
 
 def compile_arm(tree: Tree, optimizer: optax.GradientTransformation) -> Program:
-    """Compiles an optimizer's donated step on a tree."""
+    """Compiles the donated step of an optimizer on a tree."""
     params = tree.abstract()
     state = jax.eval_shape(optimizer.init, params)
     return build(bare_step(optimizer), params, state, params)
@@ -177,7 +177,7 @@ def compile_arm(tree: Tree, optimizer: optax.GradientTransformation) -> Program:
 def _programs(
     name: str, tree: Tree, momenta: str, settings: Settings, needed: int
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Program]]:
-    """Compiles what can run; for each of the rest its row says why it cannot."""
+    """Compiles the programs that can run; rows of the others say why they cannot."""
     arms: dict[str, dict[str, Any]] = {}
     programs: dict[str, Program] = {}
     for arm, make in optimizers(tree, momenta, settings.against).items():
@@ -196,7 +196,7 @@ def _programs(
 
 
 def _too_slow(arm: str, tree: Tree, momenta: str, slowest: float) -> str | None:
-    """Why a rival is not timed on a tree, by its time on a small one."""
+    """Returns why a rival is not timed on a tree, judged by its time on a small one."""
     share = tree.coordinates / _PROBE.coordinates
     if share * _probe_seconds(arm, momenta) <= slowest:
         return None
@@ -217,7 +217,7 @@ def _probe_seconds(arm: str, momenta: str) -> float:
 
 
 def _too_large(needed: int, what: str) -> str | None:
-    """Why something does not fit into the memory there is."""
+    """Returns why something does not fit into the available memory."""
     free = free_bytes()
     if free is None or needed <= MEMORY_SHARE * free:
         return None

@@ -1,4 +1,4 @@
-"""The stored entries as tables."""
+"""Tables of the stored entries."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,12 +8,12 @@ import rich.table
 
 Parts = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
-# Of tables that go into a file.
+# The width of tables that are written to a file.
 FILE_WIDTH = 180
 
 _TIMED = {
-    "steps": "Whole optimizer steps, as ratios to optax.adamw's of the same round",
-    "pytorch": "The same beside PyTorch",
+    "steps": "Whole optimizer steps, as ratios to optax.adamw in the same round",
+    "pytorch": "Whole optimizer steps in one process with PyTorch",
     "passes": "Training steps of the fine-tuning run",
 }
 
@@ -23,7 +23,7 @@ def show(parts: Parts, console: rich.console.Console | None = None) -> None:
 
     Args:
       parts: entries by part and case, as `Results.read` returns them.
-      console: where to; the standard output if it is not given.
+      console: where to print; by default the standard output.
     """
     console = console or rich.console.Console()
     if not console.is_terminal:
@@ -41,7 +41,7 @@ def show(parts: Parts, console: rich.console.Console | None = None) -> None:
 
 
 def timed(title: str, cases: Mapping[str, Mapping[str, Any]]) -> rich.table.Table:
-    """The arms of every case that has some."""
+    """Returns a table of the timed optimizers in all cases."""
     table = _table(
         title,
         *("case", ""),
@@ -74,10 +74,10 @@ def timed(title: str, cases: Mapping[str, Mapping[str, Any]]) -> rich.table.Tabl
 
 
 def passes(cases: Mapping[str, Mapping[str, Any]]) -> rich.table.Table:
-    """How often the momenta of the real run were read, by step, dtype and kind."""
+    """Returns the passes over the momenta of the real run, by step, dtype and kind."""
     kinds = ("kernels", "embedding", "norms", "all")
     table = _table(
-        "Passes over the momenta of the fine-tuning run, most and mean",
+        "Passes over the momenta of the fine-tuning run, greatest and mean number",
         *("case", "step", "dtype", *kinds),
     )
     for case, entry in cases.items():
@@ -96,7 +96,7 @@ def passes(cases: Mapping[str, Mapping[str, Any]]) -> rich.table.Table:
 
 
 def compiled(cases: Mapping[str, Mapping[str, Any]]) -> rich.table.Table:
-    """What was compiled for other machines: AdamW, MoFO, and what MoFO has beyond."""
+    """Returns a table of the compiled steps of AdamW and MoFO and their differences."""
     table = _table(
         "Compiled: temporary memory as a share of the parameters, and instructions",
         *("case", "tensors", "", "temporary", "all-reduces", "of them in loops"),
@@ -117,22 +117,25 @@ def compiled(cases: Mapping[str, Mapping[str, Any]]) -> rich.table.Table:
                 _number(row["compile_seconds"]),
                 _number(row["lowering_seconds"]),
             )
-            label = "", ""  # Only beside the first row.
+            label = "", ""  # Only in the first row.
         if {"adamw", "mofo"} <= set(entry.get("programs", {})):
-            table.add_row("", "", "beyond AdamW", *beyond(entry["programs"]))
+            table.add_row("", "", "difference", *beyond(entry["programs"]))
         table.add_section()
     return table
 
 
 BEYOND_HEADINGS = (
-    *("compiled for", "tensors", "AdamW's temporaries", "MoFO's beyond these"),
-    *("all-reduces beyond AdamW's", "of them in loops", "all-gathers", "sorts"),
-    "time to compile",
+    *("compiled for", "tensors", "AdamW's temporaries", "MoFO's in addition"),
+    *("additional all-reduces", "of them in loops", "all-gathers", "sorts"),
+    "compile time, ratio",
 )
 
 
 def beyond_rows(cases: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    """What MoFO has beyond AdamW, as cells under `BEYOND_HEADINGS`; pods are apart."""
+    """Returns the differences of MoFO and AdamW as cells under `BEYOND_HEADINGS`.
+
+    Cases of pods are left out.
+    """
     return [
         [
             *(case, str(entry["tensors"])),
@@ -146,12 +149,12 @@ def beyond_rows(cases: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
 
 POD_HEADINGS = (
     *("case", "", "arguments MB", "temporary MB", "collectives", "of them in loops"),
-    *("MB out of loops", "MB in loops, a turn", "compile s"),
+    *("MB outside of loops", "MB in loops, per iteration", "compile s"),
 )
 
 
 def pod_rows(cases: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    """What whole models on a pod take on each chip, as cells under `POD_HEADINGS`."""
+    """Returns the steps of whole models on a pod as cells under `POD_HEADINGS`."""
     rows = []
     for case, entry in cases.items():
         if ", pod " not in case:
@@ -174,20 +177,20 @@ def pod_rows(cases: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
                     _number(row["compile_seconds"], digits=0),
                 ]
             )
-            label = ""  # Only beside the first row.
+            label = ""  # Only in the first row.
     return rows
 
 
 def pods(cases: Mapping[str, Mapping[str, Any]]) -> rich.table.Table:
-    """The table of `pod_rows`."""
-    table = _table("Whole models on a pod, for each chip", *POD_HEADINGS)
+    """Returns a table of `pod_rows`."""
+    table = _table("Whole models on a pod, per chip", *POD_HEADINGS)
     for row in pod_rows(cases):
         table.add_row(*row)
     return table
 
 
 def beyond(programs: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """MoFO's figures less AdamW's, and of seconds the ratios."""
+    """Returns MoFO's figures minus AdamW's; for seconds, their ratios."""
     ours, theirs = programs["mofo"], programs["adamw"]
 
     def more(key: str) -> Any:
@@ -199,7 +202,7 @@ def beyond(programs: Mapping[str, Mapping[str, Any]]) -> list[str]:
         _number(more("temporary_share"), digits=4),
         *(_number(more(key), digits=0) for key in counts),
         *(
-            f"x {ours[key] / theirs[key]:.2f}"
+            f"{ours[key] / theirs[key]:.2f}x"
             for key in ("compile_seconds", "lowering_seconds")
         ),
     ]

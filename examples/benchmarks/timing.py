@@ -1,4 +1,4 @@
-"""Several steps timed in turn, so that a drift of the machine meets all of them."""
+"""Steps timed in turn, so that changes of the machine's speed affect all of them."""
 
 import statistics
 import time
@@ -9,12 +9,12 @@ import tqdm
 
 Seconds = dict[str, list[float]]
 
-# A step that is slower than this is not warmed up a second time.
+# Steps that take more seconds than this are warmed up only once.
 SLOW = 1.0
 
 
 def seconds_of(step: Callable[[], object]) -> float:
-    """How long one call takes."""
+    """Returns the duration of one call."""
     start = time.perf_counter()
     step()
     return time.perf_counter() - start
@@ -28,19 +28,19 @@ def interleaved(
     description: str,
     pause: float = 0.0,
 ) -> Seconds:
-    """Times steps in rounds, each step once a round.
+    """Times steps in rounds, each step once per round.
 
     Args:
-      steps: each returns when its work is done. Quick ones are called twice before
-        they count, slow ones once.
-      rounds: timed calls of each step.
-      seconds: a step that would take longer than this in all gets fewer rounds, at
-        least one, by the time of its first call.
-      description: of the progress bar.
-      pause: seconds before each timed call.
+      steps: functions that return when their work is done. Quick ones are called
+        twice before they are timed, slow ones once.
+      rounds: number of timed calls of each step.
+      seconds: a step whose calls would take longer than this in total gets fewer
+        rounds, but at least one, judged by its first call.
+      description: text of the progress bar.
+      pause: seconds to wait before each timed call.
 
     Returns:
-      For each step its times, by round; slow steps took part in the first rounds only.
+      The times of each step, by round; slow steps take part in the first rounds only.
     """
     wanted = {}
     for name, step in steps.items():
@@ -60,14 +60,14 @@ def interleaved(
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
-    """The least, median and greatest ratio of times of the same round."""
-    # One may have taken part in fewer rounds.
+    """Returns the least, median and greatest ratio of times in the same round."""
+    # One of them may have taken part in fewer rounds.
     ratios = [one / other for one, other in zip(ours, theirs, strict=False)]
     return [min(ratios), statistics.median(ratios), max(ratios)]
 
 
 def rows(taken: Seconds, baseline: str) -> dict[str, dict[str, Any]]:
-    """For each step its median seconds, rounds, and ratio to the baseline's step."""
+    """Returns the median seconds, rounds, and ratio to the baseline of each step."""
     return {
         name: {
             "seconds": statistics.median(times),

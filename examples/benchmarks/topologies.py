@@ -1,7 +1,7 @@
-"""Part `compiled`: the step compiled for TPUs and GPUs that need not be here.
+"""Part `compiled`: the step compiled for TPUs and GPUs that need not be present.
 
-Each topology has a process of its own: a compiler that is only there for this must not
-touch the rest of the benchmark.
+Each topology has a separate process, so that its compiler does not affect the rest of
+the benchmark.
 """
 
 import importlib.util
@@ -18,8 +18,8 @@ import tqdm
 Entry = dict[str, Any]
 
 TOPOLOGIES = ("v5e:2x4", "v5p:4x4x4", "h100:1x8")
-# On a machine without a TPU its library must not ask the network for one; and this
-# process may have it loaded already, which it takes for two processes on one TPU.
+# On a machine without a TPU, libtpu must not query the network for one. If this process
+# has loaded it already, it would report two processes on one TPU.
 _ENVIRONMENT = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "JAX_PLATFORMS": "cpu",
@@ -29,7 +29,7 @@ _ENVIRONMENT = {
 
 
 def missing(topology: str) -> str | None:
-    """Which package must be installed to compile for a topology, if one must."""
+    """Returns the package that must be installed to compile for a topology, or None."""
     module, package = (
         ("jax_cuda13_plugin", "jax-cuda13-plugin and jax-cuda13-pjrt of jax's version")
         if topology.startswith("h100:")
@@ -46,10 +46,10 @@ def measure(
     """Compiles for one topology.
 
     Args:
-      topology: as `compiled.mesh_of` takes it.
-      arguments: further ones of `compiled.main`.
-      put: is given each case's name and entry as soon as it is there; or, if nothing
-        can be compiled, the topology's name and why.
+      topology: as in `compiled.mesh_of`.
+      arguments: additional arguments of `compiled.main`.
+      put: called with the name and entry of each case when it is complete or, if
+        nothing can be compiled, with the topology's name and the reason.
     """
     reason = missing(topology)
     if reason:
@@ -78,7 +78,7 @@ def measure(
                     continue
                 put(f"{topology}, {told['case']}", told["entry"])
                 bar.update()
-        except BaseException:  # An interruption too.
+        except BaseException:  # Including interruptions.
             process.kill()
             raise
         if process.wait():

@@ -1,4 +1,4 @@
-"""The trees of parameters that steps are timed and compiled on, as shapes."""
+"""The parameter trees on which steps are timed and compiled, as shapes."""
 
 import dataclasses
 import math
@@ -71,11 +71,11 @@ _SMALL = (
 
 @dataclasses.dataclass(frozen=True)
 class Tree:
-    """A tree of parameters that is not made yet.
+    """A parameter tree, described by shapes.
 
     Attributes:
-      shapes: of the tensors, by name.
-      block_axes: of each tensor, by the same names.
+      shapes: the tensors' shapes, by name.
+      block_axes: the tensors' block axes, by the same names.
     """
 
     shapes: Mapping[str, Shape]
@@ -83,14 +83,14 @@ class Tree:
 
     @property
     def coordinates(self) -> int:
-        """How many numbers all tensors hold."""
+        """The total number of coordinates."""
         return sum(math.prod(shape) for shape in self.shapes.values())
 
     def abstract(self, sharding: Callable[[Shape], Any] | None = None) -> Any:
-        """The parameters as float32 `jax.ShapeDtypeStruct`s, by name.
+        """Returns the parameters as float32 `jax.ShapeDtypeStruct`s, by name.
 
         Args:
-          sharding: from a tensor's shape; None where there is one device.
+          sharding: a function from a shape to a sharding; None for one device.
         """
         import jax
         import jax.numpy as jnp
@@ -104,19 +104,19 @@ class Tree:
 
 
 def whole(*shapes: Shape) -> Tree:
-    """A tree of numbered tensors, each of them one block."""
+    """Returns a tree of numbered tensors, each of which is one block."""
     named = {f"{number:02}": shape for number, shape in enumerate(shapes)}
     return Tree(named, dict.fromkeys(named, ()))
 
 
 def llama(config: LlamaConfig) -> Tree:
-    """A Llama with a tensor for each kernel of each layer."""
+    """Returns a Llama with a tensor for each kernel of each layer."""
     shapes = parameter_shapes(config)
     return Tree(shapes, dict.fromkeys(shapes, ()))
 
 
 def scanned(config: LlamaConfig) -> Tree:
-    """A Llama whose layers are stacked on axis 0, each of them a block."""
+    """Returns a Llama whose layers are stacked on axis 0, each of them a block."""
     shapes = parameter_shapes(dataclasses.replace(config, num_layers=1))
     stacked = {
         name.replace("layers/0/", "layers/"): (
@@ -135,6 +135,6 @@ TREES: dict[str, Tree] = {
     "smollm2-135m-scanned": scanned(SMOLLM2_135M),
     "llama-1.2b": llama(LLAMA_1B),
     "llama-1.2b-scanned": scanned(LLAMA_1B),
-    # To try the command.
+    # For trying the command.
     "tiny": whole((8, 6), (5,)),
 }

@@ -1,4 +1,4 @@
-"""The benchmark: what it measures with, and how it keeps what was measured."""
+"""The benchmark's measurements and stored results."""
 
 import io
 import json
@@ -96,7 +96,7 @@ def test_slow_steps_take_part_in_the_first_rounds(
         seconds=4.0,
         description="",
     )
-    # Quick ones are called once more before it counts.
+    # Quick steps are called once more before they are timed.
     first = ["quick", "quick", "slow", "endless"]
     assert calls == [*first, *CALLED, "quick", "slow", *["quick"] * 4]
     assert taken == {"quick": [0.25] * 6, "slow": [2.0] * 2, "endless": [50.0]}
@@ -146,7 +146,7 @@ def test_tables_show_what_is_stored() -> None:
     times = ["50.0", "2.25", "1.50 to 3.00", "9", "-", "1.5"]
     assert cells.count(["", "mofo", *times]) == 3
     assert ["8 x 128 tokens", "10", "float32", "4, 2.8", "-", "-", "-"] in cells
-    assert ["", "", "beyond AdamW", "0.1250", "0", *"---", "x 2.50", "x 1.00"] in cells
+    assert ["", "", "difference", "0.1250", "0", *"---", "2.50x", "1.00x"] in cells
     assert "0.050" in shown
     assert "0.040 to 0.060" in shown
     assert "steps, llama, float32: too large" in shown
@@ -186,7 +186,7 @@ def test_results_are_merged(tmp_path: pathlib.Path) -> None:
     ]
 
 
-def test_why_nothing_was_measured_goes_when_something_is(
+def test_a_measurement_replaces_the_reason_for_skipping_it(
     tmp_path: pathlib.Path,
 ) -> None:
     results = Results(tmp_path, "cpu")
@@ -227,7 +227,7 @@ def test_the_smallest_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = small.write_model(tmp_path / "tiny-llama")
-    # The tiny model reads byte by byte: no problem is as short as 128 of its tokens.
+    # The tiny model's tokens are bytes, and no problem is as short as 128 bytes.
     monkeypatch.setattr(passes, "SEQUENCE_LENGTH", 256)
     output = tmp_path / "results"
     common = ["--output", str(output), "--rounds", "1", "--pytorch-tree", "tiny"]

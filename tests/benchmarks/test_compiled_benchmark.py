@@ -1,4 +1,4 @@
-"""The part of the benchmark that compiles for machines that are not here."""
+"""The part of the benchmark that compiles for machines that are not present."""
 
 from typing import Any
 
@@ -78,7 +78,7 @@ def test_instructions_are_counted_in_loops_and_in_all() -> None:
         "sort_in_loops": 0,
     }
     assert set(hlo.counts("").values()) == {0}
-    # Floats of 4 bytes: the three all-reduces give 8, 8 and 16 of them, the gather 8.
+    # Floats have 4 bytes: the all-reduces return 8, 8 and 16 floats, the gather 8.
     assert hlo.traffic(PROGRAM) == {
         "collectives": 4,
         "collectives_in_loops": 3,
@@ -87,7 +87,7 @@ def test_instructions_are_counted_in_loops_and_in_all() -> None:
     }
 
 
-def test_an_asynchronous_start_gives_its_operand_too() -> None:
+def test_operands_of_an_asynchronous_start_are_not_counted() -> None:
     line = (
         "  %s = (bf16[2,3]{1,0}, bf16[8,3]{1,0}) all-gather-start(%p), dimensions={0}"
     )
@@ -114,7 +114,7 @@ def test_temporaries_are_those_of_the_main_memory() -> None:
     assert hlo.temporary_bytes("") == 0
 
 
-def test_temporaries_are_what_the_runtime_reports_where_nothing_is_aligned() -> None:
+def test_temporaries_equal_the_runtimes_report_without_alignment() -> None:
     def step(*given: jax.Array) -> tuple[jax.Array, ...]:
         return *given[:2], jnp.sort(jnp.outer(given[2], given[2]), axis=None)[::7].sum()
 
@@ -148,7 +148,7 @@ def test_both_steps_are_compiled_for_a_mesh(kind: str) -> None:
     for row in rows.values():
         assert row["all_gather"] == row["all_reduce"] == row["sort"] == 0
         assert row["collectives"] == row["collective_bytes"] == 0
-        # Adam's moments too, and what steps are counted with.
+        # Including Adam's moments and the step count.
         assert row["argument_bytes"] >= 3 * 4 * coordinates
         share = row["temporary_bytes"] / (4 * coordinates)
         assert row["temporary_share"] == pytest.approx(share)
@@ -174,7 +174,7 @@ def test_the_sharding_splits_matrices_and_copies_vectors() -> None:
     assert specs == [("fsdp",), ()]
 
 
-def test_a_topology_that_cannot_be_compiled_for_says_why(
+def test_a_topology_without_its_compiler_is_skipped_with_a_reason(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     entries: dict[str, Any] = {}
@@ -187,7 +187,9 @@ def test_a_topology_that_cannot_be_compiled_for_says_why(
     assert "jax-cuda13-plugin" in entries["h100:1x8"]["skipped"]
 
 
-def test_the_compiling_process_may_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failures_of_the_compiling_process_are_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     entries: dict[str, Any] = {}
     monkeypatch.setattr(topologies, "missing", lambda topology: None)
     topologies.measure("v0:1x1", ["--layers", "none"], entries.__setitem__)
