@@ -1,1 +1,1 @@
-"""Programs that use mofo_jax; `examples/README.md` says which answers what."""
+"""Programs that use mofo_jax; `examples/README.md` lists them by question."""

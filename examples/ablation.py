@@ -1,9 +1,9 @@
-"""What the fraction and the score decide: the paper's ablation, on a small problem.
+"""The paper's ablation of the fraction and the score, on a small problem.
 
-Run it with `python -m examples.ablation`. A model of many weights is pulled to a new
-task by noisy gradients. What it forgets is the loss of the old task, at whose optimum
-it starts. The paper finds that forgetting follows the fraction of the weights that
-move, and learning the score by which they are chosen.
+Run it with `python -m examples.ablation`. A model with many weights is trained on a new
+task with noisy gradients, starting from the optimum of an old task. Forgetting is the
+increase of the old task's loss. The paper finds that forgetting depends on the fraction
+of the weights that are updated, and learning on the score that ranks them.
 """
 
 import functools
@@ -27,8 +27,8 @@ class Outcome(NamedTuple):
     """What a run learned and forgot.
 
     Attributes:
-      learned: by how much of itself the loss of the new task fell.
-      forgotten: by how much the loss of the old task rose.
+      learned: the relative decrease of the new task's loss.
+      forgotten: the increase of the old task's loss.
     """
 
     learned: float
@@ -36,15 +36,15 @@ class Outcome(NamedTuple):
 
 
 def run(score: str, fraction: float, seed: int = 0) -> Outcome:
-    """Trains once.
+    """Trains once and measures learning and forgetting.
 
     Args:
-      score: what ranks coordinates, as in `mofo_jax.mofo`.
-      fraction: the share that moves in a step, in (0, 1].
-      seed: decides the task and the noise.
+      score: the score that ranks coordinates, as in `mofo_jax.mofo`.
+      fraction: the fraction that is updated in a step, in (0, 1].
+      seed: seed of the task and the noise.
 
     Returns:
-      What was learned and forgotten.
+      The learning and the forgetting of the run.
     """
     learned, forgotten = _run(score, fraction, seed)
     return Outcome(float(learned), float(forgotten))
@@ -52,9 +52,9 @@ def run(score: str, fraction: float, seed: int = 0) -> Outcome:
 
 @functools.partial(jax.jit, static_argnames=("score", "fraction"))
 def _run(score: Any, fraction: float, seed: int) -> tuple[jax.Array, jax.Array]:
-    """Is `run`, compiled."""
+    """Implements `run`, compiled."""
     keys = jax.random.split(jax.random.key(seed), 3)
-    # Curvatures as different as those of a network's weights.
+    # Curvatures vary as much as those of a network's weights.
     curvature = jnp.exp(1.5 * jax.random.normal(keys[0], (WEIGHTS,)))
     target = jax.random.normal(keys[1], (WEIGHTS,))
     optimizer = mofo_jax.mofo(LEARNING_RATE, update_fraction=fraction, score=score)
@@ -65,7 +65,7 @@ def _run(score: Any, fraction: float, seed: int) -> tuple[jax.Array, jax.Array]:
     def step(carry: tuple, key: jax.Array) -> tuple:
         weights, state = carry
         gradient = jax.grad(loss)(weights)
-        # As loud as the gradient itself, as in a small batch.
+        # The noise has the gradient's scale, as in a small batch.
         noise = curvature * jax.random.normal(key, (WEIGHTS,))
         updates, state = optimizer.update(gradient + noise, state, weights)
         return (optax.apply_updates(weights, updates), state), None
@@ -77,7 +77,7 @@ def _run(score: Any, fraction: float, seed: int) -> tuple[jax.Array, jax.Array]:
 
 
 def main() -> None:
-    """Prints a table: three seeds, mean and greatest deviation."""
+    """Prints a table of means over three seeds."""
     import rich.console
     import rich.table
 

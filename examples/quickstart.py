@@ -1,8 +1,8 @@
-"""The smallest complete use: a Flax NNX model, trained by MoFO in one changed line.
+"""A minimal program: a Flax NNX model trained with MoFO, which changes one line.
 
-Run it with `python -m examples.quickstart`. A network first learns two functions at
-once; then it is fine-tuned on the first alone, by AdamW and by MoFO from the same
-start, and both losses are printed.
+Run it with `python -m examples.quickstart`. A network first learns two functions. It is
+then fine-tuned on the first function only, with AdamW and with MoFO from the same
+start, and the losses on both functions are printed.
 """
 
 import jax
@@ -30,7 +30,7 @@ class Network(nnx.Module):
 
 
 def batch(key: jax.Array, task: float) -> tuple[jax.Array, jax.Array]:
-    """Draws inputs `[256, 2]`, of which the second is the task, and targets `[256]`."""
+    """Draws inputs `[256, 2]`, whose second column is the task, and targets `[256]`."""
     x = jax.random.uniform(key, (256,), minval=-3.0, maxval=3.0)
     target = jnp.sin(2.0 * x) if task > 0 else jnp.cos(3.0 * x)
     return jnp.stack([x, jnp.full_like(x, task)], axis=1), target
@@ -41,8 +41,8 @@ def mean_squared_error(model: Network, x: jax.Array, target: jax.Array) -> jax.A
     return jnp.mean((model(x) - target) ** 2)
 
 
-# Donated buffers take the outputs of their shape in order, so a step returns what it
-# updates in the order in which it was given; here NNX does, for both its arguments.
+# Donation pairs buffers and outputs of one shape by position, so a step must return its
+# updated arguments in order. NNX does so for the model and the optimizer.
 @nnx.jit(donate_argnums=(0, 1))
 def train_step(
     model: Network, optimizer: nnx.Optimizer, x: jax.Array, target: jax.Array
@@ -56,7 +56,7 @@ def train_step(
 def train(
     model: Network, transformation: optax.GradientTransformation, tasks: list[float]
 ) -> None:
-    """Trains the model in place on the tasks in turn."""
+    """Trains the model in place, alternating between the tasks."""
     optimizer = nnx.Optimizer(model, transformation, wrt=nnx.Param)
     for step in range(STEPS):
         task = tasks[step % len(tasks)]
@@ -64,9 +64,9 @@ def train(
 
 
 def main() -> None:
-    """Prints what the network knows of both tasks before and after fine-tuning."""
+    """Prints the losses of both tasks before and after fine-tuning."""
     held_out = {"task": batch(jax.random.key(-1), 1.0)}
-    held_out["known before"] = batch(jax.random.key(-2), -1.0)
+    held_out["earlier task"] = batch(jax.random.key(-2), -1.0)
 
     def report(name: str, model: Network) -> None:
         losses = {k: float(mean_squared_error(model, *v)) for k, v in held_out.items()}
@@ -83,7 +83,7 @@ def main() -> None:
     }
     for name, transformation in optimizers.items():
         graph, state = nnx.split(start)
-        # Training gives the buffers of what it trains away.
+        # Copy the parameters, because training donates their buffers.
         model = nnx.merge(graph, jax.tree.map(jnp.copy, state))
         train(model, transformation, [1.0])
         report(name, model)

@@ -1,4 +1,4 @@
-"""The paper's ablation on a small problem: what the fraction and the score decide."""
+"""The paper's ablation of the fraction and the score, on a small problem."""
 
 import itertools
 
@@ -27,23 +27,23 @@ def test_forgetting_grows_with_the_fraction(
         assert learned == sorted(learned)
 
 
-def test_learning_follows_the_score(
+def test_learning_depends_on_the_score(
     outcomes: dict[tuple[str, float], Outcome],
 ) -> None:
     for fraction in FRACTIONS:
         learned = [outcomes[score, fraction].learned for score in SCORES]
-        # Momentum, gradient, Adam's ratio, random: the paper has the two in the middle
-        # in the other order.
+        # Momentum, gradient, Adam's ratio, random. In the paper the middle two are in
+        # the opposite order.
         assert learned == sorted(learned, reverse=True)
         assert learned[0] > 1.02 * learned[1]
         assert learned[2] > 1.5 * learned[3]
 
 
-def test_the_score_too_decides_what_is_forgotten(
+def test_forgetting_also_depends_on_the_score(
     outcomes: dict[tuple[str, float], Outcome],
 ) -> None:
-    # The paper finds equal forgetting at equal fractions. Here it is not equal: what
-    # moves the same weights again and again goes further than what takes turns.
+    # The paper finds equal forgetting at equal fractions. Here it is not equal: scores
+    # that select the same weights repeatedly move them farther than random ones.
     for fraction in FRACTIONS:
         assert (
             outcomes["momentum", fraction].forgotten

@@ -1,4 +1,4 @@
-"""The small examples: the quick start, shrunk to seconds, and the notebook."""
+"""The small examples: a shortened quick start, and the notebook."""
 
 import pathlib
 from typing import Any
@@ -20,11 +20,11 @@ def test_quickstart_compares_both_optimizers(
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[0] for line in lines] == ["start", "optax.adamw", "mofo"]
     assert len(set(lines)) == 3
-    assert all("task: " in line and "known before: " in line for line in lines)
+    assert all("task: " in line and "earlier task: " in line for line in lines)
 
 
 def outputs(notebook: Any) -> list[tuple[str, ...]]:
-    """Returns what each cell shows: its text without digits, or the kinds of data."""
+    """Returns the outputs of each cell: text without digits, or the types of data."""
     return [
         tuple(
             "".join(c for c in output["text"] if not c.isdigit())
@@ -37,7 +37,7 @@ def outputs(notebook: Any) -> list[tuple[str, ...]]:
     ]
 
 
-def test_the_notebook_runs_and_shows_what_is_stored() -> None:
+def test_the_notebook_reproduces_its_stored_outputs() -> None:
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     stored = outputs(notebook)
     # Two lines of text and two pictures.

@@ -1,1 +1,1 @@
-"""Our Llama under EleutherAI's lm-evaluation-harness."""
+"""EleutherAI's lm-evaluation-harness on the Llama of these examples."""

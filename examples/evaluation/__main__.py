@@ -20,7 +20,7 @@ def main(arguments: list[str]) -> int:
       arguments: the words after the program's name.
 
     Returns:
-      The exit status, as `command.exit_status` has it.
+      The exit status of `command.exit_status`.
     """
 
     def work() -> None:
@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
 
         run(given)
 
-    return exit_status(work, "the same command begins anew.")
+    return exit_status(work, "the same command starts again from the beginning.")
 
 
 if __name__ == "__main__":

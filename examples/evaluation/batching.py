@@ -1,4 +1,4 @@
-"""What scoring and decoding share: the placed model, and batches of few shapes."""
+"""The model on its devices and batches of few shapes, for scoring and decoding."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from examples.finetune.model import parameters, sharding
 from examples.finetune.model.llama import Llama
 from examples.finetune.model.tokenizer import Tokenizer
 
-# The shortest row of a batch.
+# The shortest padded row of a batch.
 SHORTEST = 16
 
 Advance = Callable[[int], Any]
@@ -21,16 +21,16 @@ Item = TypeVar("Item")
 
 @dataclasses.dataclass(frozen=True)
 class Placed:
-    """A model on its devices, and how much is given to it at once.
+    """A model on its devices, with the size of its batches.
 
     Attributes:
       graph: the model's structure.
       params: its parameters.
-      place: puts a batch on the devices.
-      tokenizer: the model's.
-      rows: of a batch.
-      window: the most tokens from which the model predicts, as many as it has
-        positions or fewer.
+      place: a function that puts a batch on the devices.
+      tokenizer: the model's tokenizer.
+      rows: the rows of a batch.
+      window: the most tokens from which the model predicts, at most its number of
+        positions.
     """
 
     graph: nnx.GraphDef
@@ -42,13 +42,15 @@ class Placed:
 
     @classmethod
     def of(cls, model: Llama, tokenizer: Tokenizer, rows: int, window: int) -> "Placed":
-        """Takes a model apart; rows become a multiple of what its mesh cuts them into.
+        """Splits a model into structure and parameters.
+
+        The rows are rounded up to a multiple of the mesh's parts of a batch.
 
         Args:
-          model: with its weights, on a mesh or on one device.
-          tokenizer: the model's.
-          rows: of a batch, at least 1.
-          window: at least 1.
+          model: a model with weights, on a mesh or on one device.
+          tokenizer: the model's tokenizer.
+          rows: the rows of a batch, at least 1.
+          window: the most tokens from which the model predicts, at least 1.
         """
         mesh = model.mesh
         spec = None if mesh is None else sharding.batch_sharding(mesh)
@@ -65,16 +67,16 @@ class Placed:
 
 
 def power_of_two(number: int, least: int) -> int:
-    """The smallest power of two that is no less than either."""
+    """Returns the smallest power of two that is at least both numbers."""
     return 1 << (max(number, least) - 1).bit_length()
 
 
 def by_length(
     items: Sequence[Item], length: Callable[[Item], int], size: int
 ) -> list[list[Item]]:
-    """Groups of `size`, the longest items first, so that a group needs little padding.
+    """Yields groups of `size`, the longest items first, to need little padding.
 
-    The longest come first, too, so that what does not fit into memory fails at once.
+    With the longest group first, insufficient memory is detected at once.
     """
     ordered = sorted(items, key=length, reverse=True)
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]

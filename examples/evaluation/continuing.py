@@ -1,8 +1,8 @@
 """Greedy continuation of texts up to stop strings.
 
-The decoder ends at token ids, not at strings, so texts are continued piece by piece
-and looked at in between; whatever has ended leaves the batch. Each piece reads the text
-so far again, in one pass.
+The decoder ends at token ids, not at strings. Texts are therefore continued in pieces
+and checked after each, and finished texts leave the batch. Each piece reads the text so
+far again, in one pass.
 """
 
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ from examples.evaluation.batching import (
 from examples.finetune.evaluation import generate
 from examples.finetune.model.tokenizer import Tokenizer
 
-# Tokens of a piece. The number is compiled in, so it must not follow every task's wish.
+# Tokens per piece. The number is compiled in, so it must not depend on the task.
 PIECE = 64
 
 
 class Going(NamedTuple):
-    """A text that is being continued: its place, its prompt and what was written."""
+    """A text in progress: its index, its prompt and the new tokens."""
 
     number: int
     prompt: list[int]
@@ -31,7 +31,7 @@ class Going(NamedTuple):
 
     @property
     def length(self) -> int:
-        """Tokens so far."""
+        """The number of tokens so far."""
         return len(self.prompt) + len(self.written)
 
 
@@ -42,16 +42,16 @@ def continuations(
     most: int,
     advance: Advance,
 ) -> list[str]:
-    """Continues prompts by the likeliest tokens.
+    """Continues prompts with the most likely tokens.
 
     Args:
       placed: the model.
-      prompts: token ids, none empty; cut on the left to leave room in the window for
-        `most` more.
-      stops: a text ends before the first of these; the model's own stop tokens end it
-        too.
+      prompts: nonempty sequences of token ids; cut on the left to leave room in the
+        window for `most` more.
+      stops: a text ends before the first of these strings, or at the model's own stop
+        tokens.
       most: longest continuation in tokens, at least 1.
-      advance: is told how many texts have ended.
+      advance: called with the number of texts that have finished.
 
     Returns:
       The text of each continuation.
@@ -99,17 +99,17 @@ def continuations(
 
 
 def until(text: str, stops: Sequence[str]) -> str:
-    """The text before the first of the stop strings; empty ones stop nothing."""
+    """Returns the text before the first stop string; empty strings are ignored."""
     return min(
         (text.partition(stop)[0] for stop in stops if stop), key=len, default=text
     )
 
 
 def stop_tokens(tokenizer: Tokenizer, stops: Sequence[str]) -> set[int]:
-    """The tokens that are stop strings by themselves, at which decoding can end.
+    """Returns the tokens that equal a stop string, at which decoding can end.
 
-    Ending there loses nothing: the text before such a token is what is wanted. A token
-    that says more than the string, as with a space before it, is none.
+    Only the text before such a token is needed, so nothing is lost. Tokens that contain
+    more than the string, such as a space before it, are excluded.
     """
     before = "a"
     ids = {stop: tokenizer.encode(stop) for stop in stops if stop}
@@ -117,7 +117,7 @@ def stop_tokens(tokenizer: Tokenizer, stops: Sequence[str]) -> set[int]:
         stop_ids[0]
         for stop, stop_ids in ids.items()
         if len(stop_ids) == 1
-        # Special tokens are left out of a decoded text.
+        # Decoding omits special tokens.
         and tokenizer.decode([*tokenizer.encode(before), *stop_ids])
         in (before + stop, before)
     }

@@ -1,4 +1,4 @@
-"""Our Llama as a language model of lm-evaluation-harness.
+"""The Llama of these examples as a language model of lm-evaluation-harness.
 
     from lm_eval import simple_evaluate
 
@@ -6,8 +6,8 @@
     model = NnxLlama(pretrained.build(source), source.tokenizer, name=source.name)
     results = simple_evaluate(model=model, tasks=["arc_easy"])
 
-Texts are tokenised and cut as the harness does it for Hugging Face's models, so that
-the figures can be compared with theirs.
+Texts are tokenised and cut as in the harness's own class for Hugging Face models, so
+that the figures are comparable.
 """
 
 import collections
@@ -31,11 +31,11 @@ from examples.finetune.command.errors import InputError
 from examples.finetune.model.llama import Llama
 from examples.finetune.model.tokenizer import Tokenizer
 
-MAX_GEN_TOKS = 256  # where a task does not say: the harness's own default
+MAX_GEN_TOKS = 256  # the harness's default for tasks that set none
 
 
 class NnxLlama(TemplateLM):
-    """A Llama that the harness asks for log-likelihoods and for text."""
+    """A Llama from which the harness requests log-likelihoods and text."""
 
     def __init__(
         self,
@@ -46,18 +46,18 @@ class NnxLlama(TemplateLM):
         batch_size: int = 8,
         max_length: int | None = None,
     ) -> None:
-        """Joins a model with its tokenizer.
+        """Combines a model with its tokenizer.
 
         Args:
-          model: scanned or not, on a mesh or not.
-          tokenizer: the model's.
-          name: what the results call the model.
-          batch_size: rows at a time, at least 1.
-          max_length: the most tokens to predict from, at least 2; None for as many as
-            the model has positions.
+          model: the model, with scanned layers or not, on a mesh or not.
+          tokenizer: the model's tokenizer.
+          name: the model's name in the results.
+          batch_size: the rows of a batch, at least 1.
+          max_length: the most tokens to predict from, at least 2; by default the
+            model's number of positions.
 
         Raises:
-          InputError: a number is out of its range.
+          InputError: a number is out of range.
         """
         super().__init__()
         window = check_window(max_length, model.config.max_positions)
@@ -74,7 +74,7 @@ class NnxLlama(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """What a text's first token is predicted from."""
+        """The token from which the first token of a text is predicted."""
         begin = self._placed.tokenizer.bos_id
         return self.eot_token_id if begin is None else begin
 
@@ -85,14 +85,14 @@ class NnxLlama(TemplateLM):
 
     @property
     def tokenizer_name(self) -> str:
-        """Keeps what the harness caches of one model's prompts from another's."""
+        """A name that separates the models' prompts in the harness's cache."""
         return self._name.replace("/", "__")
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
-        """Returns the model's chat template, None where it is not to be applied.
+        """Returns the model's chat template, or None if it is not to be applied.
 
         Raises:
-          InputError: a template is asked for by name.
+          InputError: a template is requested by name.
         """
         if isinstance(chat_template, str):
             raise InputError(
@@ -105,11 +105,11 @@ class NnxLlama(TemplateLM):
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """Writes a conversation as the model was trained to see it.
+        """Formats a conversation with the model's chat template.
 
         Args:
           chat_history: messages with `role` and `content`.
-          add_generation_prompt: whether to open the assistant's turn; otherwise the
+          add_generation_prompt: whether to begin the assistant's turn; otherwise the
             last message is left open, to be continued.
         """
         text = self._placed.tokenizer.chat(
@@ -117,7 +117,7 @@ class NnxLlama(TemplateLM):
         )
         if add_generation_prompt:
             return text
-        # A template may trim what messages say.
+        # A template may strip the content of messages.
         last = chat_history[-1]["content"].strip()
         before, found, _ = text.rpartition(last)
         return before + found
@@ -129,9 +129,9 @@ class NnxLlama(TemplateLM):
 
         Args:
           string: the text.
-          add_special_tokens: whether to add what the model's own tokenizer adds, such
-            as Llama's beginning of text; None adds it where the text, as a chat's
-            does, has not begun with it already.
+          add_special_tokens: whether to add the tokenizer's special tokens, such as
+            Llama's beginning of text; None adds them unless the text begins with one,
+            as a formatted conversation does.
         """
         tokenizer = self._placed.tokenizer
         ids = tokenizer.encode(string)
@@ -147,7 +147,7 @@ class NnxLlama(TemplateLM):
         **_ignored: Any,
     ) -> list[tuple[float, bool]]:
         pairs = [
-            # A context of spaces only has given all of them to the continuation.
+            # If a context consists of spaces, they are all part of the continuation.
             Pair(context or [self.prefix_token_id], continuation)
             for _, context, continuation in requests
         ]
@@ -160,10 +160,10 @@ class NnxLlama(TemplateLM):
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[float]:
-        """Returns each text's log-likelihood, every token scored once.
+        """Returns each text's log-likelihood, with every token scored once.
 
-        Texts longer than the model's window are scored window by window; the windows
-        are the harness's. No token is added but the one before the first.
+        Texts longer than the model's window are scored in windows, which are the
+        harness's. Only the token before the first is added.
         """
         pairs, owners = [], []
         for number, request in enumerate(requests):
@@ -192,8 +192,8 @@ class NnxLlama(TemplateLM):
         """Returns each context's greedy continuation up to its stop strings.
 
         Raises:
-          ValueError: a request asks for sampling, or for more tokens than fit the
-            model's window.
+          ValueError: a request asks for sampling, or for more tokens than the model's
+            window has room for.
         """
         groups = collections.defaultdict(list)
         for number, request in enumerate(requests):
@@ -215,7 +215,7 @@ class NnxLlama(TemplateLM):
         return texts
 
     def get_model_info(self) -> dict[str, Any]:
-        """What the results say about the model."""
+        """Returns the model's entry in the results."""
         leaves = jax.tree.leaves(self._placed.params)
         return {
             "model": self._name,
@@ -227,14 +227,14 @@ class NnxLlama(TemplateLM):
 
 
 def check_window(max_length: int | None, longest: int) -> int:
-    """Returns how many tokens to predict from at most.
+    """Returns the most tokens to predict from.
 
     Args:
       max_length: as for `NnxLlama`.
-      longest: how many positions the model has.
+      longest: the model's number of positions.
 
     Raises:
-      InputError: it is out of its range.
+      InputError: the length is out of range.
     """
     window = longest if max_length is None else max_length
     if not 2 <= window <= longest:
@@ -245,7 +245,7 @@ def check_window(max_length: int | None, longest: int) -> int:
 
 
 def _greedy(wishes: dict[str, Any]) -> tuple[tuple[str, ...], int]:
-    """The stop strings and the most tokens of a request for greedy text."""
+    """Returns the stop strings and most tokens of a request for greedy text."""
     wanted: Any = normalize_gen_kwargs(wishes, MAX_GEN_TOKS)
     if wanted.get("do_sample"):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What an evaluation does: one frozen dataclass, filled by the command line."""
+"""The options of an evaluation, a frozen dataclass filled from the command line."""
 
 import dataclasses
 import pathlib
@@ -17,41 +17,41 @@ SMALLEST = {"batch_size": 1, "limit": 1, "num_fewshot": 0, "bootstrap_iters": 0}
 class Options:
     """Evaluate a language model with lm-evaluation-harness.
 
-    The directory of the results receives results.json and, for every task, what the
-    model was asked and answered.
+    The output directory receives results.json and, for every task, the model's prompts
+    and answers.
     """
 
     output: pathlib.Path = pathlib.Path("runs/evaluation")
-    """Directory of the results; those of an earlier evaluation are replaced."""
+    """Output directory; the results of an earlier evaluation are replaced."""
     model: str = DEFAULT_MODEL
-    """As for examples.finetune: smollm2-135m-instruct, a directory in Hugging Face
-    layout, such as an exported model of a run, or a Hugging Face repository id."""
+    """Model, as for examples.finetune: smollm2-135m-instruct, a directory in Hugging
+    Face layout, such as an exported model, or a Hugging Face repository id."""
     tasks: tuple[str, ...] = ("general_knowledge", "word_problems")
-    """Names of tasks: those of this example, of --include-path or, where the network
-    allows, of the harness itself."""
+    """Names of tasks: those of this example, of --include-path or, with network access,
+    of the harness itself."""
     include_path: pathlib.Path | None = None
-    """Directory of further tasks, YAML files as the harness describes them."""
+    """Directory of additional tasks, in the harness's YAML format."""
     limit: int | None = None
-    """Most items of a task, from its beginning; for tries, not for figures."""
+    """Evaluate only this many items of each task, for trials."""
     num_fewshot: int | None = None
-    """Solved examples before each item; what each task says by default."""
+    """Number of solved examples before each item; the task's own number by default."""
     apply_chat_template: bool = False
-    """Ask in the model's chat template."""
+    """Format prompts with the model's chat template."""
 
     batch_size: int = 8
-    """Rows at a time."""
+    """Rows per batch."""
     max_length: int | None = None
     """Most tokens to predict from; the model's whole context by default."""
     compute_dtype: Precision = "float32"
-    """Precision of the computation."""
+    """Dtype of the computation."""
     param_dtype: Precision = "float32"
-    """Precision of the parameters."""
+    """Dtype of the parameters."""
     mesh: str = ""
-    """Device mesh as AXIS=SIZE,...; axes data, fsdp, tensor. Without it, data parallel
-    over all devices."""
+    """Device mesh as AXIS=SIZE,... with axes data, fsdp, tensor; data parallel over all
+    devices by default."""
     bootstrap_iters: int = 1000
-    """Resamplings for the standard errors of metrics that have no formula for it; 0
-    leaves out all standard errors."""
+    """Number of resamplings for the standard errors of metrics without a formula; 0
+    omits all standard errors."""
 
 
 def parse(arguments: Sequence[str]) -> Options:
@@ -61,7 +61,7 @@ def parse(arguments: Sequence[str]) -> Options:
       arguments: the words after the program's name.
 
     Raises:
-      InputError: an unknown option, or a value that is not allowed.
+      InputError: an option is unknown, or a value is not allowed.
       SystemExit: with status 0, after `--help`.
     """
     options = config.fill(Options(), PROGRAM, arguments)
@@ -71,7 +71,7 @@ def parse(arguments: Sequence[str]) -> Options:
             raise InputError(
                 f"{config.option(field)} must be >= {smallest}, got {value}"
             )
-    # The harness's own command takes commas.
+    # The harness's own command separates tasks by commas.
     names = [name for entry in options.tasks for name in entry.split(",") if name]
     if not names:
         raise InputError("--tasks needs at least one name")

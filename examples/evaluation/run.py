@@ -1,4 +1,4 @@
-"""The whole evaluation: tasks, model, harness, results."""
+"""The whole evaluation: tasks, model, harness and results."""
 
 import difflib
 import json
@@ -24,13 +24,13 @@ RESULTS = "results.json"
 
 
 def run(options: Options) -> None:
-    """Does what the options say and leaves the results in their directory.
+    """Runs an evaluation and writes the results to their directory.
 
     Args:
       options: from `options.parse`.
 
     Raises:
-      InputError: something the user gave cannot work.
+      InputError: an option, a file or a model cannot be used.
     """
     checks.check_room({options.output: 0})
     tasks, manager = load_tasks(options.tasks, options.include_path)
@@ -44,7 +44,7 @@ def run(options: Options) -> None:
         bootstrap_iters=options.bootstrap_iters,
         apply_chat_template=options.apply_chat_template,
     )
-    # What the harness gives back holds functions and NumPy's numbers.
+    # The harness's results contain functions and NumPy numbers.
     results = json.loads(json.dumps(found, default=handle_non_serializable))
     _write(results, options.output)
     for part in ("results", "groups"):
@@ -59,29 +59,29 @@ def load_tasks(
     """Finds tasks and loads their data.
 
     Args:
-      names: of tasks, groups or tags.
-      include_path: a directory of tasks, beside ours and the harness's own.
+      names: names of tasks, groups or tags.
+      include_path: a directory of additional tasks.
 
     Returns:
-      Tasks and groups, as `lm_eval.simple_evaluate` takes them, and what found them;
-      left to itself the harness would look for all of its own again.
+      Tasks and groups for `lm_eval.simple_evaluate`, and the manager that found them,
+      without which the harness would index all of its own tasks again.
 
     Raises:
-      InputError: a name is unknown, or a task's data cannot be had.
+      InputError: a name is unknown, or a task's data is not available.
     """
     paths: list[str | pathlib.Path] = [
         path for path in (OUR_TASKS, include_path) if path is not None
     ]
     manager = TaskManager(include_path=paths, include_defaults=False)
     if not set(names) <= set(manager.all_tasks):
-        # The harness has thousands; reading them all takes ten seconds of a core.
+        # The harness has thousands of tasks, which take ten seconds to read.
         manager = TaskManager(include_path=paths)
     known = manager.all_tasks
     for name in names:
         if name not in known:
             close = ", ".join(difflib.get_close_matches(name, known)) or "none"
             raise InputError(
-                f"--tasks has {name!r}, which is no task; similar: {close}"
+                f"--tasks has {name!r}, which is not a task; similar: {close}"
             )
     return [task for name in names for task in _loaded(manager, name)], manager
 
@@ -89,7 +89,7 @@ def load_tasks(
 def _loaded(manager: TaskManager, name: str) -> list[Any]:
     try:
         loaded = manager.load([name])
-    # Each of the libraries that fetch and read data has errors of its own.
+    # The libraries that download and read data raise various errors.
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
@@ -104,7 +104,7 @@ def _open(options: Options) -> NnxLlama:
     source = pretrained.open_model(options.model)
     check_window(options.max_length, source.config.max_positions)
     if options.apply_chat_template:
-        # A model without one is refused before its weights are read.
+        # Reject models without a template before their weights are read.
         source.tokenizer.chat([{"role": "user", "content": ""}])
     mesh = sharding.make_mesh(options.mesh)
     print(f"Loading {source.name}", flush=True)
@@ -128,5 +128,5 @@ def _write(results: dict[str, Any], directory: pathlib.Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     for task, rows in results.pop("samples").items():
         write_json_lines(directory / f"samples_{task}.jsonl", rows)
-    # Last: with it the results are complete.
+    # Written last, so that the results are complete if it exists.
     write_json(directory / RESULTS, results)

@@ -1,7 +1,7 @@
-"""How likely continuations are, given what precedes them.
+"""The likelihood of continuations, given their contexts.
 
-Continuations of one context share a row, as the choices of a question do
-(`examples.finetune.evaluation.choices`), where that saves tokens.
+Continuations of one context share a row if that saves tokens, like the choices of a
+question in `examples.finetune.evaluation.choices`.
 """
 
 from collections.abc import Sequence
@@ -20,37 +20,37 @@ from examples.finetune.evaluation import choices
 
 
 class Pair(NamedTuple):
-    """Token ids: a context, at least one, and what is scored after it."""
+    """Token ids: a context of at least one, and the continuation to score."""
 
     context: Sequence[int]
     continuation: Sequence[int]
 
 
 class Shared(NamedTuple):
-    """A row of a batch, and the number of the pair that each of its choices is."""
+    """A row of a batch, and for each of its choices the index of the pair."""
 
     row: choices.Row
     pairs: list[int]
 
     @property
     def length(self) -> int:
-        """Tokens of the row."""
+        """The number of tokens in the row."""
         return self.row.length
 
 
 def log_likelihoods(
     placed: Placed, pairs: Sequence[Pair], advance: Advance
 ) -> list[tuple[float, bool]]:
-    """Scores pairs.
+    """Scores pairs of context and continuation.
 
     Args:
       placed: the model.
-      pairs: a context is cut on the left to what fits the window.
-      advance: is told how many pairs have been scored after each batch.
+      pairs: the pairs; contexts are cut on the left to fit the window.
+      advance: called after each batch with the number of pairs scored so far.
 
     Returns:
-      For each pair the continuation's summed log-likelihood, and whether greedy
-      decoding would write it.
+      The summed log-likelihood of each continuation, and whether greedy decoding would
+      produce it.
 
     Raises:
       ValueError: a continuation is longer than the window.
@@ -58,7 +58,7 @@ def log_likelihoods(
     scores: list[tuple[float, bool]] = [(0.0, True)] * len(pairs)
     groups = by_length(share(pairs, placed.window), lambda row: row.length, placed.rows)
     lengths = [power_of_two(group[0].length, SHORTEST) for group in groups]
-    # One number of scored places a length: it would double the shapes otherwise.
+    # One number of scored positions per length, to avoid additional shapes.
     places: dict[int, int] = {}
     for group, length in zip(groups, lengths, strict=True):
         most = max(sum(map(len, shared.row.choices)) for shared in group)
@@ -83,10 +83,10 @@ def log_likelihoods(
 
 
 def share(pairs: Sequence[Pair], window: int) -> list[Shared]:
-    """Lays pairs out in rows.
+    """Arranges pairs in rows.
 
-    A continuation joins a row of its own context if it is no longer than the context
-    and the row still fits the window; else sharing would cost more than it saves.
+    A continuation joins another row of its context if it is no longer than the context
+    and the row still fits the window; otherwise sharing costs more than it saves.
 
     Args:
       pairs: as for `log_likelihoods`.

@@ -1,10 +1,10 @@
 """MoFO (Momentum-Filtered Optimizer).
 
-At each step only the coordinates with the largest momenta move. They are found
-by counting: floats of one sign keep their order when they are read as unsigned
-integers, so the k-th largest magnitude is built bit by bit, and a bit is set if
-at least k magnitudes reach the number that has it. A count is a sum, so tensors
-may be sharded in any way, and none is sorted, gathered or reshaped.
+At each step only the coordinates with the largest momenta are updated. The k-th
+largest magnitude is found bit by bit, since floats of one sign have the order of
+their bits as unsigned integers: a bit is set if at least k magnitudes are no
+smaller than the number with that bit. Counts are sums, so tensors may be sharded
+in any way, and none is sorted, gathered or reshaped.
 """
 
 import jax
@@ -17,7 +17,7 @@ def _num_selected(fraction: jax.typing.ArrayLike, size: int) -> jax.typing.Array
     """Returns `max(1, floor(fraction * size))`, without rounding the product."""
     if isinstance(fraction, (int, float)):
         return max(1, int(fraction * size))
-    # A product in float32 would be rounded. Here the size is added for each
+    # A product in float32 would be rounded. Instead, the size is added for each
     # binary digit that is 1, and the sum is halved after each digit.
     fraction = jnp.asarray(fraction, jnp.float32)
     mantissa, exponent = jnp.frexp(fraction)
@@ -42,13 +42,13 @@ def _magnitude_bits(x: jax.Array) -> jax.Array:
 
 @jax.jit
 def _are_largest(x: jax.Array, k: jax.typing.ArrayLike) -> jax.Array:
-    """Marks the k largest magnitudes and their equals, but no zeros."""
+    """Marks the k largest magnitudes and those equal to the k-th, but no zeros."""
     magnitudes = _magnitude_bits(x)
     dtype = magnitudes.dtype.type
     num_bits = 8 * magnitudes.dtype.itemsize - 1
 
     def try_bit(i, threshold):
-        # Without the barrier a copy of `x` as integers is stored for the loop.
+        # Without the barrier, a copy of `x` as integers is stored for the loop.
         i, values = lax.optimization_barrier((i, x))
         candidate = threshold | (dtype(1 << (num_bits - 1)) >> i.astype(dtype))
         reached = _magnitude_bits(values) >= candidate
@@ -65,11 +65,11 @@ def momentum_filter(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Keeps the updates of the coordinates with the largest momenta.
 
-    Runs ``inner`` and sets to zero what it returns for all other coordinates, as
-    in :func:`optax.contrib.mofo`. The selection is exact for every dtype and
-    sharding. Coordinates that tie with the last one selected move with it, and
-    NaN ranks above infinity. A momentum is read once for each bit of a magnitude,
-    which is 31 times for ``float32``.
+    Runs ``inner`` and sets its updates to zero for all other coordinates, as in
+    :func:`optax.contrib.mofo`. The selection is exact for every dtype and sharding.
+    Coordinates that tie with the last selected one are selected too, and NaN ranks
+    above infinity. A momentum is read once for each bit of a magnitude, which is 31
+    times for ``float32``.
 
     Args:
       inner: A transformation whose state has a momentum, ``mu`` or ``trace``.
@@ -130,8 +130,8 @@ def mofo(
     r"""MoFO (Momentum-Filtered Optimizer), against forgetting in fine-tuning.
 
     At each step of :func:`optax.adamw`, only the coordinates with the largest
-    momenta move. Let :math:`\rho` be the ``update_fraction``, :math:`n` the size of
-    a parameter tensor, and the other symbols those of :func:`optax.adamw`. Then
+    momenta are updated. Let :math:`\rho` be ``update_fraction``, :math:`n` the size
+    of a parameter tensor, and the other symbols those of :func:`optax.adamw`. Then
 
     .. math::
 
@@ -153,7 +153,7 @@ def mofo(
       b2: Exponential decay rate of the second moment.
       eps: Added to the denominator outside of the square root.
       eps_root: Added inside of the square root.
-      mu_dtype: The dtype of the first moment, which is ranked as it is stored.
+      mu_dtype: The dtype of the first moment, which is ranked in this dtype.
         ``None`` for that of the parameters.
       weight_decay: Strength of the decay of the coordinates that are selected.
       weight_decay_mask: A tree of booleans that is a prefix of the parameters, True

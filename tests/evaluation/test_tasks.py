@@ -182,7 +182,7 @@ def test_the_command_runs_local_tasks_offline(
         ("--limit 0", "--limit must be >= 1, got 0"),
         ("--tasks ,", "--tasks needs at least one name"),
         ("--include-path nowhere", "--include-path must be a directory, got nowhere"),
-        ("--tasks word_problem", "'word_problem', which is no task; similar: word_pro"),
+        ("--tasks word_problem", "'word_problem', which is not a task; similar: word"),
         ("--tasks remote --include-path {tasks}", "Cannot load the task 'remote': "),
         ("--model nothing", "There is no model 'nothing'"),
         ("--max-length 1000", "max_length must be in [2, 512]"),

@@ -1,4 +1,4 @@
-"""The contribution as it would stand in Optax's source."""
+"""The contribution as part of Optax's source."""
 
 import pathlib
 import re
@@ -20,7 +20,7 @@ import optax.tree"""
 
 
 def source() -> str:
-    """Returns the file with the imports that it would have in Optax."""
+    """Returns the file with its imports replaced by those within Optax."""
     text = pathlib.Path(mofo.__file__).read_text()
     # Names in docstrings follow a backtick.
     for module, names in (("alias", ALIASES), ("base", BASES)):

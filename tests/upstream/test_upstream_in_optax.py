@@ -29,18 +29,18 @@ def test_common(
 ) -> None:
     for new in ("mofo", "momentum_filter"):
         monkeypatch.setattr(contrib, new, getattr(mofo, new), raising=False)
-    # What the bodies take to be `self`; a body that skips itself proves nothing.
+    # The `self` of the bodies. A body that skips itself must not count as passed.
     upstreams_self = parameterized.TestCase(methodName="run")
     monkeypatch.setattr(upstreams_self, "skipTest", pytest.fail)
     body(name)(upstreams_self, **entry, **case)
 
 
-def test_optax_takes_the_learning_rate_for_a_schedule() -> None:
+def test_optax_recognizes_the_learning_rate_as_a_schedule() -> None:
     annotation = inspect.signature(mofo.mofo).parameters["learning_rate"].annotation
     assert annotation == optax.ScalarOrSchedule
 
 
-def test_a_copy_of_optax_has_it_and_its_examples_run(tmp_path: pathlib.Path) -> None:
+def test_its_examples_run_in_a_copy_of_optax(tmp_path: pathlib.Path) -> None:
     in_optax.install(tmp_path)
     program = (
         "import doctest, optax\n"

@@ -31,13 +31,13 @@ DRAWS = 25
 
 
 class Ranked(NamedTuple):
-    """A state that holds what is ranked."""
+    """A state that holds the momenta."""
 
     mu: Any
 
 
 def ones(updates: Any, state: Ranked, params: Any = None) -> tuple[Any, Ranked]:
-    """Proposes a step of one for every coordinate and keeps the updates as momenta."""
+    """Proposes a step of one for every coordinate, with the updates as momenta."""
     return jax.tree.map(jnp.ones_like, updates), Ranked(updates)
 
 
@@ -45,13 +45,13 @@ INNER = optax.GradientTransformation(Ranked, ones)
 
 
 def moves(x: jax.Array, fraction: Any) -> jax.Array:
-    """Returns where the contribution's filter lets steps through."""
+    """Returns the coordinates that the contribution's filter selects."""
     optimizer = mofo.momentum_filter(INNER, fraction)
     return optimizer.update(x, optimizer.init(x))[0] != 0
 
 
 def the_librarys(x: jax.Array, fraction: Any) -> jax.Array:
-    """Returns where the library's filter lets steps through."""
+    """Returns the coordinates that the library's filter selects."""
     optimizer = mofo_jax.momentum_filter(INNER, update_fraction=fraction)
     return optimizer.update(x, optimizer.init(x))[0] != 0
 
@@ -117,7 +117,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-def test_trajectories_are_the_librarys_to_the_last_bit(options: str) -> None:
+def test_trajectories_are_the_librarys_bit_for_bit(options: str) -> None:
     params, gradients = float32_zoo(6)
     given = {"learning_rate": 1e-2, **OPTIONS[options]}
     ours = run(mofo.mofo(**given), params, gradients, jit=False)
@@ -143,18 +143,18 @@ def test_compiled_trajectories_are_the_librarys(dtype: str) -> None:
 
 
 @pytest.mark.parametrize("fraction", [0.0, -0.5, 1.5])
-def test_wrong_fractions_are_named(fraction: float) -> None:
+def test_fractions_out_of_range(fraction: float) -> None:
     with pytest.raises(ValueError, match=r"`update_fraction` must be in \(0, 1\], got"):
         mofo.mofo(1e-2, update_fraction=fraction)
 
 
-def test_what_has_no_momentum_is_refused() -> None:
+def test_a_state_without_momentum_is_an_error() -> None:
     optimizer = mofo.momentum_filter(optax.sgd(0.1))
     with pytest.raises(ValueError, match="`inner` must keep a momentum"):
         optimizer.update(jnp.ones(3), optimizer.init(jnp.ones(3)))
 
 
-def test_what_cannot_be_counted_is_refused() -> None:
+def test_too_large_tensors_are_an_error() -> None:
     large = jax.ShapeDtypeStruct((2**16, 2**15), jnp.float32)
     with pytest.raises(ValueError, match=r"2\*\*31 elements or more: \(65536, 32768\)"):
         jax.eval_shape(lambda x: moves(x, 0.15), large)
