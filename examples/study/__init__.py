@@ -1,1 +1,1 @@
-"""The study of forgetting: every method at its best learning rate, on a real model."""
+"""A study of forgetting: optimizers on a real model, each at its best learning rate."""

@@ -1,9 +1,9 @@
-"""Find out which optimizer forgets least for what it learns.
+"""Compare how much optimizers forget for what they learn.
 
-python -m examples.study --data DIR --hours 8    does the runs that are missing
-python -m examples.study --data DIR --plan       says what is missing, and its hours
-python -m examples.study --only RUN              does one run anew
-python -m examples.study --report                makes tables and pictures anew
+python -m examples.study --data DIR --hours 8    runs what is missing
+python -m examples.study --data DIR --plan       prints what is missing, and its hours
+python -m examples.study --only RUN              repeats one run
+python -m examples.study --report                makes the tables and pictures
 python -m examples.study --help                  every option
 """
 
@@ -20,12 +20,12 @@ def main(arguments: list[str]) -> int:
       arguments: the words after the program's name.
 
     Returns:
-      The exit status, as `command.exit_status` has it.
+      The exit status of `command.exit_status`.
     """
 
     def work() -> None:
         given = options.parse(arguments)
-        # JAX and the rest only now, so that --help and mistakes answer at once.
+        # Imported here, so that --help and errors in options need no JAX.
         from examples.study import commands, report, screening, study
 
         if given.report:
@@ -39,9 +39,7 @@ def main(arguments: list[str]) -> int:
         else:
             report.write(commands.run(given).parent)
 
-    return exit_status(
-        work, "the same command goes on with the run that was in progress."
-    )
+    return exit_status(work, "the same command repeats the run that was in progress.")
 
 
 if __name__ == "__main__":

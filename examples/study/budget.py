@@ -1,4 +1,4 @@
-"""How much a row of the study may cost: one set of sizes for each kind of machine."""
+"""The size of the study's runs, for each kind of machine."""
 
 import dataclasses
 from typing import Literal
@@ -13,18 +13,18 @@ class Budget:
     """Sizes of training and evaluation. Rows of different budgets are never compared.
 
     Attributes:
-      name: what it is called; its rows lie in a directory of this name.
+      name: the budget's name, which is also that of the directory of its rows.
       short: optimizer steps of a short run.
-      long: of a long run.
-      batch_size: rows of a step.
-      length_factor: multiplies the tasks' longest rows, in tokens.
-      healing_steps: steps on neutral text before anything else; 0 heals nothing.
+      long: optimizer steps of a long run.
+      batch_size: training rows per step.
+      length_factor: factor of the tasks' greatest row lengths in tokens.
+      healing_steps: steps on neutral text before anything else, or 0.
       task_items: most held-out rows of a task.
-      text_items: most pieces of each text that must not be forgotten.
+      text_items: most pieces of each text on which drift is measured.
       questions: most questions of general knowledge.
-      chat_tokens: longest answer that the start writes to measure drift on.
-      fisher_sequences: texts that the start writes for its Fisher information.
-      dtype: precision of the forward and backward pass; parameters are float32.
+      chat_tokens: length of the longest answer by the start on which drift is measured.
+      fisher_sequences: number of texts by the start for its Fisher information.
+      dtype: dtype of the forward and backward pass; parameters are float32.
     """
 
     name: Name
@@ -47,7 +47,7 @@ BUDGETS: dict[str, Budget] = {
         # A short run takes about five minutes on two idle cores.
         Budget("cpu", 24, 96, 4, 1, 60, 160, 48, 278, 96, 16, "float32"),
         Budget("gpu", 200, 1000, 32, 2, 100, 320, 128, 278, 160, 64, "bfloat16"),
-        # For tests: the fewest steps that exercise everything.
+        # For tests: the fewest steps that use all of the code.
         Budget("smallest", 2, 4, 2, 3, 2, 3, 2, 4, 4, 2, "float32"),
     )
 }

@@ -1,4 +1,4 @@
-"""How tables are written."""
+"""Formatting of tables."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ SIGNED = "+z.4f"  # of differences in nats
 
 
 def table(heads: Sequence[str], body: Sequence[Sequence[str]]) -> Lines:
-    """A Markdown table; the first column is text."""
+    """Returns a Markdown table, whose first column is text."""
     return [
         f"| {' | '.join(heads)} |",
         f"|---|{'---:|' * (len(heads) - 1)}",
@@ -19,12 +19,12 @@ def table(heads: Sequence[str], body: Sequence[Sequence[str]]) -> Lines:
 
 
 def number(value: float, form: str) -> str:
-    """A number, or a dash where there is none."""
+    """Returns a formatted number, or a dash if it is not finite."""
     return format(value, form) if math.isfinite(value) else "-"
 
 
 def ranged(found: Estimate | None, form: str) -> str:
-    """A value with its interval, or a dash where there is none."""
+    """Returns a value with its interval, or a dash without one."""
     if found is None or not math.isfinite(found.value):
         return "-"
     low, high = number(found.low, form), number(found.high, form)

@@ -1,4 +1,4 @@
-"""Chat answers that the start wrote itself, on which drift is measured."""
+"""Chat answers by the start, on which drift is measured."""
 
 import pathlib
 from collections.abc import Sequence
@@ -16,19 +16,19 @@ from examples.study.texts import instructions
 from examples.study.training import Params, Trainer
 
 NAME = "chat.jsonl"
-SEED = 7  # Of the draws, and of no others.
+SEED = 7  # Used for these draws only.
 
 
 def answers(
     trainer: Trainer, start: Params, file: pathlib.Path, count: int
 ) -> list[Example]:
-    """The answers to the study's instructions, kept so that all rows have the same.
+    """Returns the answers to the study's instructions, the same ones for all rows.
 
     Args:
-      trainer: has the model's structure.
-      start: its parameters, on the host.
-      file: where the answers are, or will be; a row is an instruction and the tokens of
-        prompt and answer.
+      trainer: the trainer with the model's structure.
+      start: the start's parameters, on the host.
+      file: the file of the answers, which is written if it does not exist; each row has
+        an instruction and the tokens of prompt and answer.
       count: the number of instructions.
     """
     kept = read_json_lines(file)
@@ -55,7 +55,7 @@ def _written(trainer: Trainer, start: Params, count: int) -> list[dict[str, Any]
 
 
 def in_template(trainer: Trainer, text: str) -> list[int]:
-    """The tokens that ask a model for an answer to a message."""
+    """Returns the tokens that request an answer to a message."""
     tokenizer = trainer.source.tokenizer
     messages = [{"role": "user", "content": text}]
     return tokenizer.encode(tokenizer.chat(messages, add_generation_prompt=True))
@@ -68,17 +68,17 @@ def written(
     new_tokens: int,
     seed: int,
 ) -> list[list[int]]:
-    """What a model writes after prompts, each token drawn as the model predicts it.
+    """Samples continuations of prompts from the model's predictions.
 
     Args:
-      trainer: has the model's structure.
-      start: its parameters, on the host.
-      prompts: token ids, none empty.
-      new_tokens: longest continuation.
-      seed: of the draws.
+      trainer: the trainer with the model's structure.
+      start: the start's parameters, on the host.
+      prompts: nonempty sequences of token ids.
+      new_tokens: length of the longest continuation.
+      seed: seed of the samples.
 
     Returns:
-      The continuation of each prompt, up to and with the token that ended it.
+      The continuation of each prompt, up to and including the token that ended it.
     """
     length = round_up(max(map(len, prompts)), LENGTH_STEP)
     stops = tuple(sorted(trainer.source.tokenizer.stop_ids))

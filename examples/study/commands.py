@@ -1,4 +1,4 @@
-"""What the command does: runs what is missing, repeats a run, tells the plan."""
+"""The command's actions: run what is missing, repeat a run, print the plan."""
 
 import pathlib
 import statistics
@@ -12,13 +12,13 @@ from examples.study.study import Study, open_study, say
 
 
 def run(options: Options) -> pathlib.Path:
-    """Does missing runs until there are none, or the hours are over.
+    """Performs missing runs until there are none, or the hours have passed.
 
     Returns:
       The results file.
 
     Raises:
-      InputError: something the user gave cannot work.
+      InputError: an option, a file or a model cannot be used.
     """
     deadline = time.monotonic() + options.hours * 3600
     study = open_study(options)
@@ -35,7 +35,7 @@ def run(options: Options) -> pathlib.Path:
 
 
 def _seconds(study: Study, run: Run) -> float:
-    """What a run takes, as far as earlier rows of its length or any length tell."""
+    """Returns the expected duration of a run, estimated from earlier rows."""
     known: dict[int, list[float]] = {}
     for row in rows.read(study.file):
         known.setdefault(rows.run_of(row).steps, []).append(row["seconds"])
@@ -47,10 +47,10 @@ def _seconds(study: Study, run: Run) -> float:
 
 
 def repeat(options: Options) -> None:
-    """Does one run anew and prints it beside the row that is kept, if one is.
+    """Repeats one run and prints it beside the stored row, if there is one.
 
     Raises:
-      InputError: something the user gave cannot work.
+      InputError: an option, a file or a model cannot be used.
     """
     study = open_study(options)
     try:
@@ -77,10 +77,10 @@ def repeat(options: Options) -> None:
 
 
 def tell_plan(options: Options) -> None:
-    """Says what each step of the protocol still needs, and how long it takes.
+    """Prints what each step of the protocol still needs, and how long it takes.
 
     Raises:
-      InputError: something the user gave cannot work.
+      InputError: an option, a file or a model cannot be used.
     """
     study = open_study(options)
     losses, total = study.losses(), 0.0
@@ -88,4 +88,4 @@ def tell_plan(options: Options) -> None:
         hours = sum(_seconds(study, run) for run in left) / 3600
         total += hours
         say(f"{name}: at least {len(left)} runs, {hours:.1f} hours")
-    say(f"{len(losses)} rows are there; at least {total:.1f} hours are left")
+    say(f"{len(losses)} rows are stored; at least {total:.1f} hours are left")

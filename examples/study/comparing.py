@@ -1,4 +1,4 @@
-"""What the rows say: every method against the comparator at equal task loss."""
+"""Comparisons of every method with the comparator at equal task loss."""
 
 import dataclasses
 import functools
@@ -20,11 +20,11 @@ PROMPTS = "prompts"  # as the name of a set: the task's own items
 
 @dataclasses.dataclass(frozen=True)
 class Measure:
-    """One kind of drift.
+    """A measure of drift.
 
     Attributes:
-      title: as tables name it.
-      name: of the set of items, or PROMPTS.
+      title: its name in tables.
+      name: the name of the set of items, or PROMPTS.
       kind: "divergences", "losses" or "margins".
     """
 
@@ -34,7 +34,7 @@ class Measure:
 
     @property
     def ratio(self) -> bool:
-        """Whether methods are compared by ratio, and values are logarithms."""
+        """Whether methods are compared by ratio, so that values are logarithms."""
         return self.kind == "divergences"
 
 
@@ -53,7 +53,7 @@ class Compared:
     """The rows of one budget and protocol.
 
     Args:
-      rows: as `rows.read` gives them.
+      rows: rows from `rows.read`.
     """
 
     def __init__(self, rows: Iterable[Row]) -> None:
@@ -62,25 +62,25 @@ class Compared:
 
     @functools.cached_property
     def losses(self) -> Losses:
-        """The task loss of every run."""
+        """Returns the task loss of every run."""
         return {
             run: task_loss(row, self.starts[run.task]) for run, row in self.rows.items()
         }
 
     @functools.cached_property
     def lengths(self) -> list[tuple[str, int]]:
-        """Tasks and numbers of steps that can be compared, in the rows' order."""
+        """Returns the comparable tasks and numbers of steps, in the rows' order."""
         found = dict.fromkeys((run.task, run.steps) for run in self.rows if run.steps)
         return [one for one in found if plan.level(self.losses, *one) is not None]
 
     def loss(self, run: Run) -> Values:
-        """A run's task loss, on each draw of the items."""
+        """Returns a run's task loss, for each draw of the items."""
         counts = self.starts[run.task]["counts"][run.task]["losses"]
         sums = self.rows[run]["sets"][run.task]["losses"]
         return evidence.mean(run.task, sums, counts)
 
     def value(self, run: Run, measure: Measure) -> Values:
-        """A measure of a run, on each draw of the items."""
+        """Returns a measure of a run, for each draw of the items."""
         row, start = self.rows[run], self.starts[run.task]
         if measure.kind == "margins":
             rises = np.array(row["margins"]) - np.array(start["margins"])
@@ -92,7 +92,7 @@ class Compared:
         return np.log(evidence.mean(name, row["sets"][name]["divergences"], counts))
 
     def level(self, task: str, steps: int, share: float = PRIMARY) -> Values:
-        """The level; as the pilot gives it on each draw of the items."""
+        """Returns the level, the pilot's task loss, for each draw of the items."""
         pilot = Cell(task, "adamw", steps, plan.PILOT_SEED)
         known = plan.rates(self.losses, pilot)
         best = self.loss(pilot.at(min(known, key=lambda rate: known[rate])))
@@ -100,7 +100,7 @@ class Compared:
         return start - share * (start - best)
 
     def at(self, cell: Cell, measure: Measure, share: float = PRIMARY) -> Values | None:
-        """A measure where a cell reaches the level; None where it does not (yet)."""
+        """Returns a measure where a cell reaches the level, or None if it does not."""
         level = self.level(cell.task, cell.steps, share)
         known = plan.rates(self.losses, cell)
         found = plan.bracket(known, float(level[0]))
@@ -112,7 +112,7 @@ class Compared:
         return evidence.between((above, below), (first, second), level)
 
     def cells(self, task: str, method: str, steps: int) -> dict[int, Cell]:
-        """The cells of a method that reach the level, by seed."""
+        """Returns the cells of a method that reach the level, by seed."""
         found = sorted(
             {
                 run.seed
@@ -130,14 +130,14 @@ class Compared:
         measure: Measure,
         seeds: Sequence[int],
     ) -> list[Values]:
-        """A method's measure less another's, for each seed."""
+        """Returns a method's measure minus another's, for each seed."""
         pairs = [
             (self.at(cells[s], measure), self.at(others[s], measure)) for s in seeds
         ]
         return [a - b for a, b in pairs if a is not None and b is not None]
 
     def seeds(self, task: str, steps: int, measure: Measure, own: str) -> Seeds:
-        """How much a difference to the comparator varies from seed to seed."""
+        """Returns the variance over seeds of the difference from the comparator."""
         others = self.cells(task, own, steps)
         groups = []
         for method in METHODS:
@@ -157,7 +157,7 @@ class Compared:
         own: str,
         seeds: Sequence[int],
     ) -> Estimate | None:
-        """A method's measure over, or less, the comparator's, over seeds and items."""
+        """Returns a method's ratio to (or difference from) the comparator."""
         found = self.by_seed(
             self.cells(task, method, steps),
             self.cells(task, own, steps),
@@ -173,7 +173,7 @@ class Compared:
     def alone(
         self, task: str, method: str, steps: int, measure: Measure, seeds: Sequence[int]
     ) -> Estimate | None:
-        """A method's own measure at the level, its mean over seeds."""
+        """Returns the mean over seeds of a method's own measure at the level."""
         cells = self.cells(task, method, steps)
         found = [self.at(cells[seed], measure) for seed in seeds]
         values = [one for one in found if one is not None]
@@ -184,7 +184,7 @@ class Compared:
         return made.exp() if measure.ratio else made
 
     def cost(self, task: str, method: str, steps: int, own: str) -> float | None:
-        """The median time of a step over the comparator's."""
+        """Returns the median time of a step relative to the comparator's."""
         times = {
             name: [
                 row["seconds_per_step"]
@@ -199,7 +199,7 @@ class Compared:
 
 
 def summary(row: Row, start: Row) -> dict[str, float]:
-    """What was measured of one run: its task loss and each measure, by title."""
+    """Returns the measurements of one run, task loss and measures, by title."""
     run, found = run_of(row), Compared([start, row])
     values = {m: float(found.value(run, m)[0]) for m in MEASURES}
     return {

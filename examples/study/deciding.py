@@ -1,4 +1,4 @@
-"""What the protocol decides from the rows: the comparator, and the claim."""
+"""The protocol's decisions from the rows: the comparator and the claims."""
 
 import dataclasses
 import math
@@ -13,17 +13,20 @@ from examples.study.comparing import CODE, OWN, PROSE, PROSE_RISE, Compared, Mea
 from examples.study.evidence import Estimate, Seeds
 from examples.study.methods import CONTROLS
 
-BETTER = 1.1  # A control has to be so many times better than AdamW to replace it.
+BETTER = 1.1  # A control must be better by this factor to replace AdamW.
 FEWEST_SEEDS = 3
 KINDS = (PROSE, CODE, OWN)
-# The task that learns the kind of text that this measure is of.
+# The task whose training data are of the kind of text that this measure uses.
 LEARNED = {CODE: "docstrings"}
 
 Outcome = Literal["confirmed", "refuted", "not yet decided"]
 
 
 def comparator(found: Compared, task: str, steps: int) -> str:
-    """The method that all others are set against: AdamW, or a control that beats it."""
+    """Returns the method that all others are compared with.
+
+    It is AdamW, or a control that is better.
+    """
     drifts = {
         name: float(np.mean([values[0] for values in differences]))
         for name in CONTROLS
@@ -47,8 +50,8 @@ class Claim:
 
     Attributes:
       method: a key of `METHODS`.
-      every: below this the upper end has to be in every task and length.
-      pooled: at most this the pooled ratio has to be.
+      every: in every task and length, the upper end must be below this.
+      pooled: the pooled ratio must be at most this.
     """
 
     method: str
@@ -60,7 +63,7 @@ CLAIMS = (
     *(Claim(method, 0.6, 0.4) for method in plan.RULE),
     *(Claim(method, 0.8, 0.6) for method in plan.COMBINED),
 )
-# The tasks and numbers of steps on which the claims are judged.
+# The tasks and numbers of steps for which the claims are judged.
 LENGTHS = tuple(
     (task, steps)
     for task in ("gsm8k", "json", "docstrings")
@@ -70,13 +73,13 @@ LENGTHS = tuple(
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What became of a claim on one kind of text.
+    """The outcome of a claim on one kind of text.
 
     Attributes:
-      outcome: by the protocol's rule.
+      outcome: the outcome by the protocol's rule.
       ratio: the ratio pooled over tasks and lengths; None without rows.
-      cells: the tasks and lengths that have enough seeds.
-      missing: those that do not.
+      cells: the tasks and lengths with enough seeds.
+      missing: the other tasks and lengths.
     """
 
     outcome: Outcome
@@ -96,9 +99,9 @@ def judge(
 
     Args:
       found: the rows.
-      claim: what is claimed.
+      claim: the claim.
       measure: the kind of text.
-      lengths: the tasks and numbers of steps that the protocol asks for.
+      lengths: the tasks and numbers of steps that the protocol requires.
       own: the comparator.
     """
     asked = [one for one in lengths if one[0] != LEARNED.get(measure)]
@@ -148,14 +151,14 @@ def pooled(
     lengths: Sequence[tuple[str, int]],
     own: str | None,
 ) -> Estimate:
-    """The mean of a measure over tasks and lengths, each the mean over its seeds.
+    """Returns the mean of a measure over tasks and lengths, each a mean over seeds.
 
     Args:
       found: the rows.
-      method: whose.
-      measure: what is measured; a logarithm where it is a ratio.
+      method: the method.
+      measure: the measure; a logarithm if it is a ratio.
       lengths: tasks and numbers of steps, each with seeds.
-      own: what it is set against; None for the measure alone.
+      own: the method to compare with; None for the measure itself.
     """
     means, variance, freedom = [], 0.0, 0
     for task, steps in lengths:
@@ -178,6 +181,6 @@ def pooled(
 def visible(
     found: Compared, method: str, lengths: Sequence[tuple[str, int]]
 ) -> tuple[Estimate, bool]:
-    """The rise of the loss on prose, and whether it can be told from none."""
+    """Returns the rise of the prose loss, and whether it differs from zero."""
     rise = pooled(found, method, PROSE_RISE, lengths, None)
     return rise, rise.low > 0

@@ -1,4 +1,4 @@
-"""A task made of the standard library: from signature and docstring to the body."""
+"""A task from the standard library: from signature and docstring to function body."""
 
 import ast
 import dataclasses
@@ -8,14 +8,14 @@ from collections.abc import Iterator
 
 from examples.finetune.data.retention import CODE_MODULES
 
-# What is text rather than code, belongs to tests or platforms, or was generated.
+# Modules with text rather than code, for tests or platforms, or generated ones.
 _LEFT_OUT = {
     *("__pycache__", "_pyrepl", "distutils", "encodings", "ensurepip", "idlelib"),
     *("lib2to3", "pydoc_data", "site-packages", "test", "tests", "tkinter"),
     "turtledemo",
 }
 REQUEST = "Write the body of this Python function."
-SHORTEST = 60  # characters of a body
+SHORTEST = 60  # characters in a body
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Function:
 
     Attributes:
       module: its top-level module, such as "email".
-      head: its signature and docstring, as written but without the outer indentation.
-      body: what follows the docstring.
+      head: its signature and docstring, without the outer indentation.
+      body: the code after the docstring.
     """
 
     module: str
@@ -33,15 +33,15 @@ class Function:
     body: str
 
     def row(self) -> dict[str, str]:
-        """The function as a question and its answer."""
+        """Returns the function as a question and its answer."""
         return {"question": f"{REQUEST}\n\n{self.head}", "answer": self.body}
 
 
 def functions() -> list[Function]:
-    """Every documented function of the library, by module.
+    """Returns every documented function of the library, by module.
 
-    Modules that `retention.CODE_MODULES` names are left out: they heal the model, or
-    measure what it forgot. Functions differ between versions of Python.
+    Modules in `retention.CODE_MODULES` are excluded, because they are used to heal the
+    model or to measure drift. Functions differ between versions of Python.
     """
     library = pathlib.Path(ast.__file__).parent
     used = {name.partition(".")[0] for name in CODE_MODULES}

@@ -1,9 +1,9 @@
-"""Numbers from rows, each with what is needed for its interval.
+"""Numbers computed from rows, with the data for their intervals.
 
-Every model is measured on the same items. A number's item error comes from drawing them
-anew, with replacement, many times (the bootstrap); in each draw every row has the same
-items, so differences between rows are paired. Its seed error comes from repeating a run
-with other seeds.
+Every model is measured on the same items. The error of a number due to the items is
+estimated by the bootstrap, which draws them many times with replacement. Each draw has
+the same items for all rows, so that differences between rows are paired. The error due
+to seeds is estimated from runs with other seeds.
 """
 
 import functools
@@ -16,18 +16,18 @@ import numpy as np
 import scipy.stats
 
 DRAWS = 1000
-COVERED = 0.95  # of an interval
+COVERED = 0.95  # coverage of an interval
 
-# The value on the items as they are, then on each draw of them, [1 + DRAWS].
+# The value on all items, then on each draw of them, [1 + DRAWS].
 Values = np.ndarray
 
 
 @functools.cache
 def draws(name: str, size: int) -> np.ndarray:
-    """Item numbers [1 + DRAWS, size]; the first row takes each item once.
+    """Returns item numbers [1 + DRAWS, size]; the first row has each item once.
 
     Args:
-      name: of the set of items; equal names and sizes give equal draws.
+      name: the name of the set of items; equal names and sizes give equal draws.
       size: the number of items.
     """
     random = np.random.default_rng(zlib.crc32(name.encode()))
@@ -38,12 +38,12 @@ def draws(name: str, size: int) -> np.ndarray:
 def mean(
     name: str, sums: Sequence[float] | np.ndarray, counts: Sequence[int]
 ) -> Values:
-    """The mean per token on a set.
+    """Returns the mean per token on a set.
 
     Args:
-      name: of the set.
-      sums: for each item, summed over its tokens.
-      counts: the tokens of each item.
+      name: the name of the set.
+      sums: for each item, the sum over its tokens.
+      counts: the number of tokens of each item.
     """
     drawn = draws(name, len(sums))
     totals = np.array(counts, float)[drawn].sum(axis=1)
@@ -51,11 +51,11 @@ def mean(
 
 
 class Seeds(NamedTuple):
-    """How much a number differs from seed to seed.
+    """The variation of a number from seed to seed.
 
     Attributes:
-      variance: of one seed's number.
-      freedom: the degrees of freedom from which it is known.
+      variance: the variance of one seed's number.
+      freedom: the degrees of freedom of its estimate.
     """
 
     variance: float
@@ -63,10 +63,10 @@ class Seeds(NamedTuple):
 
 
 def pooled(groups: Sequence[Sequence[float]]) -> Seeds:
-    """The variance within groups, each of which has a mean of its own.
+    """Returns the variance within groups, each of which has its own mean.
 
     Args:
-      groups: one number a seed, for each method; groups of one say nothing.
+      groups: numbers by seed, for each method; groups of one do not contribute.
     """
     squares = sum(np.var(group) * len(group) for group in groups if len(group) > 1)
     freedom = sum(len(group) - 1 for group in groups if len(group) > 1)
@@ -87,22 +87,22 @@ class Estimate(NamedTuple):
     high: float
 
     def exp(self) -> "Estimate":
-        """The exponential of number and ends, as of a logarithm of a ratio."""
+        """Returns the exponential of the number and its interval."""
         return Estimate(*(math.exp(part) for part in self))
 
 
 def estimate(values: Values, seeds: Seeds | None = None, count: int = 1) -> Estimate:
-    """The interval of a number that is a mean over seeds.
+    """Returns the interval of a number that is a mean over seeds.
 
     Args:
-      values: the mean over seeds, for the items as they are and each draw of them.
-      seeds: how much one seed differs from another; None leaves that out.
-      count: the number of seeds that the mean is over.
+      values: the mean over seeds, on all items and on each draw of them.
+      seeds: the variation from seed to seed; None to ignore it.
+      count: the number of seeds in the mean.
     """
     value = float(values[0])
     tails = (1 - COVERED) / 2, (1 + COVERED) / 2
-    # Quantiles rather than the variance: interpolating between two task losses that
-    # nearly meet in a draw gives a few values far away.
+    # Quantiles rather than the variance, since interpolation between two task losses
+    # that nearly coincide in a draw gives a few extreme values.
     low, high = (abs(end - value) for end in np.quantile(values[1:], tails))
     other = 0.0
     if seeds is not None:
@@ -118,15 +118,15 @@ def estimate(values: Values, seeds: Seeds | None = None, count: int = 1) -> Esti
 def between(
     losses: tuple[Values, Values], others: tuple[Values, Values], level: Values
 ) -> Values:
-    """Another quantity where the task loss reaches a level between two runs.
+    """Returns another quantity where the task loss reaches a level between two runs.
 
     Args:
       losses: task losses of the weaker and of the stronger run.
-      others: what is wanted at the level, of the same runs.
+      others: the quantity in the same two runs.
       level: the task loss.
 
     Returns:
-      The quantity, linear in the task loss.
+      The quantity, interpolated linearly in the task loss.
     """
     (above, below), (first, second) = losses, others
     share = (above - level) / (above - below)
@@ -134,10 +134,10 @@ def between(
 
 
 def bracketing(losses: Sequence[float], level: float) -> int | None:
-    """The place of the first of two neighbouring runs with a level between them.
+    """Returns the index of the first of two neighbouring runs around a level.
 
     Args:
-      losses: task losses by ascending rate; only those up to the lowest one count.
+      losses: task losses by ascending rate; those after the lowest are ignored.
       level: the task loss.
     """
     best = int(np.argmin(losses)) if len(losses) else 0
@@ -148,6 +148,6 @@ def bracketing(losses: Sequence[float], level: float) -> int | None:
 
 
 def rises(row: Mapping[str, Any], start: Mapping[str, Any], name: str) -> np.ndarray:
-    """By how much the loss of each item rose, summed over its tokens."""
+    """Returns the increase of each item's loss, summed over its tokens."""
     after, before = (np.array(r["sets"][name]["losses"]) for r in (row, start))
     return after - before

@@ -1,4 +1,4 @@
-"""Which weights a filter selects, by the size of their inputs on the start's texts."""
+"""The weights that a filter selects, by the size of their inputs."""
 
 from typing import Any
 
@@ -7,24 +7,24 @@ import numpy as np
 
 import mofo_jax
 
-# Borders of the second moment of an input coordinate over its kernel's mean.
+# Boundaries of the second moment of an input, relative to the mean of its kernel.
 BORDERS = tuple(float(border) for border in 2.0 ** np.arange(-6, 11, 2))
 
 
 def selected_by_input(direction: Any, covariances: Any) -> dict[str, list[float]]:
     """Counts the weights that a filter selects, by their input coordinate.
 
-    A weight of a kernel is multiplied with one coordinate of the kernel's input. Its
-    second moment, over the mean of all coordinates of that input, tells how large it is
-    on the texts of the covariances.
+    A weight of a kernel is multiplied by one coordinate of the kernel's input. The
+    second moment of this coordinate, relative to the mean over all coordinates of that
+    input, measures its size on the texts of the covariances.
 
     Args:
-      direction: a filter's update, zero where it does not select.
-      covariances: of `mofo_jax.input_covariances`.
+      direction: a filter's update, which is zero where it does not select.
+      covariances: the result of `mofo_jax.input_covariances`.
 
     Returns:
-      `weights`: how many weights there are below the first border, between each two,
-      and above the last; `selected`: how many of them are selected.
+      `weights`, the number of weights below the first boundary, between each two, and
+      above the last, and `selected`, the number of those that are selected.
     """
     weights = np.zeros(len(BORDERS) + 1)
     selected = np.zeros_like(weights)

@@ -1,4 +1,4 @@
-"""What is measured of a model, item by item, so that any two rows can be paired."""
+"""Measurements of a model by item, so that any two rows can be paired."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +16,7 @@ from examples.finetune.system.hosts import fetch
 from examples.study.texts import CHAT
 from examples.study.training import Params, Trainer
 
-DIGITS = 6  # of what is kept: the results file stays small
+DIGITS = 6  # of stored numbers, to keep the results file small
 KINDS = ("losses", "divergences")
 WEIGHTS = ("loss_weights", "divergence_weights")
 
@@ -24,11 +24,11 @@ Measured = dict[str, Any]
 
 
 class Reference(NamedTuple):
-    """What a start leaves for comparison.
+    """The start's data for comparison with it.
 
     Attributes:
-      head: the parameters that make logits of hidden states, on the devices.
-      hidden: its final hidden states, by set.
+      head: the parameters that compute logits from hidden states, on the devices.
+      hidden: the start's final hidden states, by set.
     """
 
     head: Mapping[str, Any]
@@ -36,14 +36,14 @@ class Reference(NamedTuple):
 
 
 class Scales:
-    """Everything that models are put on, in batches.
+    """All texts and questions on which models are measured, in batches.
 
     Args:
-      tasks: held-out examples, by task; KL is on their prompts.
-      retained: texts that must not be forgotten, by name; KL is on every token, of chat
-        answers on the answers alone.
+      tasks: held-out examples by task; KL is computed on their prompts.
+      retained: texts by name that the model should not forget; KL is computed on every
+        token, for chat answers on the answers only.
       questions: questions of general knowledge.
-      trainer: where the model lies.
+      trainer: the trainer with the model's structure.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Scales:
         self._questions = questions, batches
 
     def counts(self) -> dict[str, dict[str, list[int]]]:
-        """The tokens that count in each item, by set and kind of measurement."""
+        """Returns the number of tokens of each item, by set and kind of measurement."""
         return {
             name: {
                 kind: np.concatenate(
@@ -87,14 +87,14 @@ class Scales:
         """Measures a model.
 
         Args:
-          params: its parameters, on the devices.
-          task: the task that it is measured on, beside all that is to be retained.
-          reference: what the start left for comparison; the start itself leaves it.
+          params: the model's parameters, on the devices.
+          task: the task to measure it on, in addition to the retained texts.
+          reference: the start's data; the start itself sets it.
           start: whether this is the start, which has no divergence from itself.
 
         Returns:
-          `sets`, as the method of this name returns them; `margins`: for each question
-          the log-odds of the right answer among the choices.
+          `sets`, the result of the method of this name, and `margins`, for each
+          question the log-odds of the right answer among the choices.
         """
         names = (task, *self.retained)
         sets = self.sets(params, names, reference, start=start)
@@ -112,7 +112,7 @@ class Scales:
 
         Returns:
           For each name the losses and the divergences from the start, each summed over
-          an item's tokens.
+          the tokens of an item.
         """
         sets = {}
         for name in names:
@@ -145,7 +145,7 @@ class Scales:
 
 
 def log_odds(scores: np.ndarray, answers: Sequence[int]) -> np.ndarray:
-    """The log-odds of the right choices.
+    """Returns the log-odds of the right choices.
 
     Args:
       scores: log-likelihoods [questions, choices].
@@ -159,7 +159,7 @@ def log_odds(scores: np.ndarray, answers: Sequence[int]) -> np.ndarray:
 def _token_set(
     name: str, items: Sequence[Example], rows: int, divergence: Any
 ) -> TokenSet:
-    # Rounded up, so that few lengths are compiled.
+    # Rounded up, to compile for few lengths.
     longest = round_up(max(len(item.ids) for item in items), LENGTH_STEP)
     made = TokenSet.of(
         name, items, batch_size=rows, sequence_length=longest, divergence=divergence

@@ -1,4 +1,4 @@
-"""The methods that are compared."""
+"""The compared methods."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -6,9 +6,9 @@ from typing import Any
 
 from examples.finetune.command.config import Config
 
-OWN_TEXTS = 96  # of the start, for covariances: about 9,000 tokens
-WARMUP = 1 / 12  # Share of the steps in which the rate rises.
-# What of a method's options decides its rows.
+OWN_TEXTS = 96  # number of texts by the start for covariances, about 9,000 tokens
+WARMUP = 1 / 12  # Share of the steps with an increasing rate.
+# The options of a method that determine its rows.
 DECISIVE = (
     *("update_fraction", "exponent", "strength", "damping", "lora", "b1", "b2", "eps"),
     *("weight_decay", "clip_norm", "schedule"),
@@ -17,18 +17,18 @@ DECISIVE = (
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """One way to fine-tune.
+    """A method of fine-tuning.
 
     Attributes:
-      title: as tables and pictures name it.
+      title: its name in tables and pictures.
       optimizer: its name in `examples.finetune.training.optimizers`.
       first: the rate with which the search for the level begins.
-      options: options of `examples.finetune.command.config.Config` that are not the
-        default's.
-      warmup: share of the steps in which the rate rises.
-      batches: how many times more rows a step has than other methods' steps.
-      frozen: names at the first level of the parameters that keep their values.
-      own_texts: how many texts of the start the method estimates something on.
+      options: options of `examples.finetune.command.config.Config` that differ from
+        the defaults.
+      warmup: share of the steps with an increasing rate.
+      batches: the number of rows of a step, relative to other methods.
+      frozen: top-level names of the parameters that are not trained.
+      own_texts: number of texts by the start from which the method estimates something.
     """
 
     title: str
@@ -41,15 +41,18 @@ class Method:
     own_texts: int = 0
 
     def config(self, seed: int) -> Config:
-        """The settings from which `examples.finetune.training.optimizers` makes it."""
-        # Only what draws at random is given the seed: the others need not be compiled
-        # anew for each.
+        """Returns the settings for `examples.finetune.training.optimizers`."""
+        # Only methods that draw random numbers receive the seed, so that the others are
+        # compiled only once.
         draws = self.optimizer in ("half", "mofo_random") or "lora" in self.options
         drawn = seed if draws else 0
         return Config(optimizer=(self.optimizer,), seed=drawn, **self.options)
 
     def key(self) -> dict[str, Any]:
-        """All that decides the method's rows beside rate, seed and length, as JSON."""
+        """Returns all settings that determine the method's rows, as JSON.
+
+        Rate, seed and length are not among them.
+        """
         config = self.config(0)
         texts = {"own_texts": self.own_texts} if self.own_texts else {}
         return {
@@ -58,7 +61,7 @@ class Method:
             "warmup": round(self.warmup, 4),
             "batches": self.batches,
             "frozen": list(self.frozen),
-            # The option's former name, under which rows are stored.
+            # The option's former name, which the stored rows use.
             "rest": config.unselected_scale,
             **{name: getattr(config, name) for name in DECISIVE},
         }

@@ -1,4 +1,4 @@
-"""What the command can be told."""
+"""The command's options."""
 
 import dataclasses
 import math
@@ -16,52 +16,52 @@ RESULTS = pathlib.Path(__file__).parent / "results"
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Find out which optimizer forgets least for what it learns.
+    """Compare how much optimizers forget for what they learn.
 
-    Does the runs of the protocol that are not in the results file yet, in its order,
-    then makes tables and pictures from the file alone. The same command started again
-    goes on with the next run.
+    Performs the runs of the protocol that are not in the results file yet, in order,
+    then makes the tables and pictures from the file. If interrupted, the same command
+    continues with the next run.
     """
 
     data: pathlib.Path | None = None
     """Directory with gsm8k_train.jsonl, gsm8k_test.jsonl, wikitext2_test.txt and
-    HumanEval.jsonl.gz. Without it only tasks that need no files are learned, and drift
-    is measured on Python's own manual and library in the place of WikiText-2 and
-    HumanEval; those rows have a folder of their own."""
+    HumanEval.jsonl.gz. Without it, only tasks that need no files are used, and drift is
+    measured on Python's own manual and library instead of WikiText-2 and HumanEval;
+    these rows have a separate directory."""
     hours: float = 2.0
-    """No run is begun that would not end within these, as far as earlier runs tell."""
+    """Begin no run that would exceed these hours, as estimated from earlier runs."""
     plan: bool = False
     """Run nothing; print what each step of the protocol still needs, and its hours."""
     only: str = ""
-    """Do one run anew, by its name in the tables, such as gsm8k/adamw/24/11/0.0001, and
-    print what is measured beside the row that is kept."""
+    """Repeat one run, named as in the tables, such as gsm8k/adamw/24/11/0.0001, and
+    print its measurements beside those of the stored row."""
     screen: str = ""
     """Train nothing; compare directions at the start for this task, such as gsm8k."""
     report: bool = False
-    """Run nothing; make the tables and pictures anew."""
+    """Run nothing; make the tables and pictures from the stored rows."""
     budget: Literal["auto", "cpu", "gpu", "smallest"] = "auto"
-    """Sizes of the runs; auto is gpu where there is one and cpu elsewhere. Each has
-    results of its own."""
+    """Sizes of the runs; auto is gpu on a machine with one and cpu elsewhere. Each has
+    separate results."""
     output: pathlib.Path = RESULTS
-    """Directory of the results: for each budget, with files and without, a folder with
-    rows.jsonl, tables.md and pictures."""
+    """Directory of the results, with a subdirectory for each budget, with files and
+    without, that has rows.jsonl, tables.md and pictures."""
     task: tuple[str, ...] = ()
-    """Only runs of these tasks; without it all."""
+    """Only runs of these tasks; all by default."""
     step: tuple[str, ...] = ()
-    """Only these steps of the protocol, by the names that --plan tells."""
+    """Only these steps of the protocol, named as --plan prints them."""
     method: tuple[str, ...] = ()
-    """Only runs of these methods; without it all."""
+    """Only runs of these methods; all by default."""
     model: str = "smollm2-135m-instruct"
-    """As for examples.finetune."""
+    """Model, as for examples.finetune."""
     cache: pathlib.Path | None = None
-    """Directory for the healed model (540 MB); without it the user's cache."""
+    """Directory for the healed model (540 MB); the user's cache by default."""
 
 
 def parse(arguments: Sequence[str]) -> Options:
     """Fills the options from a command line and checks them.
 
     Raises:
-      InputError: an unknown option or a value that is not allowed.
+      InputError: an option is unknown, or a value is not allowed.
       SystemExit: with status 0, after `--help`.
     """
     options = fill(Options(), PROGRAM, arguments)

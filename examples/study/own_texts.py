@@ -1,8 +1,8 @@
-"""Texts that the start writes itself, on which methods estimate what to spare.
+"""Texts by the start, from which methods estimate what to spare.
 
-They begin in three ways, since what is not in them is not spared: from the token that
-begins a text, as answers to messages in the chat template, and from short openings of
-many kinds. None of the openings is among the instructions that drift is measured on.
+Only what occurs in these texts is spared, so they begin in three ways: with the token
+that begins a text, as answers to messages in the chat template, and with short openings
+of many kinds. No opening is among the instructions on which drift is measured.
 """
 
 import pathlib
@@ -12,18 +12,18 @@ from examples.study import chat
 from examples.study.training import Params, Trainer
 
 OPENINGS = pathlib.Path(__file__).with_name("openings.txt")
-MESSAGE = "> "  # Lines that begin so are messages, the others beginnings of texts.
+MESSAGE = "> "  # Lines with this prefix are messages, others begin texts.
 NEW_TOKENS = 96
 SEED = 1
 
 
 def write(trainer: Trainer, start: Params, count: int) -> list[Example]:
-    """Lets the start write.
+    """Samples texts from the start.
 
     Args:
-      trainer: has the model's structure.
-      start: its parameters, on the host.
-      count: the number of texts, a third of which begin from nothing.
+      trainer: the trainer with the model's structure.
+      start: the start's parameters, on the host.
+      count: the number of texts, a third of which have no opening.
     """
     tokenizer = trainer.source.tokenizer
     first = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id

@@ -1,4 +1,4 @@
-"""The pictures of the study, from its rows alone."""
+"""The study's pictures, made from its rows."""
 
 import math
 import pathlib
@@ -23,7 +23,7 @@ PANELS = (PROSE, ON_PROMPTS, PROSE_RISE)
 
 
 def draw(found: Compared, directory: pathlib.Path) -> list[str]:
-    """Draws what each method drifts for what it learns, a picture a task and length.
+    """Draws drift against learning for all methods, one picture per task and length.
 
     Returns:
       The files' names, in the directory.
@@ -57,8 +57,8 @@ def _fronts(found: Compared, task: str, steps: int) -> matplotlib.figure.Figure:
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
     figure.suptitle(
-        f"{task}, {steps} steps: a line a seed, a point a learning rate; dashed: the "
-        "level at which methods are compared"
+        f"{task}, {steps} steps: one line per seed, one point per learning rate; "
+        "dashed: the level at which methods are compared"
     )
     return figure
 
@@ -69,7 +69,7 @@ def _lines(
     which: tuple[str, str, int],
     measure: Measure,
 ) -> None:
-    """A line for each seed of a method, up to the rate that learned most."""
+    """Draws a line for each seed of a method, up to the rate that learned most."""
     task, method, steps = which
     color = COLORS[list(METHODS).index(method) % len(COLORS)]
     runs = [r for r in found.rows if (r.task, r.method, r.steps) == which]
@@ -103,7 +103,7 @@ def _label(measure: Measure) -> str:
 
 
 def _shown(found: Compared, task: str, steps: int, level: float) -> tuple[float, float]:
-    """The task losses near the level; what learned less is in the tables."""
+    """Returns the task losses near the level; the tables have the others."""
     runs: Sequence[float] = [
         loss
         for run, loss in found.losses.items()
@@ -114,10 +114,10 @@ def _shown(found: Compared, task: str, steps: int, level: float) -> tuple[float,
 
 
 def why(rows: Sequence[Row], path: pathlib.Path) -> None:
-    """Draws where filters select, and what a squared step drifts.
+    """Draws which weights filters select, and the drift of a squared step.
 
     Args:
-      rows: of the screen.
+      rows: the screen's rows.
       path: the PNG file.
     """
     figure = matplotlib.figure.Figure(figsize=(11, 4.2), layout="constrained")

@@ -1,8 +1,8 @@
-"""Every comparison of the protocol, and the next run that each of them needs.
+"""The protocol's comparisons, and the next run that each of them needs.
 
-A comparison is a *cell*: one method with one seed on one task and length. It needs two
-neighbouring rates between which the method reaches the task loss at which methods are
-compared, so what is run next depends on what earlier runs came to.
+A *cell* is one method with one seed on one task and length. To be compared, it needs
+two neighbouring rates between which the method reaches the level, the task loss at
+which methods are compared. The next run depends on the results of earlier runs.
 """
 
 import dataclasses
@@ -12,28 +12,28 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from examples.study.budget import Budget
 from examples.study.methods import CONTROLS, METHODS
 
-START = "start"  # as a method: the start itself, which is taught nothing
+START = "start"  # as a method: the start itself, without training
 PILOT_RATES = (5e-5, 1e-4, 2e-4)
 PILOT_SEED, CONTROL_SEEDS, SEEDS = 0, (0, 1), (11, 12, 13, 14, 15)
-PRIMARY, SECONDARY = 0.95, 0.9  # shares of what AdamW takes off the task loss
-# Settings of the rule among which seed 0 chooses, and what it chose: the rule alone and
-# with MoFO. None is chosen yet.
+PRIMARY, SECONDARY = 0.95, 0.9  # shares of AdamW's reduction of the task loss
+# Settings of the rule among which seed 0 chooses, and the chosen ones: the rule alone
+# and with MoFO. None is chosen yet.
 CANDIDATES = ("inverse", "inverse_strong", "inverse_weak")
 CANDIDATES += ("inverse_behind_mofo", "inverse_filtered")
 RULE: tuple[str, ...] = ()
 COMBINED: tuple[str, ...] = ()
-MOST_RATES = 5  # that a cell may try
+MOST_RATES = 5  # most rates that a cell may try
 
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Run:
-    """One training.
+    """A training run.
 
     Attributes:
-      task: what is learned.
+      task: the task.
       method: a key of `methods.METHODS`, or START.
       steps: optimizer steps.
-      seed: decides the order of the examples and what a method draws.
+      seed: seed of the order of examples and of the method's random numbers.
       rate: the peak learning rate.
     """
 
@@ -54,7 +54,7 @@ class Cell:
     """One method with one seed, at any rate.
 
     Attributes:
-      task: what is learned.
+      task: the task.
       method: a key of `methods.METHODS`.
       steps: optimizer steps.
       seed: as for `Run`.
@@ -66,16 +66,16 @@ class Cell:
     seed: int
 
     def at(self, rate: float) -> Run:
-        """The run at one rate."""
+        """Returns the run with a rate."""
         return Run(self.task, self.method, self.steps, self.seed, rate)
 
 
-# The task loss of each run that was done.
+# The task loss of each completed run.
 Losses = Mapping[Run, float]
 
 
 def rates(losses: Losses, cell: Cell) -> dict[float, float]:
-    """The task losses of a cell's runs by rate, ascending."""
+    """Returns the task losses of a cell's runs by rate, ascending."""
     return {
         run.rate: loss
         for run, loss in sorted(losses.items())
@@ -84,7 +84,7 @@ def rates(losses: Losses, cell: Cell) -> dict[float, float]:
 
 
 def pilot_rate(losses: Losses, task: str, steps: int) -> float | None:
-    """The next rate of AdamW's pilot; None when its best rate is at no end."""
+    """Returns the next rate of AdamW's pilot, or None if its best rate is at no end."""
     known = rates(losses, Cell(task, "adamw", steps, PILOT_SEED))
     missing = [rate for rate in PILOT_RATES if rate not in known]
     if missing:
@@ -101,7 +101,7 @@ def _beyond(known: Mapping[float, float], best: float) -> float | None:
 def level(
     losses: Losses, task: str, steps: int, share: float = PRIMARY
 ) -> float | None:
-    """The task loss at which methods are compared; None before the pilot is done."""
+    """Returns the task loss of the comparison, or None before the pilot is complete."""
     start = losses.get(Run(task, START))
     if start is None or pilot_rate(losses, task, steps) is not None:
         return None
@@ -110,9 +110,9 @@ def level(
 
 
 def bracket(known: Mapping[float, float], wanted: float) -> tuple[float, float] | None:
-    """The two neighbouring rates that have a task loss between them.
+    """Returns the two neighbouring rates whose task losses enclose another.
 
-    Only rates up to the best one count, where a higher rate learns more.
+    Only rates up to the best one are used, below which a higher rate learns more.
 
     Args:
       known: task losses by rate, ascending.
@@ -127,7 +127,7 @@ def bracket(known: Mapping[float, float], wanted: float) -> tuple[float, float] 
 def next_rate(
     known: Mapping[float, float], wanted: float, first: float
 ) -> float | None:
-    """The rate that a cell tries next; None if it is done or has failed."""
+    """Returns the rate that a cell tries next; None if it is complete or failed."""
     if not known:
         return first
     if bracket(known, wanted) or len(known) >= MOST_RATES:
@@ -135,12 +135,12 @@ def next_rate(
     best = min(known, key=lambda rate: known[rate])
     if known[best] <= wanted:
         return min(known) / 2
-    # Nothing has learned enough: the search goes on where most was learned.
+    # No run has learned enough, so the search continues at the best end.
     return _beyond(known, best)
 
 
 def first_rate(losses: Losses, cell: Cell) -> float:
-    """The rate with which a cell begins: the lower one that its seed 0 needed."""
+    """Returns the first rate of a cell: the lower one that its seed 0 needed."""
     wanted = level(losses, cell.task, cell.steps)
     known = rates(losses, dataclasses.replace(cell, seed=PILOT_SEED))
     found = bracket(known, wanted) if wanted is not None else None
@@ -148,7 +148,7 @@ def first_rate(losses: Losses, cell: Cell) -> float:
 
 
 def next_run(losses: Losses, cell: Cell) -> Run | None:
-    """The run that a cell needs next; None when it is done."""
+    """Returns the run that a cell needs next, or None if it is complete."""
     wanted = level(losses, cell.task, cell.steps)
     if wanted is None:
         return None
@@ -161,7 +161,7 @@ class Step:
     """One step of the protocol.
 
     Attributes:
-      name: what it is called.
+      name: its name.
       cells: its comparisons, in order.
     """
 
@@ -170,11 +170,11 @@ class Step:
 
 
 def steps(budget: Budget, tasks: Iterable[str]) -> list[Step]:
-    """The steps of the protocol, in order.
+    """Returns the steps of the protocol, in order.
 
     Args:
-      budget: how long runs are.
-      tasks: those whose data is there, the main one first.
+      budget: the length of runs.
+      tasks: the tasks whose data are available, the main one first.
     """
     main, *others = tasks
 
@@ -208,7 +208,7 @@ def steps(budget: Budget, tasks: Iterable[str]) -> list[Step]:
 
 
 def missing(losses: Losses, plan: Sequence[Step]) -> Iterator[tuple[Step, Run]]:
-    """What is to be run next, in each cell of each step, in order."""
+    """Yields the next runs, for each cell of each step in order."""
     seen = set()
     for step in plan:
         for cell in step.cells:
@@ -228,10 +228,10 @@ def _needed(losses: Losses, cell: Cell) -> Run | None:
 
 
 def runs_left(losses: Losses, plan: Sequence[Step]) -> dict[str, list[Run]]:
-    """The least runs that each step still needs: two a cell, with what is there.
+    """Returns the fewest runs that each step still needs, two per cell.
 
     Returns:
-      By the step's name; rates that are not known yet are told as 0.
+      Runs by the step's name; rates that are not known yet are 0.
     """
     left: dict[str, list[Run]] = {}
     seen: set[Cell] = set()

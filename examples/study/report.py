@@ -1,4 +1,4 @@
-"""Writes the tables and pictures of a study from its results file."""
+"""Writes a study's tables and pictures from its results file."""
 
 import pathlib
 
@@ -11,13 +11,13 @@ from examples.study.first import tables as first_tables
 
 
 def write(directory: pathlib.Path) -> None:
-    """Makes tables.md beside a results file.
+    """Writes tables.md beside a results file.
 
     Args:
-      directory: holds rows.jsonl.
+      directory: the directory of rows.jsonl.
 
     Raises:
-      InputError: it does not.
+      InputError: there are no rows.
     """
     file = directory / rows.NAME
     found = rows.comparable(rows.read(file))
@@ -37,7 +37,7 @@ def write(directory: pathlib.Path) -> None:
 
 
 def write_all(output: pathlib.Path) -> None:
-    """Does `write` for every results file below a directory; the first study's too.
+    """Writes the tables of all results files below a directory, and of the first study.
 
     Raises:
       InputError: there is none.

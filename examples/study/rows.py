@@ -1,4 +1,4 @@
-"""The results file: one row a run, kept for good as soon as it is there."""
+"""The results file, to which each run adds one row as soon as it is complete."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -14,22 +14,22 @@ NAME = "rows.jsonl"
 def file_of(
     output: pathlib.Path, budget: str, data: pathlib.Path | None
 ) -> pathlib.Path:
-    """Where rows are: those of another budget, or without files, lie elsewhere."""
+    """Returns the path of the rows of a budget, with files or without."""
     return output / (budget if data else f"{budget}-generated") / NAME
 
 
 def read(path: pathlib.Path) -> list[Row]:
-    """The rows in the order in which they were added; none where there is no file."""
+    """Returns the rows in order of addition; none if the file does not exist."""
     return read_json_lines(path)
 
 
 def find(rows: Sequence[Row], key: Mapping[str, Any]) -> Row | None:
-    """The row of exactly these settings, if it is there."""
+    """Returns the row with exactly these settings, if there is one."""
     return next((row for row in rows if row["key"] == key), None)
 
 
 def add(path: pathlib.Path, row: Row) -> None:
-    """Adds a row unless one with its key is there. The file is whole always."""
+    """Adds a row unless one has its key. The file is replaced atomically."""
     kept = read(path)
     if find(kept, row["key"]) is None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,15 +37,15 @@ def add(path: pathlib.Path, row: Row) -> None:
 
 
 def run_of(row: Row) -> Run:
-    """The run that a row is of."""
+    """Returns the run of a row."""
     return parse(row["key"]["run"])
 
 
 def parse(text: str) -> Run:
-    """The run of a name such as "gsm8k/mofo/24/11/0.0001".
+    """Parses the name of a run, such as "gsm8k/mofo/24/11/0.0001".
 
     Raises:
-      ValueError: it is no name of a run.
+      ValueError: the name is invalid.
     """
     task, method, *rest = text.split("/")
     if method == START and not rest:
@@ -55,13 +55,13 @@ def parse(text: str) -> Run:
 
 
 def start_of(rows: Sequence[Row], task: str) -> Row:
-    """The row of the start, on a task."""
+    """Returns the start's row for a task."""
     name = str(Run(task, START))
     return next(row for row in rows if row["key"]["run"] == name)
 
 
 def task_loss(row: Row, start: Row) -> float:
-    """The mean loss per token on a row's own task; infinite where it is no number."""
+    """Returns the mean loss per token on a row's task; infinite if it is NaN."""
     task = run_of(row).task
     losses = row["sets"][task]["losses"]
     if None in losses:
@@ -70,7 +70,7 @@ def task_loss(row: Row, start: Row) -> float:
 
 
 def comparable(rows: Sequence[Row]) -> list[Row]:
-    """The rows that were measured as the newest was: same sizes, model, protocol."""
+    """Returns the rows with the settings of the newest: sizes, model and protocol."""
     return [row for row in rows if _measured(row) == _measured(rows[-1])]
 
 

@@ -1,13 +1,14 @@
-"""What a direction learns for what it drifts, at the start and without training.
+"""How much a direction learns for its drift, at the start and without training.
 
-To second order a step of length e along u changes the task loss by e (g.u), with the
-gradient g, and drifts by half of e^2 (u.F.u), with the Fisher information F of a kind
-of text. So (g.u)^2 e^2 / KL(e u) tells how much a direction learns for its drift,
-whatever its length. At equal task loss the KL of two methods has the inverse ratio of
-these values, as long as steps are small.
+To second order, a step of length e along u changes the task loss by e (g.u), where g
+is the gradient, and causes a drift of e^2 (u.F.u) / 2, where F is the Fisher
+information on a kind of text. The ratio (g.u)^2 e^2 / KL(e u) therefore measures how
+much a direction learns for its drift, independently of its length. At equal task loss,
+the KL of two methods has the inverse ratio of these values, as long as steps are small.
 
-Both parts are measured, not computed: the loss on rows that the direction has not seen,
-and KL on held-out texts, a little ahead of the start and as much behind it.
+Both quantities are measured rather than computed: the loss on rows that the direction
+has not seen, and KL on held-out texts, slightly ahead of the start and equally far
+behind it.
 """
 
 import functools
@@ -25,18 +26,18 @@ from examples.finetune.training.train import gradients
 from examples.study.measuring import Measured, Reference, Scales
 from examples.study.training import Course, Params, Trainer, assemble
 
-# KL on prose at which a direction is measured: small enough that the task loss changes
-# nearly in proportion, large enough for float32.
+# The KL on prose at which directions are measured: small enough for an approximately
+# linear change of the task loss, and large enough for float32.
 DRIFT = 3e-5
-FIRST_LENGTH = 0.05  # Euclidean; from there the length for DRIFT is found.
+FIRST_LENGTH = 0.05  # Euclidean; the search for the length of DRIFT begins here.
 
 
 class Moments(NamedTuple):
-    """What Adam knows after some steps that did not move.
+    """Adam's moments after some steps without updates.
 
     Attributes:
-      adam: its state before the last step.
-      gradient: of the last step, clipped.
+      adam: Adam's state before the last step.
+      gradient: the clipped gradient of the last step.
     """
 
     adam: optax.ScaleByAdamState
@@ -44,13 +45,13 @@ class Moments(NamedTuple):
 
 
 def moments(trainer: Trainer, start: Params, course: Course, config: Config) -> Moments:
-    """Shows Adam the batches of a course at the start, which stays where it is.
+    """Computes Adam's moments on the batches of a course, at the start.
 
     Args:
-      trainer: has the model.
-      start: its parameters, on the host.
+      trainer: the trainer with the model.
+      start: the start's parameters, on the host.
       course: the batches.
-      config: Adam's settings and the norm to which gradients are clipped.
+      config: Adam's settings and the norm for clipping gradients.
     """
     adam = optax.scale_by_adam(config.b1, config.b2, config.eps)
     clip = optax.clip_by_global_norm(config.clip_norm)
@@ -79,21 +80,21 @@ def direction(
     known: Moments,
     information: Params | None = None,
 ) -> Params:
-    """The next update of an optimizer that has seen what Adam has.
+    """Returns the next update of an optimizer with the given moments of Adam.
 
     Args:
-      optimizer: its name in `examples.finetune.optimizers`.
-      config: what it is made of.
+      optimizer: its name in `examples.finetune.training.optimizers`.
+      config: its settings.
       start: the parameters, on the devices.
-      known: the moments, which take the place of the optimizer's own.
-      information: the Fisher information, where the optimizer needs it.
+      known: the moments, which replace the optimizer's own.
+      information: the Fisher information, if the optimizer needs it.
     """
     made = assemble(optimizer, config, (), lambda _: 1.0, information)
 
     def is_adam(part: Any) -> bool:
         return isinstance(part, optax.ScaleByAdamState)
 
-    # Not in the compiled function, where what the state holds would be a constant.
+    # Not in the compiled function, where the contents of the state would be constants.
     state = jax.tree.map(
         lambda part: known.adam if is_adam(part) else part,
         made.init(start),
@@ -116,20 +117,20 @@ def measured(
     scales: Scales,
     references: tuple[Reference, Reference],
 ) -> Measured:
-    """Measures a direction.
+    """Measures a direction on both sides of the start.
 
     Args:
       start: the parameters, on the devices.
       along: the direction, of any length.
       task: the task whose loss is measured.
-      few: a few pieces of prose, on which the length is found.
-      scales: what the direction is measured on.
-      references: what the start left on both.
+      few: a few pieces of prose, with which the length is determined.
+      scales: the texts and tasks of the measurement.
+      references: the start's data on both.
 
     Returns:
-      `length`, the Euclidean length of the step; `quadratic`, what KL on prose is over
-      what it would be if it grew with the square from a much shorter step; `ahead` and
-      `behind`, the `sets` of `Scales` on either side.
+      `length`, the Euclidean length of the step; `quadratic`, the ratio of KL on prose
+      to its quadratic extrapolation from a much shorter step; `ahead` and `behind`, the
+      `sets` of `Scales` on both sides.
     """
     norm = float(jnp.sqrt(dot(along, along)))
 
@@ -152,7 +153,7 @@ def measured(
 
 
 def dot(first: Params, second: Params) -> jax.Array:
-    """The inner product of two trees."""
+    """Returns the inner product of two trees."""
     parts = jax.tree.map(lambda a, b: jnp.sum(a * b), first, second)
     return sum(jax.tree.leaves(parts), start=jnp.zeros(()))
 
@@ -163,12 +164,12 @@ Product = Callable[[Params], Params]
 def fisher_product(
     trainer: Trainer, start: Params, batches: list[dict[str, jax.Array]]
 ) -> Product:
-    """The product of the Fisher information of a model's predictions with a direction.
+    """Returns the product with the Fisher information of a model's predictions.
 
     Args:
-      trainer: has the model's structure.
-      start: its parameters, on the devices.
-      batches: texts, at whose places the model predicts; from `Trainer.place`.
+      trainer: the trainer with the model's structure.
+      start: the start's parameters, on the devices.
+      batches: texts, at whose positions the model predicts, from `Trainer.place`.
     """
     from flax import nnx
 
@@ -212,15 +213,15 @@ def solve(
 ) -> Params:
     """Solves (F + damping diag(scale)) x = target by conjugate gradients.
 
-    The search is preconditioned by the scale: its first iterate is along target /
-    scale, which is Adam's step for Adam's moments, and more damping stays closer to it.
+    The scale is the preconditioner. The first iterate is along target / scale, which is
+    Adam's step for Adam's moments, and more damping stays closer to it.
 
     Args:
-      product: multiplies with F, which is symmetric and has no negative eigenvalue.
+      product: multiplies by F, which is symmetric and positive semidefinite.
       target: the right-hand side.
-      scale: positive, a tree like the target.
-      damping: positive.
-      iterations: at least 1.
+      scale: a positive tree like the target.
+      damping: a positive number.
+      iterations: the number of iterations, at least 1.
 
     Returns:
       The last iterate.

@@ -1,4 +1,4 @@
-"""The screen without training: which directions are compared, and their rows."""
+"""The screen without training: the compared directions, and their rows."""
 
 import functools
 import pathlib
@@ -26,9 +26,9 @@ from examples.study.training import Course, Params
 
 NAME = "screen.jsonl"
 TASK_ITEMS, TEXT_ITEMS, FEW = 48, 16, 8
-OWN_TEXTS = 24  # for the Fisher information of conjugate gradients
+OWN_TEXTS = 24  # number of texts for conjugate gradients' Fisher information
 ITERATIONS = 8
-# The directions that an optimizer makes of Adam's moments, by title.
+# Directions that an optimizer computes from Adam's moments, by title.
 MADE: dict[str, tuple[str, dict[str, Any]]] = {
     "AdamW": ("adamw", {}),
     "MoFO 0.15": ("mofo", {}),
@@ -43,20 +43,20 @@ MADE: dict[str, tuple[str, dict[str, Any]]] = {
     "the same 0.1, behind MoFO": ("inverse_behind_mofo", {"damping": 0.1}),
     "the same 0.1, filtered": ("inverse_filtered", {"damping": 0.1}),
 }
-# Of these the rows tell which weights they select.
+# Directions whose rows also have the weights that they select.
 FILTERS = ("MoFO 0.15", "filter by update", "filter by chance")
 SIDES = ("ahead", "behind")  # of the start
-# Damping of conjugate gradients, in units of what makes F and Adam's scale weigh the
-# same along Adam's step.
+# Damping of conjugate gradients, relative to the value at which F and Adam's scale have
+# the same weight along Adam's step.
 DAMPING = (1.0, 0.1, 0.01)
 
 
 def run(study: Study, task: str) -> pathlib.Path:
-    """Measures the directions that are missing in the file of the screen.
+    """Measures the directions that are missing in the screen's file.
 
     Args:
-      study: has model, start and texts.
-      task: what is learned.
+      study: the study, with its model, start and texts.
+      task: the task.
 
     Returns:
       The file.
@@ -75,13 +75,13 @@ def run(study: Study, task: str) -> pathlib.Path:
 
 
 class _Bench:
-    """What the measurements of all directions share."""
+    """The data that the measurements of all directions share."""
 
     def __init__(self, study: Study, task: str) -> None:
         self._study, self._task = study, task
 
     def key(self, title: str) -> dict[str, Any]:
-        """All that decides a direction's row."""
+        """Returns all settings that determine a direction's row."""
         run = Run(self._task, START)
         sizes = [TASK_ITEMS, TEXT_ITEMS, OWN_TEXTS, ITERATIONS]
         return {**self._study.key(run), "direction": title, "sizes": sizes}
@@ -113,7 +113,7 @@ class _Bench:
         return (few, scales), (made[0], made[1])
 
     def measured(self, title: str) -> dict[str, Any]:
-        """The measurements of one direction."""
+        """Returns the measurements of one direction."""
         (few, scales), references = self._scales
         along = self._direction(title)
         given = self._start, along, self._task, few, scales, references
@@ -159,18 +159,20 @@ class _Bench:
 
 
 def read(file: pathlib.Path) -> list[rows.Row]:
-    """The rows of a screen."""
+    """Returns the rows of a screen."""
     return rows.read(file)
 
 
 def over_adamw(row: rows.Row, own: rows.Row, task: str, text: str) -> Estimate:
-    """KL of a direction over that of AdamW's, at equal task loss and small steps.
+    """Returns the KL of a direction relative to AdamW's, at equal task loss.
+
+    It holds for small steps.
 
     Args:
-      row: of the direction.
-      own: of AdamW's.
+      row: the direction's row.
+      own: the row of AdamW's direction.
       task: the task.
-      text: what KL is on.
+      text: the kind of text for KL.
     """
     learned, drifted = (
         [_parts(one, task, text)[n] for one in (row, own)] for n in (0, 1)
@@ -180,7 +182,7 @@ def over_adamw(row: rows.Row, own: rows.Row, task: str, text: str) -> Estimate:
 
 
 def _parts(row: rows.Row, task: str, text: str) -> tuple[Values, Values]:
-    """What a step learns, and what it drifts, on each draw of the items."""
+    """Returns the learning and the drift of a step, for each draw of the items."""
     behind, ahead = (
         evidence.mean(task, row[side][task]["losses"], row["counts"][task]["losses"])
         for side in reversed(SIDES)
@@ -195,13 +197,13 @@ def _parts(row: rows.Row, task: str, text: str) -> tuple[Values, Values]:
 
 
 def drift_of_a_squared_step(row: rows.Row) -> float:
-    """KL on prose over the squared distance from the start."""
+    """Returns KL on prose relative to the squared distance from the start."""
     task = row["key"]["run"].partition("/")[0]
     return float(_parts(row, task, "prose")[1][0]) / row["length"] ** 2
 
 
 def table(found: Sequence[rows.Row]) -> Lines:
-    """Every direction against AdamW's."""
+    """Returns a table of every direction relative to AdamW's."""
     task = found[0]["key"]["run"].partition("/")[0]
     own = next((row for row in found if row["key"]["direction"] == "AdamW"), None)
     if own is None:

@@ -1,4 +1,4 @@
-"""The rule: Adam's step, small where the inputs of the start's own texts lie."""
+"""The rule: Adam's step, made small in the directions of the start's inputs."""
 
 from collections.abc import Callable
 from typing import Any
@@ -26,7 +26,7 @@ def _inverse(config: Config, covariances: Any) -> Any:
 
 
 def _behind_mofo(config: Config, covariances: Any) -> Any:
-    """MoFO selects momenta; the rule spreads them over the columns that they are in."""
+    """MoFO selects momenta, and the rule then spreads the step over their columns."""
     selected = mofo_jax.scale_by_mofo(
         *(config.b1, config.b2, config.eps),
         update_fraction=config.update_fraction,
@@ -36,7 +36,7 @@ def _behind_mofo(config: Config, covariances: Any) -> Any:
 
 
 def _filtered(config: Config, covariances: Any) -> Any:
-    """The filter ranks the rule's steps, and what it does not select stays."""
+    """The filter ranks the rule's steps, and unselected coordinates do not move."""
     return mofo_jax.momentum_filter(
         _inverse(config, covariances),
         update_fraction=config.update_fraction,
@@ -45,7 +45,7 @@ def _filtered(config: Config, covariances: Any) -> Any:
     )
 
 
-# These are given the covariances of the start's inputs on texts that it wrote itself.
+# These receive the covariances of the start's inputs on texts that it wrote.
 OPTIMIZERS: dict[str, Callable[[Config, Any], Any]] = {
     "inverse": _inverse,
     "inverse_behind_mofo": _behind_mofo,
@@ -56,7 +56,7 @@ OPTIMIZERS: dict[str, Callable[[Config, Any], Any]] = {
 def assemble(
     name: str, config: Config, rate: optax.Schedule, covariances: Any
 ) -> Transformation:
-    """The whole transformation: clipping, the named optimizer, the learning rate."""
+    """Returns the whole transformation: clipping, the optimizer, the learning rate."""
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         OPTIMIZERS[name](config, covariances),

@@ -1,7 +1,7 @@
-"""The models from which runs start: as the wheel has it, and healed.
+"""The models from which runs start: the original one and the healed one.
 
-The default model was rounded to 4 bits. Any training heals a part of that injury, which
-would hide forgetting. A short pass over neutral text heals it first, once.
+The default model was rounded to 4 bits. Any training repairs part of this damage, which
+would hide forgetting. A short training on neutral text therefore *heals* it first.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from examples.study.texts import Texts
 from examples.study.training import Course, Params, Trainer
 
 HEALING_RATE = 5e-5
-WARMUP = 20  # The rate rises over one step in so many.
+WARMUP = 20  # The rate rises over one in this many steps.
 
 
 def healed(
@@ -30,13 +30,13 @@ def healed(
     cache: pathlib.Path | None,
     say: Callable[[str], None],
 ) -> Params:
-    """The healed model's parameters on the host, made once and kept in the cache.
+    """Returns the healed model's parameters on the host, from the cache if possible.
 
     Args:
-      trainer: has the model as it is.
+      trainer: the trainer with the original model.
       texts: the neutral text.
-      cache: the directory; None for the user's.
-      say: is told what takes long.
+      cache: the cache's directory; None for the user's.
+      say: called with a message before long work.
     """
     budget = trainer.budget
     if not budget.healing_steps:
@@ -60,11 +60,11 @@ def healed(
 
 
 def in_cache(directory: pathlib.Path | None, name: str) -> pathlib.Path:
-    """A file of the cache, whose directory is made.
+    """Returns a file of the cache, and makes its directory.
 
     Args:
-      directory: of the cache; None for the user's.
-      name: the file's.
+      directory: the cache's directory; None for the user's.
+      name: the file's name.
     """
     directory = directory or pathlib.Path(platformdirs.user_cache_dir("mofo_jax"))
     directory.mkdir(parents=True, exist_ok=True)
@@ -72,7 +72,7 @@ def in_cache(directory: pathlib.Path | None, name: str) -> pathlib.Path:
 
 
 def _digest(trainer: Trainer, texts: Texts) -> str:
-    """Of what decides the healed weights, so that no other's are taken for them."""
+    """Returns a digest of everything that determines the healed weights."""
     budget, neutral = trainer.budget, texts.neutral
     settings = {
         "start": parameters.sha256(trainer.quantized),

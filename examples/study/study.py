@@ -1,4 +1,4 @@
-"""Does the runs that are missing, in the protocol's order, and keeps each at once."""
+"""Performs the missing runs in the protocol's order, and stores each at once."""
 
 import functools
 import hashlib
@@ -35,32 +35,32 @@ PROTOCOL = pathlib.Path(__file__).with_name("PROTOCOL.md")
 
 
 def say(text: str) -> None:
-    """Tells the user what goes on."""
+    """Prints a message."""
     print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
 
 
 def budget_of(options: Options) -> Budget:
-    """The sizes that the options, or else the machine, ask for."""
+    """Returns the budget of the options, or of the machine."""
     if options.budget != "auto":
         return BUDGETS[options.budget]
     return BUDGETS["cpu" if jax.default_backend() == "cpu" else "gpu"]
 
 
 def open_study(options: Options) -> "Study":
-    """The study that the options ask for."""
+    """Returns the study that the options describe."""
     return Study(options, budget_of(options))
 
 
 def protocol() -> str:
-    """The digest of the protocol, which is part of every row's key."""
+    """Returns the digest of the protocol, which is part of every row's key."""
     return hashlib.sha256(PROTOCOL.read_bytes()).hexdigest()[:16]
 
 
 class Study:
-    """What all runs share: the model, its start, the texts and compiled functions.
+    """The data shared by all runs: the model, its start, texts and compiled functions.
 
     Args:
-      options: what the command was told.
+      options: the command's options.
       budget: sizes of the runs.
     """
 
@@ -79,13 +79,13 @@ class Study:
 
     @functools.cached_property
     def trainer(self) -> Trainer:
-        """Has the model's weights, read only where something is missing."""
+        """Returns the trainer, which reads the model's weights when first used."""
         say(f"Loading {self._source.name}")
         return Trainer(self._source, self.budget)
 
     @functools.cached_property
     def start(self) -> Params:
-        """The healed model's parameters, on the host."""
+        """Returns the healed model's parameters, on the host."""
         return start.healed(self.trainer, self.texts, self.options.cache, say)
 
     @functools.cached_property
@@ -95,7 +95,7 @@ class Study:
 
     @functools.cached_property
     def chats(self) -> list[Example]:
-        """The chat answers of the start that drift is measured on."""
+        """Returns the start's chat answers, on which drift is measured."""
         file, count = self.file.with_name(chat.NAME), self.budget.text_items
         return chat.answers(self.trainer, self.start, file, count)
 
@@ -106,20 +106,20 @@ class Study:
         return self.trainer.covariances(self.start, written)
 
     def information(self, optimizer: str) -> Params | None:
-        """What an optimizer has to know of the start."""
+        """Returns what an optimizer needs to know about the start."""
         if optimizer in sparing.OPTIMIZERS:
             return self._covariances
         return self._fisher if optimizer in NEEDS_FISHER else None
 
     def task(self, name: str) -> texts.Task:
-        """A task's rows, read when they are needed."""
+        """Returns a task's rows, read when first used."""
         if name not in self._tasks:
             self._tasks[name] = self.texts.tasks[name]()
             self._digests[name] = self.texts.digest(self._tasks[name])
         return self._tasks[name]
 
     def key(self, run: Run) -> dict[str, Any]:
-        """All that decides a run's row, as JSON."""
+        """Returns all settings that determine a run's row, as JSON."""
         self.task(run.task)
         return {
             "run": str(run),
@@ -131,10 +131,10 @@ class Study:
         }
 
     def plan(self) -> list[Step]:
-        """The steps of the protocol, as far as the options ask for them.
+        """Returns the steps of the protocol, restricted by the options.
 
         Raises:
-          InputError: a step is asked for that there is not.
+          InputError: there is no step of a given name.
         """
         wanted = self.options
         every = steps(self.budget, self.texts.tasks)
@@ -155,7 +155,7 @@ class Study:
         ]
 
     def losses(self) -> Losses:
-        """The task losses of the rows that are there."""
+        """Returns the task losses of the stored rows."""
         kept = rows.read(self.file)
         return {
             run: rows.task_loss(row, rows.start_of(kept, run.task))
@@ -165,9 +165,9 @@ class Study:
         }
 
     def scales(self, task: str) -> tuple[Scales, Reference]:
-        """What a task's rows are measured on, and what the start left for comparison.
+        """Returns the measurements of a task, and the start's data for comparison.
 
-        The start's row is kept on the way.
+        The start's row is stored too.
         """
         if task not in self._scales:
             found = self.task(task)
@@ -199,7 +199,7 @@ class Study:
         return reference
 
     def do(self, run: Run) -> rows.Row:
-        """Does one run and keeps its row.
+        """Performs one run and stores its row.
 
         Returns:
           The row.
@@ -223,7 +223,7 @@ class Study:
         return self._keep(run, measured | about, began)
 
     def train(self, run: Run) -> Trained:
-        """Trains as a run says."""
+        """Trains according to a run."""
         method, task = METHODS[run.method], self.task(run.task)
         course = Course(
             task.training,

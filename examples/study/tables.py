@@ -1,4 +1,4 @@
-"""The tables of the study, from its rows alone."""
+"""The study's tables, made from its rows."""
 
 import math
 from collections.abc import Sequence
@@ -14,11 +14,11 @@ OWN = "adamw"
 
 
 def markdown(found: Compared, screened: Sequence[Row]) -> str:
-    """All tables as one page.
+    """Returns all tables as one page.
 
     Args:
       found: the rows.
-      screened: those of the screen without training.
+      screened: the rows of the screen without training.
     """
     lines = [
         "# Tables of the study",
@@ -47,12 +47,12 @@ def markdown(found: Compared, screened: Sequence[Row]) -> str:
 
 
 def first(found: Compared) -> Lines:
-    """Every method against AdamW, on the seeds that decide."""
+    """Compares every method with AdamW, on the deciding seeds."""
     return _against(found, plan.SEEDS)
 
 
 def choosing(found: Compared) -> Lines:
-    """The same on the seeds of pilots, choices and controls."""
+    """Compares every method with AdamW, on seeds of pilots, choices and controls."""
     return _against(found, plan.CONTROL_SEEDS)
 
 
@@ -81,7 +81,7 @@ HEADS = (
 def _method(
     found: Compared, task: str, method: str, steps: int, seeds: Sequence[int]
 ) -> list[str]:
-    """A method's line; empty where it has no seed with AdamW's beside it."""
+    """Returns a method's line; empty without a seed that AdamW has too."""
     own = found.cells(task, OWN, steps)
     mine = found.cells(task, method, steps)
     shared = [seed for seed in seeds if seed in own and seed in mine]
@@ -108,7 +108,7 @@ def _method(
 
 
 def decided(found: Compared) -> Lines:
-    """The comparator, and what became of the claim."""
+    """Returns the comparator, and the outcome of the claims."""
     tasks = dict.fromkeys(task for task, _ in found.lengths)
     main = next(iter(tasks), None)
     if main is None:
@@ -157,7 +157,7 @@ def _judged(
 
 
 def levels(found: Compared) -> Lines:
-    """The task losses at which methods are compared."""
+    """Returns the task losses at which methods are compared."""
     heads = ["task", "steps", "start", "AdamW's pilots: rate and task loss"]
     heads += [f"{share:.0%} level" for share in (PRIMARY, SECONDARY)]
     body = []
@@ -177,7 +177,7 @@ def levels(found: Compared) -> Lines:
 
 
 def data(found: Compared) -> Lines:
-    """How many rows each task has."""
+    """Returns the number of rows of each task."""
     heads = ["task", "rows to learn from", "held out", "measured", "duplicates dropped"]
     heads += ["held-out 8-word sequences that occur in training"]
     body = []
@@ -194,7 +194,7 @@ def data(found: Compared) -> Lines:
 
 
 def everything(found: Compared) -> Lines:
-    """Every row by the name with which `--only` does it anew."""
+    """Lists every row by its name for `--only`."""
     heads = ["run", "task loss", *(m.title for m in MEASURES), "distance", "s a step"]
     body = []
     for run in sorted(found.rows):

@@ -1,4 +1,4 @@
-"""What is learned, and what must not be forgotten: rows as tokens, split for good."""
+"""Texts and tasks, as tokens: what is learned and what should not be forgotten."""
 
 import dataclasses
 import gzip
@@ -23,10 +23,10 @@ from examples.finetune.model.tokenizer import Tokenizer
 from examples.study import docstrings
 from examples.study.budget import Budget
 
-# The most tokens of a row, before the budget's factor.
+# The most tokens per row, before the budget's factor.
 LENGTHS = {"gsm8k": 192, "docstrings": 128, "prose": 128, "code": 128, "chat": 128}
-HELD_OUT = 3  # One in so many groups is held out where no file is.
-SHARED_WORDS = 8  # The length of the word sequences by which overlap is counted.
+HELD_OUT = 3  # One in this many groups is held out, without files.
+SHARED_WORDS = 8  # The length of word sequences for counting overlap.
 PLENTY = 1_000_000
 CHAT = "chat"
 INSTRUCTIONS = pathlib.Path(__file__).with_name("instructions.txt")
@@ -36,14 +36,14 @@ Rows = Sequence[Mapping[str, Any]]
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """Something to learn.
+    """A task to learn.
 
     Attributes:
       training: examples to learn from.
       held_out: examples that measure it.
       length: tokens of a training row.
-      about: what was read: the number of rows to learn from, held out and dropped as
-        duplicates, and the share of held-out word sequences that occur in training.
+      about: the numbers of rows for training, held out, and dropped as duplicates, and
+        the share of held-out word sequences that occur in training.
     """
 
     training: list[Example]
@@ -54,14 +54,14 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class Texts:
-    """All that the study reads.
+    """All texts and tasks of the study.
 
     Attributes:
-      tasks: by name; each is read when it is asked for.
-      retained: texts that measure drift, without the chat answers, which the start
-        writes itself.
+      tasks: the tasks by name, each of which is read when first used.
+      retained: texts for measuring drift, except the chat answers, which the start
+        writes.
       questions: questions of general knowledge.
-      neutral: what the start is healed on, none of it measured on.
+      neutral: texts for healing the start, on none of which it is measured.
     """
 
     tasks: Mapping[str, Callable[[], Task]]
@@ -70,7 +70,7 @@ class Texts:
     neutral: Task
 
     def digest(self, task: Task) -> str:
-        """Of all that decides a task's rows."""
+        """Returns a digest of all data that determine a task's rows."""
         found = [*task.training, *task.held_out, *self.neutral.training]
         found += [example for name in self.retained for example in self.retained[name]]
         digest = hashlib.sha256()
@@ -87,9 +87,9 @@ def read(data: pathlib.Path | None, tokenizer: Tokenizer, budget: Budget) -> Tex
     """Reads and tokenizes everything.
 
     Args:
-      data: the directory of files; None for what needs none.
-      tokenizer: the model's.
-      budget: how much is measured and how long rows may be.
+      data: the directory of files; None to use only data without files.
+      tokenizer: the model's tokenizer.
+      budget: the number and length of items.
 
     Raises:
       InputError: a file is missing or cannot be used.
@@ -116,7 +116,7 @@ def read(data: pathlib.Path | None, tokenizer: Tokenizer, budget: Budget) -> Tex
 
 
 def instructions(count: int) -> list[str]:
-    """The prompts of the chat answers, which no method is shown."""
+    """Returns the prompts of the chat answers, which no method sees."""
     return spread(INSTRUCTIONS.read_text("utf-8").splitlines(), count)
 
 
@@ -129,7 +129,7 @@ class _Reader:
     def file(self, name: str) -> pathlib.Path:
         path = (self.data or pathlib.Path()) / name
         if not path.is_file():
-            raise InputError(f"--data must have a file {name}, and {path} is none")
+            raise InputError(f"--data must contain a file {name}; there is no {path}")
         return path
 
     def longest(self, name: str) -> int:
@@ -150,7 +150,7 @@ class _Reader:
         return self.task("docstrings", training, held_out)
 
     def task(self, name: str, training: Rows, held_out: Rows) -> Task:
-        """Drops duplicates and rows that are too long, and reports what is left."""
+        """Drops duplicates and rows that are too long, and reports the numbers."""
         kept, rest = _distinct(training, ()), _distinct(held_out, training)
         dropped = len(training) + len(held_out) - len(kept) - len(rest)
         learned, measured = (self.encode(name, rows) for rows in (kept, rest))
@@ -169,7 +169,7 @@ class _Reader:
         return Task(learned, spread(measured, self.budget.task_items), length, about)
 
     def encode(self, name: str, rows: Rows) -> list[Example]:
-        """The examples that are short enough."""
+        """Returns the examples that are short enough."""
         examples = encode_rows(rows, self.tokenizer, PLENTY, name)
         return [item for item in examples if len(item.ids) <= self.longest(name)]
 
@@ -189,7 +189,7 @@ class _Reader:
         return [row for row in self.pieces("prose", [text]) if len(row.ids) == whole]
 
     def programs(self) -> list[Example]:
-        """The beginning of each program of HumanEval, as plain text."""
+        """Returns the beginning of each program of HumanEval, as plain text."""
         with gzip.open(self.file("HumanEval.jsonl.gz"), "rt", encoding="utf-8") as file:
             rows = [json.loads(line) for line in file]
         texts = [row["prompt"] + row["canonical_solution"] for row in rows]
@@ -201,7 +201,7 @@ def _words(row: Mapping[str, Any]) -> list[str]:
 
 
 def _distinct(rows: Rows, others: Rows) -> list[Mapping[str, Any]]:
-    """Rows without those whose words are an earlier one's, or one of the others'."""
+    """Drops rows with the words of an earlier row or of one of the others."""
     seen = {" ".join(_words(row)) for row in others}
     kept = []
     for row in rows:
@@ -213,7 +213,7 @@ def _distinct(rows: Rows, others: Rows) -> list[Mapping[str, Any]]:
 
 
 def _overlap(rows: Rows, others: Rows) -> float:
-    """The share of the rows' word sequences that occur in the others."""
+    """Returns the share of the rows' word sequences that occur in the others."""
 
     def sequences(row: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
         words = _words(row)

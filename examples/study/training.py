@@ -1,4 +1,4 @@
-"""Training, compiled once for each optimizer, whatever its rate and number of steps."""
+"""Training, compiled once per optimizer for any rate and number of steps."""
 
 import dataclasses
 import functools
@@ -37,13 +37,13 @@ Params = Any
 
 
 class Trained(NamedTuple):
-    """What training leaves.
+    """The result of training.
 
     Attributes:
       params: the parameters, on the devices.
-      loss: of the last batch, before the last step.
+      loss: the loss of the last batch, before the last step.
       seconds_per_step: the median, without the step that may have compiled.
-      tokens: that were read.
+      tokens: the number of tokens read.
     """
 
     params: Params
@@ -54,15 +54,15 @@ class Trained(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Course:
-    """What one training sees.
+    """The examples and the length of a training run.
 
     Attributes:
-      examples: to learn from.
+      examples: the examples to learn from.
       length: tokens of a row.
       steps: optimizer steps.
-      warmup_steps: of them, those in which the rate rises.
-      seed: of the shuffles.
-      batches: how many times more rows a step has than the budget says.
+      warmup_steps: the steps with an increasing rate.
+      seed: seed of the shuffles.
+      batches: the number of rows of a step, relative to the budget.
     """
 
     examples: Sequence[Example]
@@ -93,7 +93,7 @@ class Trainer:
         self._options: dict[str, Any] = {
             "dtype": budget.dtype,
             "scan_layers": True,
-            # A fifth faster on two cores: less goes through memory.
+            # A fifth faster on two cores, because less memory is used.
             "remat": True,
             "mesh": self.mesh,
         }
@@ -109,21 +109,21 @@ class Trainer:
         return sharding.place_batch(batch, self._spec)
 
     def begin(self, start: Params) -> Params:
-        """A start's parameters, on the devices."""
+        """Returns a start's parameters, on the devices."""
         return parameters.place(start, self.places)
 
     def fisher(self, start: Params) -> Params:
-        """A start's Fisher information, on the host."""
+        """Returns a start's Fisher information, on the host."""
         config = Config(fisher_sequences=self.budget.fisher_sequences)
         given = self.begin(start), self.source.tokenizer, self.place
         return parameters.to_host(fisher.of_base(config, self.graph, *given))
 
     def covariances(self, start: Params, written: Sequence[Example]) -> Params:
-        """The covariances of the inputs of a start's kernels.
+        """Returns the covariances of the inputs of a start's kernels.
 
         Args:
-          start: its parameters, on the host.
-          written: the texts that it is to spare.
+          start: the start's parameters, on the host.
+          written: the texts to spare.
         """
         longest = round_up(max(len(text.ids) for text in written), LENGTH_STEP)
         batches = evaluation_batches(
@@ -156,13 +156,13 @@ class Trainer:
 
         Args:
           optimizer: its name in `examples.finetune.training.optimizers`.
-          config: what it is made of; its schedule, rate and steps are not used.
-          peak: the learning rate at its highest.
+          config: its settings; schedule, rate and steps are not used.
+          peak: the highest learning rate.
           start: the parameters, on the host.
-          course: the examples, and how long.
-          information: what the optimizer needs to know of the start: its Fisher
+          course: the examples and the length.
+          information: what the optimizer needs to know about the start: its Fisher
             information, or the covariances of its inputs.
-          frozen: names at the first level of the parameters that keep their values.
+          frozen: top-level names of the parameters that are not trained.
         """
         part = self._part(config)
         params, rest = part.begin(self.begin(start))
@@ -190,7 +190,7 @@ class Trainer:
         return lora.Trained(*adapted, adapter, config.seed, self.mesh)
 
     def batches(self, course: Course) -> "itertools.islice[Batch]":
-        """The batches of a course, on the host."""
+        """Returns the batches of a course, on the host."""
         endless = training_batches(
             course.examples,
             batch_size=self.budget.batch_size * course.batches,
@@ -208,7 +208,7 @@ class Trainer:
         params: Params,
         information: Params | None,
     ) -> optax.OptState:
-        # Laid out as the step gives it back: otherwise it would be compiled twice.
+        # With the layout of the step's output; otherwise the step would compile twice.
         optimizer = assemble(name, config, frozen, lambda _: 0.0, information)
         state = optimizer.init(params)
         return jax.device_put(state, sharding.param_shardings(state, self.mesh))
@@ -223,7 +223,7 @@ class Trainer:
         state: optax.OptState,
         information: Params | None,
     ) -> Callable[..., tuple[Params, optax.OptState, jax.Array]]:
-        """The compiled step, in which the learning rate is a number like others."""
+        """Returns the compiled step, in which the learning rate is a traced number."""
         found = self._steps.get((name, config, frozen))
         if found is not None:
             return found
@@ -238,7 +238,7 @@ class Trainer:
             rate: jax.Array,
             rest: Params | None,
         ) -> tuple[Params, optax.OptState, jax.Array]:
-            # What it knows of the start is in the state, which is all a step reads.
+            # The information about the start is in the state, the only input of a step.
             optimizer = assemble(name, config, frozen, lambda _: rate, information)
             loss, grads = gradients(part.graph, params, batch, 1, rest)
             updates, state = optimizer.update(grads, state, params)
@@ -255,7 +255,7 @@ def assemble(
     rate: optax.Schedule,
     information: Params | None,
 ) -> optax.GradientTransformationExtraArgs:
-    """A method's transformation; what is frozen is not in the clipped norm either."""
+    """Returns a method's transformation; the clipped norm omits frozen parameters."""
     if name in sparing.OPTIMIZERS:
         whole = sparing.assemble(name, config, rate, information)
     else:

@@ -1,4 +1,4 @@
-"""Files of the forms that the study reads, a few short rows each."""
+"""Files in the formats that the study reads, with a few short rows each."""
 
 import gzip
 import json
@@ -8,7 +8,7 @@ from examples.finetune.system.files import write_json_lines
 
 
 def write_data(directory: pathlib.Path) -> None:
-    """Writes files of the forms that the study reads; each row is another."""
+    """Writes files in the formats that the study reads; all rows differ."""
     for name in ("gsm8k_train", "gsm8k_test"):
         rows = [{"question": f"{name} {n}", "answer": f"{n}"} for n in range(10)]
         write_json_lines(directory / f"{name}.jsonl", rows)

@@ -1,4 +1,4 @@
-"""Rows made up for the tests: few items, and numbers that can be worked out by hand."""
+"""Rows for the tests, with few items and numbers that can be checked by hand."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,7 @@ STEPS = 24
 
 
 def sums(means: Sequence[float]) -> list[float]:
-    """An item's mean per token, as rows keep it: summed over its tokens."""
+    """Returns an item's mean per token as rows store it, summed over its tokens."""
     return [mean * count for mean, count in zip(means, COUNTS, strict=True)]
 
 
@@ -30,7 +30,7 @@ def _key(run: Run) -> dict[str, Any]:
 
 
 def start() -> Row:
-    """The row of the start, whose losses are 2 on the task and 3 on texts."""
+    """Returns the start's row, with losses of 2 on the task and 3 on texts."""
     texts = ("prose", "code", "chat")
     return {
         "key": _key(Run(TASK, START)),
@@ -58,19 +58,19 @@ def row(
     spread: float = 0.0,
     steps: int = STEPS,
 ) -> Row:
-    """The row of one run.
+    """Returns the row of one run.
 
     Args:
       method: a key of `METHODS`.
       rate: its learning rate.
-      loss: on the task.
+      loss: the loss on the task.
       divergence: forward KL on prose; twice as much on code, half on prompts.
-      rise: of the loss on every text.
-      seed: the run's.
-      spread: how far apart the two items are.
-      steps: the run's.
+      rise: the increase of the loss on every text.
+      seed: the run's seed.
+      spread: the difference between the two items.
+      steps: the run's number of steps.
     """
-    # Weighted by their tokens, the items' deviations cancel.
+    # The items' deviations cancel when weighted by their tokens.
     apart = [spread / COUNTS[0], -spread / COUNTS[1]]
 
     def text(factor: float) -> dict[str, list[float]]:
@@ -101,10 +101,10 @@ def row(
 
 
 def rows() -> list[Row]:
-    """AdamW's pilot, and three seeds of AdamW and MoFO, which has half of its KL.
+    """Returns AdamW's pilot, and three seeds of AdamW and MoFO, with half of its KL.
 
-    AdamW takes the loss from 2 to 1: the primary level is 1.05, in the middle between
-    the rows of each seed.
+    AdamW reduces the loss from 2 to 1. The primary level is therefore 1.05, in the
+    middle between the rows of each seed.
     """
     made = [
         start(),

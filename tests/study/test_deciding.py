@@ -1,4 +1,4 @@
-"""What the protocol decides, on made-up rows."""
+"""The protocol's decisions on rows made for the tests."""
 
 import math
 
@@ -18,7 +18,7 @@ LENGTHS = [(TASK, STEPS)]
 
 
 def rows(factors: list[float]) -> list[Row]:
-    """AdamW's rows, and a seed of the rule for each factor of AdamW's KL."""
+    """Returns AdamW's rows, and a seed of the rule for each factor of AdamW's KL."""
     made = [row for row in made_rows.rows() if "mofo" not in row["key"]["run"]]
     for seed, factor in zip((11, 12, 13), factors, strict=False):
         made.append(made_rows.row("inverse", 2e-4, 1.1, 0.01 * factor, seed=seed))
@@ -34,7 +34,7 @@ def rows(factors: list[float]) -> list[Row]:
         ([0.2, 0.5, 0.3], "not yet decided"),
         # The interval lies above 0.4.
         ([0.6, 0.62, 0.58], "refuted"),
-        # The ratio is above 0.4, its interval covers it.
+        # The ratio is above 0.4, but its interval includes 0.4.
         ([0.39, 0.42, 0.41], "not yet decided"),
         ([0.3, 0.3], "not yet decided"),
     ],
@@ -54,7 +54,7 @@ def test_a_claim_is_judged_by_the_protocol(factors: list[float], outcome: str):
     assert tuple(verdict.ratio) == pytest.approx(wanted)
 
 
-def test_a_task_that_is_missing_leaves_it_open():
+def test_a_claim_is_open_while_a_task_is_missing():
     lengths = [*LENGTHS, ("gsm8k", STEPS)]
     found = Compared(rows([0.30, 0.31, 0.29]))
     verdict = deciding.judge(found, CLAIM, PROSE, lengths, "adamw")
@@ -62,7 +62,7 @@ def test_a_task_that_is_missing_leaves_it_open():
     assert verdict.missing == [("gsm8k", STEPS)]
 
 
-def test_code_is_not_judged_where_code_is_learned():
+def test_a_task_of_code_is_not_judged_on_code():
     assert deciding.LEARNED[CODE] == TASK
     found = Compared(rows([0.30, 0.31, 0.29]))
     verdict = deciding.judge(found, CLAIM, CODE, LENGTHS, "adamw")
@@ -93,6 +93,6 @@ def test_the_best_control_becomes_the_comparator():
             made.append(made_rows.row(name, 1e-4, 1.0, 0.04 * factor, seed=seed))
     assert deciding.comparator(Compared(made), TASK, STEPS) == "adamw_b2"
     kept = [row for row in made if "adamw_b2" not in row["key"]["run"]]
-    # Five percent are not enough.
+    # An improvement by five percent is not enough.
     assert deciding.comparator(Compared(kept), TASK, STEPS) == "adamw"
     assert deciding.comparator(Compared(made_rows.rows()), TASK, STEPS) == "adamw"

@@ -1,4 +1,4 @@
-"""Means and intervals of made-up rows."""
+"""Means and intervals of rows made for the tests."""
 
 import math
 import pathlib
@@ -41,7 +41,7 @@ def test_draws_are_of_items_and_are_paired():
     found = Compared([made_rows.start(), *rows])
     first, second = (found.loss(Run(TASK, "adamw", STEPS, 0, r)) for r in (0.1, 0.2))
     assert first.shape == (1 + evidence.DRAWS,)
-    # Two items: a draw is one of them twice, or both.
+    # With two items, a draw has one of them twice, or both.
     wanted = {1.6 + 0.15, 1.6 - 0.1, 1.6}
     assert set(np.round(first, 9)) == {round(value, 9) for value in wanted}
     np.testing.assert_allclose(second - first, 0.1)
@@ -76,7 +76,7 @@ def test_methods_are_compared_at_the_level():
     found = Compared(made_rows.rows())
     assert found.lengths == [(TASK, STEPS)]
     assert found.level(TASK, STEPS)[0] == pytest.approx(1.05)
-    # Half way between 0.01 and 0.04 in the logarithm.
+    # The logarithm is half way between 0.01 and 0.04.
     own = found.at(Cell(TASK, "adamw", STEPS, 11), PROSE)
     assert own is not None and math.exp(own[0]) == pytest.approx(0.02)
     seeds = (11, 12, 13)
@@ -112,9 +112,9 @@ def test_every_row_is_in_the_tables():
     assert "5e-05: 1.2000, 0.0001: 1.0000, 0.0002: 1.1000" in text
 
 
-def test_a_picture_a_task_and_length(tmp_path: pathlib.Path):
+def test_one_picture_per_task_and_length(tmp_path: pathlib.Path):
     assert pictures.draw(Compared(made_rows.rows()), tmp_path) == ["docstrings_24.png"]
     image = matplotlib.image.imread(tmp_path / "docstrings_24.png")
     assert image.shape[0] > 400 and image.shape[1] > 1000
-    # Something is drawn in more colors than black and white.
+    # The picture has more colours than black and white.
     assert len(np.unique(image[..., :3].reshape(-1, 3), axis=0)) > 50

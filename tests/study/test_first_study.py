@@ -1,4 +1,4 @@
-"""The first study's rows, and what its page says of them."""
+"""The first study's rows, and the figures on its page."""
 
 import pathlib
 import re
@@ -39,7 +39,7 @@ def test_the_page_quotes_the_tables(rows: study.Rows):
 def test_the_pull_is_its_strength_times_the_sum_of_rates(rows: study.Rows):
     (row,) = rows.runs("l2_strong", rate=1e-4)
     # Two steps at a third and two thirds of the rate, then a cosine over 22 steps,
-    # whose mean over its steps is a half and a part of the first.
+    # sampled at its steps.
     total = 1e-4 * (1 / 3 + 2 / 3 + sum(np.cos(np.pi * k / 44) ** 2 for k in range(22)))
     assert study.pull(row) == pytest.approx(1000 * total)
 

@@ -1,4 +1,4 @@
-"""Counts of selected weights, by hand."""
+"""Counts of selected weights, against counts by hand."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +20,7 @@ def test_weights_are_counted_by_the_size_of_their_input():
     direction = {"kernel": jnp.array(update), "scale": jnp.ones(3)}
     found = selected_by_input(direction, covariances)
     assert sum(found["weights"]) == 12 and sum(found["selected"]) == 4
-    # The first kernel's inputs are all of the mean, which lies on a border.
+    # All inputs of the first kernel equal the mean, which is a boundary.
     mean = BORDERS.index(1.0) + 1
     assert found["weights"][mean] == 6 + 2  # 2.999 is below the next border, 4.
     assert found["selected"][mean] == 2 + 1

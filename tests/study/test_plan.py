@@ -1,4 +1,4 @@
-"""What is run next."""
+"""The order of runs."""
 
 import math
 
@@ -25,7 +25,7 @@ def done(cell: Cell, rates: list[float], best: float = 1e-4) -> dict[Run, float]
     return {cell.at(rate): learned(rate, best) for rate in rates}
 
 
-def test_the_pilot_goes_on_until_its_best_rate_is_at_no_end():
+def test_the_pilot_continues_until_its_best_rate_is_at_no_end():
     assert plan.pilot_rate({}, "gsm8k", 24) == 5e-5
     for best, more in ((1e-4, []), (2e-4, [4e-4]), (2.5e-5, [2.5e-5, 1.25e-5])):
         losses = {START: 2.0}
@@ -35,7 +35,7 @@ def test_the_pilot_goes_on_until_its_best_rate_is_at_no_end():
             tried.append(rate)
             losses |= done(PILOT, [rate], best)
         assert tried == [*plan.PILOT_RATES, *more]
-        # 95% of what the best rate takes off.
+        # 95% of the reduction by the best rate.
         assert plan.level(losses, "gsm8k", 24) == pytest.approx(2 - 0.95)
         assert plan.level(losses, "gsm8k", 24, 0.9) == pytest.approx(2 - 0.9)
 
@@ -97,7 +97,7 @@ def test_the_plan_runs_to_its_end_round_by_round():
         assert seeds == sorted(seeds) and set(seeds) == set(plan.SEEDS)
 
 
-def test_the_plan_tells_what_is_left():
+def test_the_plan_lists_the_remaining_runs():
     steps = plan.steps(BUDGETS["cpu"], ("gsm8k",))
     cells = {cell for step in steps for cell in step.cells}
     left = plan.runs_left({}, steps)
@@ -108,7 +108,7 @@ def test_the_plan_tells_what_is_left():
     assert sum(map(len, left.values())) == 2 * len(cells) - 2
 
 
-def test_methods_are_made_of_what_there_is():
+def test_methods_use_existing_optimizers():
     for method in METHODS.values():
         assert method.optimizer in {**OPTIMIZERS, **sparing.OPTIMIZERS}
         assert 0 < method.warmup < 1

@@ -26,11 +26,11 @@ TASK = "docstrings"
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
-    """A study of the smallest size on the tiny model, from its own weights."""
+    """A study of the smallest size, on the tiny model with its own weights."""
     model = small.write_model(tmp_path_factory.mktemp("tiny"))
     output = tmp_path_factory.mktemp("results")
     made = open_study(Options(model=str(model), budget="smallest", output=output))
-    made.__dict__["start"] = made.trainer.quantized  # In the place of the healed one.
+    made.__dict__["start"] = made.trainer.quantized  # Instead of the healed one.
     return made
 
 
@@ -81,7 +81,7 @@ def test_the_fisher_product_is_that_of_the_predictions(study: Study):
         values = model(batch["tokens"], batch["positions"], mask)
         return np.asarray(jax.nn.log_softmax(values), np.float64)
 
-    # The variance, under the model's predictions, of the slope of its log-likelihood.
+    # The variance, under the model's predictions, of the log-likelihood's slope.
     slope = (logs(1e-3) - logs(-1e-3)) / 2e-3
     likely = np.exp(logs(0.0))
     variance = (likely * slope**2).sum(-1) - (likely * slope).sum(-1) ** 2
@@ -158,7 +158,7 @@ def test_own_texts_begin_in_three_ways(study: Study):
     assert not asked & set(texts.instructions(48))
 
 
-def test_the_rule_spares_what_the_starts_own_texts_use(study: Study):
+def test_the_rule_spares_directions_of_the_starts_own_texts(study: Study):
     trainer, task, config = study.trainer, study.task(TASK), Config(damping=0.1)
     course = Course(task.training, task.length, 3, 1, 0)
     known = screen.moments(trainer, study.start, course, config)

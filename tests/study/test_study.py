@@ -1,4 +1,4 @@
-"""A study of the smallest size: killed, started again, and its rows."""
+"""A study of the smallest size that is killed and continued, and its rows."""
 
 import os
 import pathlib
@@ -25,13 +25,13 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return small.write_model(tmp_path_factory.mktemp("tiny"))
 
 
-def test_a_killed_study_goes_on_where_it_was(
+def test_a_killed_study_continues(
     tmp_path: pathlib.Path,
     tiny_model: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
-    # Of each cell one rate, which does not depend on what was learned.
+    # One rate of each cell, which does not depend on earlier results.
     cells = [Cell(TASK, name, 2, 0) for name in ("adamw", "adamw_frozen", "mofo")]
     wanted = [Run(TASK, plan.START), *(cell.at(2e-3) for cell in cells)]
     step = Step("all", cells)
@@ -61,7 +61,7 @@ def test_a_killed_study_goes_on_where_it_was(
     handler = signal.getsignal(signal.SIGTERM)
     assert command.main(options) == 128 + signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) == handler
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "the same command repeats the run" in capsys.readouterr().err
     file = tmp_path / "results" / "smallest-generated" / "rows.jsonl"
     before = file.read_text().splitlines()
     assert [str(rows.run_of(row)) for row in rows.read(file)] == [
@@ -71,7 +71,7 @@ def test_a_killed_study_goes_on_where_it_was(
 
     monkeypatch.setattr(rows, "add", add)
     assert command.main(options) == 0
-    # The model was healed once.
+    # The model was healed only once.
     assert trained == [("adamw", 5e-5), *[("adamw", 2e-3)] * 2, ("mofo", 2e-3)]
     assert file.read_text().splitlines()[: len(before)] == before
     assert (file.parent / "tables.md").exists()
@@ -105,7 +105,7 @@ def _check_rows(found: list[rows.Row], file: pathlib.Path) -> None:
     whole, frozen, mofo = (row["moved"] for row in others)
     assert mofo < 0.5 < whole
     assert 0 < frozen < whole
-    # Only answers count in the chats' divergence, only prompts in the task's.
+    # Only answers count for the chats' divergence, only prompts for the task's.
     answers = read_json_lines(file.with_name("chat.jsonl"))
     lengths = [len(row["answer"]) for row in answers]
     counts = start["counts"]
@@ -114,13 +114,15 @@ def _check_rows(found: list[rows.Row], file: pathlib.Path) -> None:
     assert min(losses) > 0 and min(prompts) > 0
 
 
-def test_what_is_frozen_does_not_move(tiny_model: pathlib.Path, tmp_path: pathlib.Path):
+def test_frozen_parameters_do_not_move(
+    tiny_model: pathlib.Path, tmp_path: pathlib.Path
+):
     from examples.study.options import Options
 
     options = Options(model=str(tiny_model), budget="smallest", output=tmp_path)
     made = study.Study(options, study.budget_of(options))
     start = made.trainer.quantized
-    made.__dict__["start"] = start  # In the place of the healed one.
+    made.__dict__["start"] = start  # Instead of the healed one.
     after = made.train(Run(TASK, "adamw_frozen", 2, 0, 1e-3)).params
     np.testing.assert_array_equal(
         after["embed"]["embedding"], start["embed"]["embedding"]
@@ -147,7 +149,7 @@ def test_a_batch_control_sees_more_rows(
     assert 3 * tokens[0] < tokens[1] < 5 * tokens[0]
 
 
-def test_nothing_is_begun_that_would_not_end(
+def test_no_run_begins_that_would_exceed_the_hours(
     tmp_path: pathlib.Path,
     tiny_model: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -173,7 +175,7 @@ def test_nothing_is_begun_that_would_not_end(
     assert f"The hours are over before {run} (long)" in capsys.readouterr().out
 
 
-def test_a_plan_tells_hours(
+def test_the_plan_has_hours(
     tmp_path: pathlib.Path,
     tiny_model: pathlib.Path,
     capsys: pytest.CaptureFixture[str],
@@ -182,7 +184,7 @@ def test_a_plan_tells_hours(
     assert command.main([*options, "--output", str(tmp_path)]) == 0
     told = capsys.readouterr().out
     assert "choice: at least 10 runs, 0.0 hours" in told
-    assert "0 rows are there" in told
+    assert "0 rows are stored" in told
     choice = [*options, "--step", "choice", "--method", "inverse"]
     assert command.main([*choice, "--output", str(tmp_path)]) == 0
     told = capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""What is learned, measured and healed on are different texts."""
+"""The texts for learning, measuring and healing are different."""
 
 import ast
 import dataclasses
@@ -62,7 +62,7 @@ def test_docstrings_are_held_out_by_module(tiny_source: Source):
     found = texts.read(None, tiny_source.tokenizer, everything)
     assert list(found.tasks) == ["docstrings"]
     task = found.tasks["docstrings"]()
-    # Bodies that occur in several modules do not tell which one theirs was.
+    # Bodies that occur in several modules do not identify their module.
     modules: dict[str, set[str]] = {}
     for function in docstrings.functions():
         modules.setdefault(function.body, set()).add(function.module)
@@ -93,8 +93,8 @@ def test_duplicates_are_dropped_and_overlap_is_counted(
     write_json_lines(tmp_path / "gsm8k_test.jsonl", held_out)
     task = texts.read(tmp_path, tiny_source.tokenizer, BUDGET).tasks["gsm8k"]()
     assert len(task.training) == 2 and len(task.held_out) == 2
-    # Words come in the order answer, question. Of the first held-out row's five
-    # sequences of eight words, two are known; of the second's three, none.
+    # Words are in the order answer, question. Of the five sequences of eight words in
+    # the first held-out row, two are known; of the three in the second, none.
     assert task.about["duplicates"] == 2
     assert task.about["overlap"] == 2 / 8
 
@@ -110,7 +110,7 @@ def test_another_row_gives_another_digest(tmp_path: pathlib.Path, tiny_source: S
     rows = [{"question": f"other {n}", "answer": f"{n}"} for n in range(10)]
     write_json_lines(tmp_path / "gsm8k_train.jsonl", rows)
     after = digests()
-    # What another task learns does not matter to the rows of this one.
+    # The data of another task do not affect the rows of this one.
     assert after[0] != before[0] and after[1] == before[1]
 
 
@@ -118,7 +118,7 @@ def test_a_missing_file_is_named(tmp_path: pathlib.Path, tiny_source: Source):
     write_data(tmp_path)
     (tmp_path / "wikitext2_test.txt").unlink()
     with pytest.raises(
-        InputError, match=r"--data must have a file wikitext2_test\.txt"
+        InputError, match=r"--data must contain a file wikitext2_test\.txt"
     ):
         texts.read(tmp_path, tiny_source.tokenizer, BUDGET)
 

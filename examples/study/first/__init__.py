@@ -1,1 +1,1 @@
-"""The first study of forgetting: its rows and what is made of them."""
+"""The first study of forgetting: its rows, and tables made from them."""

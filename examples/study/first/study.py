@@ -1,4 +1,4 @@
-"""The rows of the first study, and what they say of one method or another."""
+"""The rows of the first study, and comparisons between its methods."""
 
 import dataclasses
 import functools
@@ -15,8 +15,8 @@ from examples.study.evidence import Values
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 TASK = "gsm8k"
-SHORT, WARMUP = 24, 2  # steps of a short run, and those in which its rate rises
-LEVELS = (0.9, 0.95, 0.98)  # shares of what AdamW takes off the task loss
+SHORT, WARMUP = 24, 2  # steps of a short run, and those with an increasing rate
+LEVELS = (0.9, 0.95, 0.98)  # shares of AdamW's reduction of the task loss
 TITLES = {
     "adamw": "AdamW",
     "mofo": "MoFO 0.15",
@@ -43,7 +43,7 @@ TITLES = {
     "lora": "LoRA 16",
     "lora_mofo": "MoFO on LoRA 16",
 }
-# The rate at which each of these has three seeds.
+# The rates at which these methods have three seeds.
 FINALISTS = {"mofo": 1e-4, "l2_strong": 2e-4, "padam": 1e-4}
 
 Row = dict[str, Any]
@@ -51,12 +51,12 @@ Row = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Measure:
-    """One kind of drift, by the name that tables give it.
+    """A measure of drift.
 
     Attributes:
-      title: that name.
-      name: of the set of items; the task's own name stands for its prompts.
-      rise: whether it is the rise of the loss rather than KL.
+      title: its name in tables.
+      name: the set of items; the task's own name stands for its prompts.
+      rise: whether it is the increase of the loss rather than KL.
     """
 
     title: str
@@ -81,7 +81,7 @@ class Rows:
     """The first study's rows.
 
     Args:
-      rows: as the results file has them.
+      rows: the rows of the results file.
     """
 
     def __init__(self, rows: Sequence[Row]) -> None:
@@ -93,7 +93,7 @@ class Rows:
         )
 
     def runs(self, method: str, *, task: str = TASK, **settings: Any) -> list[Row]:
-        """A method's rows by rate; seed 0 and short unless settings say otherwise."""
+        """Returns a method's rows by rate, by default short ones of seed 0."""
         wanted = {"task": task, "method": method, "seed": 0, "times": 1} | settings
         found = [
             row
@@ -106,23 +106,23 @@ class Rows:
         return sorted(found, key=lambda row: (row["key"]["rate"], row["key"]["share"]))
 
     def sweep(self, method: str, **settings: Any) -> list[Row]:
-        """As `runs`; that of WiSE-FT ends with the run that it interpolates."""
+        """Returns `runs`; for WiSE-FT, they end with the run that it interpolates."""
         found = self.runs(method, **settings)
         if method == "wise" and found:
             found += self.runs("adamw", rate=found[0]["key"]["rate"], **settings)
         return found
 
     def mean(self, row: Row, name: str, kind: str) -> Values:
-        """The mean per token on one set, of one stage in the case of a sequence."""
+        """Returns the mean per token on one set, for sequences of one stage."""
         counts = self.start["counts"][name][kind]
         return evidence.mean(name, row["sets"][name][kind], counts)
 
     def loss(self, row: Row) -> Values:
-        """The task loss of a row."""
+        """Returns the task loss of a row."""
         return self.mean(row, row["key"]["task"], "losses")
 
     def value(self, row: Row, measure: Measure) -> Values:
-        """A measure of a row; the logarithm where methods are compared by ratio."""
+        """Returns a measure of a row, as a logarithm if it is compared by ratio."""
         name = row["key"]["task"] if measure.name == TASK else measure.name
         if measure.rise:
             counts = self.start["counts"][name]["losses"]
@@ -131,14 +131,14 @@ class Rows:
 
     @functools.cached_property
     def levels(self) -> dict[float, Values]:
-        """The task losses at which methods are compared, by share."""
+        """Returns the task losses at which methods are compared, by share."""
         losses = [self.loss(row) for row in self.runs("adamw")]
         start = self.mean(self.start, TASK, "losses")
         best = min(losses, key=lambda loss: loss[0])
         return {share: start - share * (start - best) for share in LEVELS}
 
     def at(self, rows: Sequence[Row], level: Values, measure: Measure) -> Values | None:
-        """A measure where a sweep reaches a level of task loss; None if it does not."""
+        """Returns a measure where a sweep reaches a level, or None if it does not."""
         losses = [self.loss(row) for row in rows]
         place = evidence.bracketing([loss[0] for loss in losses], level[0])
         if place is None:
@@ -149,16 +149,16 @@ class Rows:
         return evidence.between((above, below), (first, second), level)
 
     def over_adamw(self, row: Row, measure: Measure) -> Values | None:
-        """A row's measure less AdamW's where AdamW's sweep has the row's task loss."""
+        """Returns a row's measure minus AdamW's at the same task loss."""
         theirs = self.runs("adamw", times=row["key"]["times"])
         found = self.at(theirs, self.loss(row), measure)
         return None if found is None else self.value(row, measure) - found
 
     def by_seed(self, method: str, measure: Measure) -> list[Values]:
-        """A finalist's measure less AdamW's of the same seed, at equal task loss.
+        """Returns a finalist's measure minus that of AdamW with the same seed.
 
-        AdamW's is brought to the finalist's task loss along the line through its rows
-        at 5e-5 and 1e-4 of seed 0.
+        AdamW's measure is brought to the finalist's task loss along the line through
+        its rows at 5e-5 and 1e-4 of seed 0.
         """
         weaker, stronger = (self.runs("adamw", rate=rate)[0] for rate in (5e-5, 1e-4))
         slope = (self.value(stronger, measure) - self.value(weaker, measure)) / (
@@ -173,21 +173,21 @@ class Rows:
         return found
 
     def seeds(self, measure: Measure) -> evidence.Seeds:
-        """How much a measure differs from seed to seed, over all finalists."""
+        """Returns the variation of a measure from seed to seed, over all finalists."""
         found = [self.by_seed(name, measure) for name in FINALISTS]
         return evidence.pooled([[float(one[0]) for one in group] for group in found])
 
 
 def read() -> Rows:
-    """The rows of the first study, which the repository holds."""
+    """Returns the rows of the first study, which are part of the repository."""
     return Rows(read_json_lines(RESULTS / "rows.jsonl"))
 
 
 def pull(row: Row) -> float:
-    """An L2 pull's strength times the sum of the run's learning rates.
+    """Returns an L2 pull's strength times the sum of the run's learning rates.
 
-    It is what stays the same in runs of other lengths and rates: the share of an early
-    step that is undone by the end is one less its negative exponential.
+    This product is comparable across lengths and rates: the share of an early step that
+    is undone by the end is one minus the exponential of its negative.
     """
     key = row["key"]
     steps, warmup = SHORT * key["times"], WARMUP * key["times"]
@@ -198,6 +198,6 @@ def pull(row: Row) -> float:
 
 
 def _diverged(row: Row) -> bool:
-    """Whether a loss is no number; such a row is in no comparison."""
+    """Returns whether a loss is NaN, which excludes the row from comparisons."""
     parts = row.get("stages", [row])
     return any(None in found["losses"] for p in parts for found in p["sets"].values())

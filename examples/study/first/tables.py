@@ -1,4 +1,4 @@
-"""The tables of the first study, from its rows alone."""
+"""The tables of the first study, made from its rows."""
 
 from collections.abc import Sequence
 
@@ -23,7 +23,7 @@ STAGES = ("gsm8k", "medicine", "programs")
 
 
 def markdown(rows: Rows) -> str:
-    """All tables as one page."""
+    """Returns all tables as one page."""
     lines = [
         "# Tables of the first study",
         "",
@@ -65,7 +65,7 @@ def _heads(first: Sequence[str]) -> list[str]:
 
 
 def seeds(rows: Rows) -> Lines:
-    """The methods that have three seeds, each against AdamW of the same seed."""
+    """Compares the methods with three seeds with AdamW of the same seed."""
     body = []
     for name in FINALISTS:
         cells = []
@@ -84,7 +84,7 @@ def seeds(rows: Rows) -> Lines:
 
 
 def at_equal_loss(rows: Rows) -> Lines:
-    """Every method where its sweep reaches three levels of task loss."""
+    """Compares every method where its sweep reaches three levels of task loss."""
     lines = [
         "Every method has one seed here. The interval has the variance over items and "
         "that over seeds, which is pooled over the three methods of the table above. A "
@@ -124,7 +124,7 @@ def at_equal_loss(rows: Rows) -> Lines:
 
 
 def longer(rows: Rows) -> Lines:
-    """The runs of 240 steps, against AdamW's sweep at the same task loss."""
+    """Compares the runs of 240 steps with AdamW's sweep at the same task loss."""
     body = []
     for name in TITLES:
         for row in rows.runs(name, times=10):
@@ -159,7 +159,7 @@ def _own(rows: Rows, row: Row) -> list[str]:
 
 
 def pulls(rows: Rows) -> Lines:
-    """The pull's rows, ordered by what decides how strong it is."""
+    """Lists the pull's rows, ordered by strength times the sum of learning rates."""
     found = [
         row
         for name in ("l2_weak", "l2", "l2_strong")
@@ -172,7 +172,7 @@ def pulls(rows: Rows) -> Lines:
 
 
 def sequences(rows: Rows) -> Lines:
-    """GSM8K, medicine, programs: backward transfer, and KL on prose and code apart."""
+    """GSM8K, medicine, programs: backward transfer, and KL on prose and on code."""
     body = []
     for replay in (0.0, 0.2):
         for row in rows.runs("adamw", task="sequence", replay=replay) + [
@@ -212,7 +212,7 @@ def sequences(rows: Rows) -> Lines:
 
 
 def everything(rows: Rows) -> Lines:
-    """Every row, each measure by itself."""
+    """Lists every row with each measure."""
     lines: Lines = []
     for task in (TASK, "medicine"):
         found = [
