@@ -1,6 +1,6 @@
-"""Orbax's two interfaces, one behind the other's words.
+"""Orbax's two interfaces behind one set of functions.
 
-The newer one was renamed while it was new: `save_pytree` has become `save`, and so on.
+The newer interface changed its names: `save_pytree` became `save`, and so on.
 """
 
 import contextlib
@@ -14,12 +14,12 @@ from examples.trainers.orbax_checkpoints import open_checkpoints
 
 
 class Checkpoints(NamedTuple):
-    """What a run does with its checkpoints.
+    """Access to the checkpoints of a run.
 
     Attributes:
-      save: takes a step and a tree.
-      restore: takes a step and a tree of what to restore, and returns it.
-      stored: takes a step and returns the tree of its metadata.
+      save: a function of a step and a tree.
+      restore: a function of a step and an abstract tree, which returns the tree.
+      stored: a function of a step, which returns the tree of its metadata.
     """
 
     save: Callable[[int, Any], Any]
@@ -29,7 +29,7 @@ class Checkpoints(NamedTuple):
 
 @contextlib.contextmanager
 def manager(path: pathlib.Path) -> Iterator[Checkpoints]:
-    """Opens checkpoints by `CheckpointManager`."""
+    """Opens checkpoints with `CheckpointManager`."""
     with open_checkpoints(path) as kept:
         yield Checkpoints(
             lambda step, tree: kept.save(step, args=ocp.args.StandardSave(tree)),
@@ -40,7 +40,7 @@ def manager(path: pathlib.Path) -> Iterator[Checkpoints]:
 
 @contextlib.contextmanager
 def checkpointer(path: pathlib.Path) -> Iterator[Checkpoints]:
-    """Opens checkpoints by `orbax.checkpoint.v1`."""
+    """Opens checkpoints with `orbax.checkpoint.v1`."""
     kept = ocp.v1.training.Checkpointer(path.absolute())
     save, restore, stored = (
         getattr(kept, new, None) or getattr(kept, old)

@@ -1,9 +1,9 @@
-"""Goes on with a checkpoint of `runs` in a process with one device.
+"""Resumes a checkpoint of `runs` in a process with one device.
 
     python -m tests.checkpoints.one_device CHECKPOINTS
 
-Leaves what it restored, and the same one step later, in `restored.npz` and
-`following.npz` there.
+Writes the restored values to `restored.npz` and those one step later to
+`following.npz`, in the same directory.
 """
 
 import pathlib
@@ -18,7 +18,7 @@ from tests.checkpoints.apis import manager
 
 
 def main(path: pathlib.Path) -> None:
-    """Restores, takes a step and writes both."""
+    """Restores, takes a step and writes both results."""
     if jax.device_count() != 1:
         raise RuntimeError(f"this process has {jax.device_count()} devices")
     mesh = runs.mesh_of(1)

@@ -1,4 +1,4 @@
-"""A small MoFO run whose gradients are given, on any devices and under any sharding."""
+"""A small MoFO run with given gradients, on any devices and under any sharding."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -35,9 +35,9 @@ def mesh_of(devices: int, axis_type: AxisType = AxisType.Auto) -> Mesh:
 
 
 def arrays(seed: int) -> dict[str, np.ndarray]:
-    """Returns an array a parameter; those of seed 0 are the first parameters.
+    """Returns one array per parameter; those of seed 0 are the first parameters.
 
-    Rounded, so that momenta tie within and across devices.
+    They are rounded, so that momenta tie within and across devices.
     """
     rng = random_generator(seed)
     return {
@@ -47,7 +47,7 @@ def arrays(seed: int) -> dict[str, np.ndarray]:
 
 
 def place(tree: Any, mesh: Mesh, axis: int) -> Any:
-    """Shards every array over one of its axes, from the last where it has fewer."""
+    """Shards every array over the given axis, or the last one if it has fewer."""
 
     def put(x: Any) -> jax.Array:
         spec: list[str | None] = [None] * x.ndim
@@ -65,7 +65,7 @@ def step(params: Any, state: Any, gradients: Any) -> tuple[Any, Any]:
 
 
 def train(kept: Any, mesh: Mesh, axis: int, seeds: Sequence[int]) -> dict[str, Any]:
-    """Takes a step for the gradients of each seed."""
+    """Takes one step for each seed of gradients."""
     with jax.set_mesh(mesh):
         for seed in seeds:
             gradients = place(arrays(seed), mesh, axis)
@@ -78,7 +78,7 @@ def start(mesh: Mesh, axis: int) -> dict[str, Any]:
     """Returns parameters and state after the first `BEFORE` steps."""
     params = place(arrays(0), mesh, axis)
     kept = {"params": params, "state": OPTIMIZER.init(params)}
-    # The count, too, is where it will be after a step: one program serves them all.
+    # The count is also placed as after a step, so that one program suffices.
     kept = jax.device_put(
         kept, jax.tree.map(lambda leaf: leaf.sharding, describe(OPTIMIZER, params))
     )

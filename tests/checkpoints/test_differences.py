@@ -1,4 +1,4 @@
-"""A checkpoint that does not fit: what Orbax says of it, and what the recipe does."""
+"""Checkpoints that do not fit: Orbax's errors, and the differences we report."""
 
 import gc
 import pathlib
@@ -35,7 +35,7 @@ def save(api: str, path: pathlib.Path, tree: Any) -> None:
 
 
 def complaints(error: BaseException | None) -> str:
-    """Returns the words of an error and of those it came from."""
+    """Returns the messages of an error and of its causes."""
     words = []
     while error is not None:
         words.append(str(error))
@@ -60,7 +60,7 @@ def test_orbax_names_a_leaf_that_one_side_lacks(
         with pytest.raises((ValueError, LookupError)) as caught:
             checkpoints.restore(1, abstract(tree(wanted)))
         found = recipe.differences(checkpoints.stored(1), tree(wanted))
-    # The newer interface has this as the cause of an error that does not tell.
+    # In the newer interface, this is the cause of a less specific error.
     said = complaints(caught.value)
     assert "tree structures do not match" in said
     if named:
@@ -68,14 +68,14 @@ def test_orbax_names_a_leaf_that_one_side_lacks(
         side = "Source" if stored > wanted else "Target"
         assert f"{side}: MISSING" in said
     else:
-        # Of a list it says that the lengths differ.
+        # For a list, it says that the lengths differ.
         assert "layers:" in said
         assert "layers.1" not in said
     sides = ["float32[4, 3] stored, nothing", "nothing stored, float32[4, 3]"]
     assert found == [f"layers.1.kernel: {sides[wanted > stored]} wanted"]
 
 
-# Orbax may cut short a read of its own before it has begun, and Python then complains.
+# Orbax may cancel its own reads before they begin, which Python warns about.
 @pytest.mark.filterwarnings(
     "ignore:coroutine 'Store._get_array_metadatas' was never awaited:RuntimeWarning"
 )
@@ -83,7 +83,7 @@ def test_orbax_names_a_leaf_that_one_side_lacks(
 def test_orbax_refuses_another_shape_without_a_name(
     api: str, tmp_path: pathlib.Path
 ) -> None:
-    # One leaf: the reads of others would be cut short, and complain to nobody.
+    # Only one leaf, because cancelled reads of others would warn elsewhere.
     save(api, tmp_path, {"kernel": jnp.ones((4, 3))})
     wanted = {"kernel": jnp.ones((6, 3))}
     with APIS[api](tmp_path) as checkpoints:
@@ -91,7 +91,7 @@ def test_orbax_refuses_another_shape_without_a_name(
             checkpoints.restore(1, abstract(wanted))
         found = recipe.differences(checkpoints.stored(1), wanted)
     said = complaints(caught.value)
-    # What was cut short goes here, and not in a later test.
+    # Dispose of cancelled reads here rather than in a later test.
     del caught
     gc.collect()
     assert "Requested shape: (6, 3) is not compatible" in said
@@ -99,7 +99,7 @@ def test_orbax_refuses_another_shape_without_a_name(
 
 
 @pytest.mark.parametrize("api", APIS)
-def test_orbax_casts_without_a_word(api: str, tmp_path: pathlib.Path) -> None:
+def test_orbax_casts_silently(api: str, tmp_path: pathlib.Path) -> None:
     save(api, tmp_path, layers(2))
     wanted = layers(2)
     wanted["layers"][1]["kernel"] = jnp.zeros((4, 3), "int32")
@@ -110,7 +110,7 @@ def test_orbax_casts_without_a_word(api: str, tmp_path: pathlib.Path) -> None:
     assert found == ["layers.1.kernel: float32[4, 3] stored, int32[4, 3] wanted"]
 
 
-def test_the_recipe_refuses_and_names_every_leaf(tmp_path: pathlib.Path) -> None:
+def test_the_example_reports_every_differing_leaf(tmp_path: pathlib.Path) -> None:
     mesh = runs.mesh_of(1)
     params = runs.place({"a": jnp.ones((4, 3)), "b": jnp.ones(4)}, mesh, axis=0)
     narrow = optax.adamw(1e-3, mu_dtype="bfloat16")
@@ -163,7 +163,7 @@ def test_what_fits_has_no_differences(
     assert recipe.differences(stored, {"params": params, "state": state}) == []
 
 
-def test_fine_tuning_refuses_another_model_or_optimizer(tmp_path: pathlib.Path) -> None:
+def test_fine_tuning_rejects_another_model_or_optimizer(tmp_path: pathlib.Path) -> None:
     adam, params = optax.adam(1e-3), layers(2)
     with ArmFiles(tmp_path, "adam", 1e-3) as kept:
         kept.save(Position(1), params, adam.init(params), batches())

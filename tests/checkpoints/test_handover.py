@@ -1,4 +1,4 @@
-"""AdamW's checkpoint goes on as MoFO and MoFO's as AdamW, by both of Orbax's APIs."""
+"""MoFO resumes AdamW's checkpoints and AdamW MoFO's, with both of Orbax's APIs."""
 
 import itertools
 import pathlib
@@ -25,7 +25,7 @@ LEGS = {
 
 
 def start() -> Any:
-    """Returns parameters in two dtypes, on a mesh of all devices there are."""
+    """Returns parameters in two dtypes, on a mesh of all devices."""
     rng = random_generator()
     mesh = jax.make_mesh(
         (jax.device_count(),), ("x",), axis_types=(jax.sharding.AxisType.Auto,)
@@ -44,7 +44,7 @@ def start() -> Any:
 
 @pytest.fixture(scope="module")
 def steps() -> dict[str, Any]:
-    """Returns the compiled step of each leg."""
+    """Returns the compiled step of each part of the run."""
 
     def step(optimizer: Any) -> Any:
         def step(params: Any, state: Any, gradients: Any) -> Any:
@@ -64,7 +64,7 @@ def run(step: Any, params: Any, state: Any, gradients: list[Any]) -> tuple[Any, 
 
 @pytest.fixture(scope="module")
 def unbroken(steps: dict[str, Any]) -> list[Any]:
-    """Returns parameters and state after each leg of a run that is never saved."""
+    """Returns parameters and state after each part of a run without checkpoints."""
     params = start()
     state = LEGS["adamw"].init(params)
     after = []
@@ -76,7 +76,7 @@ def unbroken(steps: dict[str, Any]) -> list[Any]:
 
 
 @pytest.mark.parametrize("api", APIS)
-def test_each_goes_on_from_the_others_checkpoint(
+def test_each_resumes_the_others_checkpoint(
     api: str, tmp_path: pathlib.Path, steps: dict[str, Any], unbroken: list[Any]
 ) -> None:
     params = start()
@@ -100,14 +100,14 @@ def test_each_goes_on_from_the_others_checkpoint(
 
 
 def test_the_legs_differ(unbroken: list[Any]) -> None:
-    """The optimizers are not one: MoFO leaves coordinates where they were."""
+    """The optimizers differ: MoFO leaves coordinates unchanged."""
     kernels = [params["layers"][0]["kernel"] for params, _ in unbroken]
     moved = [float(jnp.mean(a != b)) for a, b in itertools.pairwise(kernels)]
     assert 0.1 < moved[0] < 0.5
     assert moved[1] > 0.99
 
 
-def test_the_recipe_goes_on(
+def test_the_example_resumes(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recipe, "STEPS", 5)

@@ -1,7 +1,7 @@
-"""The optimizer's state waits in the host's memory between steps.
+"""An optimizer state that is kept in the host's memory between steps.
 
-It is moved to the device before `update` and back afterwards, as trainers that offload
-it do; the transformation itself knows of one memory.
+It is moved to the device before `update` and back afterwards, as in trainers that
+offload it; the transformation itself sees one kind of memory.
 """
 
 import pathlib
@@ -31,7 +31,7 @@ compiled_placement = pytest.mark.skipif(
 
 
 def on(kind: str, tree: Any) -> Any:
-    """Returns the sharding of each array in another memory."""
+    """Returns the sharding of each array in another kind of memory."""
     return jax.tree.map(lambda leaf: leaf.sharding.with_memory_kind(kind), tree)
 
 
@@ -40,7 +40,7 @@ def kinds(tree: Any) -> set[str | None]:
 
 
 def setting(optimizer: Any) -> tuple[Any, Any, list[Any]]:
-    """Returns parameters, state and gradients on all devices there are."""
+    """Returns parameters, state and gradients on all devices."""
     mesh = runs.mesh_of(jax.device_count())
     params, *gradients = (
         runs.place(runs.arrays(seed), mesh, axis=0) for seed in range(STEPS + 1)
@@ -62,7 +62,7 @@ def plain_step(optimizer: Any) -> Callable[..., Any]:
 
 
 def offloaded_step(optimizer: Any, state: Any) -> Callable[..., Any]:
-    """Returns a step whose state comes from the host's memory and goes back there."""
+    """Returns a step that moves its state from the host's memory and back."""
     device, host = on("device", state), on("pinned_host", state)
 
     def step(params: Any, state: Any, gradients: Any) -> Any:
@@ -75,7 +75,7 @@ def offloaded_step(optimizer: Any, state: Any) -> Callable[..., Any]:
 
 @pytest.fixture(scope="module", params=OPTIMIZERS)
 def plain(request: pytest.FixtureRequest) -> tuple[Any, Any, list[Any]]:
-    """Returns an optimizer, its compiled step, and what comes after each step."""
+    """Returns an optimizer, its compiled step, and the results of each step."""
     optimizer = OPTIMIZERS[request.param]
     params, state, gradients = setting(optimizer)
     step = jax.jit(plain_step(optimizer))
@@ -99,7 +99,7 @@ def test_a_state_moved_between_steps(plain: tuple[Any, Any, list[Any]]) -> None:
 
 
 @compiled_placement
-def test_a_state_moved_inside_of_the_step(plain: tuple[Any, Any, list[Any]]) -> None:
+def test_a_state_moved_within_the_step(plain: tuple[Any, Any, list[Any]]) -> None:
     optimizer, _, expected = plain
     params, state, gradients = setting(optimizer)
     place, host = on("device", params), on("pinned_host", state)
@@ -118,7 +118,7 @@ def test_a_state_moved_inside_of_the_step(plain: tuple[Any, Any, list[Any]]) -> 
 
 
 def equations(jaxpr: Any) -> Iterator[Any]:
-    """Yields the equations of a traced program and of the programs inside of it."""
+    """Yields the equations of a traced program and of its inner programs."""
     for equation in jaxpr.eqns:
         yield equation
         for inner in jax.tree.leaves(tuple(equation.params.values())):
@@ -128,7 +128,7 @@ def equations(jaxpr: Any) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_nothing_is_made_in_the_hosts_memory(name: str) -> None:
+def test_no_array_is_created_in_the_hosts_memory(name: str) -> None:
     optimizer = OPTIMIZERS[name]
     params, state, gradients = setting(optimizer)
     traced = jax.make_jaxpr(offloaded_step(optimizer, state))(
@@ -147,8 +147,8 @@ def test_nothing_is_made_in_the_hosts_memory(name: str) -> None:
 
 
 @compiled_placement
-def test_a_state_that_is_not_moved_is_refused() -> None:
-    """JAX's own words: a computation takes from one memory."""
+def test_a_state_that_is_not_moved_is_an_error() -> None:
+    """JAX raises an error, since a computation reads from one kind of memory."""
     optimizer = OPTIMIZERS["mofo"]
     params, state, gradients = setting(optimizer)
     state = jax.device_put(state, on("pinned_host", state))

@@ -1,1 +1,1 @@
-"""Faults done to real runs of `examples.finetune`, and what becomes of them."""
+"""Faults injected into real runs of `examples.finetune`, and their outcomes."""

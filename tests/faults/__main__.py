@@ -1,9 +1,9 @@
-"""Does every fault to a real run, and writes what became of it.
+"""Injects every fault into a real run, and writes the outcomes.
 
 python -m tests.faults                   all of them
-python -m tests.faults --only SIGKILL    those with such a word in their name, again
+python -m tests.faults --only SIGKILL    those whose names contain this, again
 
-The table is tests/faults/results.md, its rows are in results.json beside it.
+The table is written to tests/faults/results.md, its rows to results.json beside it.
 """
 
 import dataclasses
@@ -38,16 +38,16 @@ Row = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Does faults to runs of examples.finetune and writes the table of them."""
+    """Injects faults into runs of examples.finetune and writes a table of outcomes."""
 
     only: tuple[str, ...] = ()
-    """Only faults with one of these in their names; the others' rows stay."""
+    """Only faults whose names contain one of these; other rows are kept."""
     output: pathlib.Path = RESULTS
-    """Where the rows are kept; the table is beside it."""
+    """File of the rows; the table is written beside it."""
 
 
 def attempt(case: Case, lab: Lab) -> Row:
-    """Does one fault and says what became of it."""
+    """Injects one fault and returns the outcome."""
     began = time.monotonic()
     try:
         happened, lost = case.work(lab)
@@ -65,18 +65,18 @@ def attempt(case: Case, lab: Lab) -> Row:
 
 
 def table(rows: Mapping[str, Row]) -> str:
-    """The results as Markdown."""
+    """Returns the results as Markdown."""
     passed = sum(row["passed"] for row in rows.values())
     minutes = sum(row["seconds"] for row in rows.values()) / 60
     lines = [
-        "# What becomes of a fine-tuning run when things go wrong",
+        "# Outcomes of faults in fine-tuning runs",
         "",
         f"Written by `python -m tests.faults` with jax {jax.__version__} on "
-        f"{platform.system()}, CPU. {passed} of {len(rows)} cases came out as "
-        f"promised; they took {minutes:.0f} minutes, in one run or several (`--only` "
-        "does some again and leaves the other rows). A fine-tuning run has four steps "
-        "unless another number is given; bit for bit means an unbroken run's "
-        "`params_sha256`.",
+        f"{platform.system()}, CPU. {passed} of {len(rows)} cases had the promised "
+        f"outcome. They took {minutes:.0f} minutes, in one run or several, since "
+        "`--only` repeats some of them. A fine-tuning run has four steps unless "
+        "another number is given. Bit for bit means that `params_sha256` equals that "
+        "of an unbroken run.",
         "",
         "| fault | promised | what happened | lost | passed |",
         "|---|---|---|---|---|",
@@ -90,12 +90,12 @@ def table(rows: Mapping[str, Row]) -> str:
 
 
 def run(options: Options) -> bool:
-    """Does the faults, and returns whether all came out as promised."""
+    """Injects the faults, and returns whether all had the promised outcome."""
     wanted = options.only or ("",)
     chosen = [case for case in CASES if any(word in case.fault for word in wanted)]
     kept = read_json(options.output) or {}
     with tempfile.TemporaryDirectory() as folder:
-        # Some cases run as another user, who must be able to come here.
+        # Some cases run as another user, who needs access.
         pathlib.Path(folder).chmod(0o755)
         lab = Lab(pathlib.Path(folder))
         for case in tqdm.tqdm(chosen, unit="case"):
@@ -107,14 +107,14 @@ def run(options: Options) -> bool:
 
 
 def main(arguments: list[str]) -> int:
-    """Runs the command; its status is 0 where all came out as promised, else 1."""
+    """Runs the command; returns 0 if all faults had the promised outcome, else 1."""
     good = []
 
     def work() -> None:
         options = config.fill(Options(), "python -m tests.faults", arguments)
         good.append(run(options))
 
-    status = exit_status(work, "what was done so far is kept.")
+    status = exit_status(work, "the results so far are kept.")
     return status or int(not good[0])
 
 

@@ -1,4 +1,4 @@
-"""Faults of a run directory: damage, loss, what killed processes left."""
+"""Faults of a run directory: damage, missing files, remains of killed processes."""
 
 import json
 import pathlib
@@ -27,7 +27,7 @@ SENTENCE = "says in a sentence what to do; done, goes on bit for bit"
 
 
 def _newest(fault: str, harm: Harm, quick: bool = False) -> Case:
-    """A newest checkpoint that is harmed."""
+    """Returns a case in which the newest checkpoint is damaged."""
 
     def work(lab: Lab) -> Outcome:
         run = lab.half_done()
@@ -35,14 +35,14 @@ def _newest(fault: str, harm: Harm, quick: bool = False) -> Case:
         gone = not lab.checkpoint(run).exists()
         outcome = lab.goes_on(run)
         assert f"from step {NEWEST - 1}" in outcome.happened, outcome.happened
-        assert gone or "is damaged" in outcome.happened, "it did not say so"
+        assert gone or "is damaged" in outcome.happened, "the damage was not reported"
         return outcome
 
     return Case(f"newest checkpoint: {fault}", _BACK, work, quick)
 
 
 def _harmless(fault: str, harm: Harm) -> Case:
-    """Harm to a run directory after which the newest checkpoint still serves."""
+    """Returns a case of damage after which the newest checkpoint is still usable."""
 
     def work(lab: Lab) -> Outcome:
         run = lab.half_done()
@@ -55,7 +55,7 @@ def _harmless(fault: str, harm: Harm) -> Case:
 
 
 def _mended(fault: str, harm: Harm, says: str, mend: Harm, quick: bool = False) -> Case:
-    """Harm that the command asks a person to mend."""
+    """Returns a case of damage that the user is asked to repair."""
 
     def work(lab: Lab) -> Outcome:
         run = lab.half_done()

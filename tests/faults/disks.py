@@ -1,4 +1,4 @@
-"""Faults of the disk: no room, no right to write."""
+"""Faults of the disk: no free space, no permission to write."""
 
 import os
 import pathlib
@@ -16,7 +16,7 @@ def _begun(lab: Lab, run: pathlib.Path) -> Callable[[], object]:
     def settings() -> int:
         return (run / "settings.json").stat().st_ino
 
-    # A run that has the directory for itself writes them anew.
+    # A run that holds the directory rewrites its settings.
     old = settings()
     return lambda: settings() != old
 
@@ -35,7 +35,7 @@ def _full_from_the_start(lab: Lab) -> Outcome:
 
 
 def _filled(moment: Moment) -> Callable[[Lab], Outcome]:
-    """Somebody else takes all the room while the run is at work."""
+    """Returns a case in which the disk fills during the run."""
 
     def work(lab: Lab) -> Outcome:
         run = lab.half_done()
@@ -70,7 +70,7 @@ def _read_only(lab: Lab) -> Outcome:
 def _not_writable(lab: Lab) -> Outcome:
     run = lab.half_done()
     run.chmod(0o555)
-    # The superuser may write everywhere, but for this right.
+    # Without this capability, even the superuser needs permission.
     drop = ("setpriv", "--bounding-set", "-dac_override")
     done = lab.run(run, before=drop if os.geteuid() == 0 else ())
     refused = lab.refused(done, "cannot be written", "Permission denied")

@@ -1,4 +1,4 @@
-"""Bad input: rows, models, numbers that are none."""
+"""Invalid input: rows, models, and numbers that are not finite."""
 
 import json
 import pathlib
@@ -14,12 +14,12 @@ from tests.finetune import small, tiny
 
 _REFUSED = "is refused in a sentence before anything is made"
 GOOD = b'{"question": "1 + 1?", "answer": "2"}\n'
-# A byte that stands in none of the texts that are measured.
+# A byte that does not occur in the texts for evaluation.
 RARE = "\x07"
 
 
 def _rows(fault: str, content: bytes | Callable[[], bytes], *says: str) -> Case:
-    """A file of training rows that cannot be used."""
+    """Returns a case with an invalid file of training rows."""
 
     def work(lab: Lab) -> Outcome:
         path = lab.new().with_suffix(".jsonl")
@@ -31,7 +31,7 @@ def _rows(fault: str, content: bytes | Callable[[], bytes], *says: str) -> Case:
 
 
 def _model(fault: str, harm: Callable[[pathlib.Path], object], *says: str) -> Case:
-    """A model directory that cannot be used."""
+    """Returns a case with an invalid model directory."""
 
     def work(lab: Lab) -> Outcome:
         path = small.write_model(lab.new())
@@ -50,7 +50,7 @@ def _config(fault: str, changes: dict[str, Any], *says: str) -> Case:
 
 
 def _header(fault: str, change: Callable[[dict[str, Any]], object]) -> Case:
-    """Weights whose header, changed so, lies."""
+    """Returns a case of weights with an invalid header."""
 
     def harm(path: pathlib.Path) -> None:
         header, data = _taken_apart(path / "model.safetensors")
@@ -125,7 +125,7 @@ def _tokens(settings: dict[str, Any]) -> Callable[[pathlib.Path], object]:
 
 
 def _short_gguf(lab: Lab) -> Outcome:
-    """The default model's file in the cache cut short, and no package index."""
+    """Truncates the default model's cached file, without access to a package index."""
     home = lab.new()
     file = home / "mofo_jax" / "SmolLM2-135M-Instruct.Q4_1.gguf"
     file.parent.mkdir(parents=True)
@@ -136,7 +136,7 @@ def _short_gguf(lab: Lab) -> Outcome:
 
 
 def _not_finite(lab: Lab, value: float, rare_rows: int) -> list[str]:
-    """Options of a run in which the rows with one rare byte spoil the gradients."""
+    """Returns options of a run in which rows with a rare byte spoil the gradients."""
     model = small.write_model(lab.new())
     weights = tiny.tensors()
     token = tiny.tokenizer().encode(RARE).ids[0]

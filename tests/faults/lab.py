@@ -1,4 +1,4 @@
-"""What the cases of the fault suite are done with: runs, harm, and expectations."""
+"""Tools for the cases of the fault suite: runs, damage, and expectations."""
 
 import contextlib
 import dataclasses
@@ -20,14 +20,14 @@ from examples.finetune.__main__ import main
 from tests.finetune import small
 
 ARM = "mofo"
-# The newest of the template's two checkpoints, and the run's last step.
+# The step of the newest of the template's two checkpoints, and the run's last step.
 NEWEST, LAST = 3, 4
-# Nothing here takes so long; a process that hangs ends, and its case fails.
+# Far longer than any case. A process that does not end is killed, and its case fails.
 LONGEST_SECONDS = 300
 
 
 class Done(NamedTuple):
-    """How a process ended."""
+    """The end of a process."""
 
     status: int
     shown: str
@@ -35,15 +35,15 @@ class Done(NamedTuple):
 
     @property
     def sentence(self) -> str:
-        """The last error that it names on stderr, or else its last line there."""
-        # A thread of another library may have begun the line.
+        """The last error that it reports on stderr, or else its last line there."""
+        # A thread of another library may have written the beginning of the line.
         named = re.findall(r"error: \S.*", self.errors)
         lines = self.errors.strip().splitlines() or [""]
         return (named or lines)[-1].strip()
 
 
 class Outcome(NamedTuple):
-    """What became of a fault."""
+    """The outcome of a fault."""
 
     happened: str
     lost: str = "nothing"
@@ -54,10 +54,10 @@ class Case:
     """One fault.
 
     Attributes:
-      fault: what is done.
-      promise: what must become of it.
-      work: does it; raises AssertionError where the promise is not kept.
-      quick: whether it is also done at every test run.
+      fault: the name of the fault.
+      promise: the promised outcome.
+      work: injects the fault; raises AssertionError if the promise is broken.
+      quick: whether pytest runs the case too.
     """
 
     fault: str
@@ -67,18 +67,18 @@ class Case:
 
 
 class Lab:
-    """A directory with a model, an unbroken run, and one that was stopped half way."""
+    """A directory with a model, an unbroken run, and an interrupted run."""
 
     def __init__(self, path: pathlib.Path, name: str = "run") -> None:
         """Makes the model and both runs, or finds them.
 
         Args:
           path: a directory, empty or another lab's.
-          name: of what is made here, if others work in the directory too.
+          name: the name of the runs, if others use the directory too.
         """
         self.path = path
         self.model = path / "model"
-        # Every process compiles the same; all but the first read it from here.
+        # All processes compile the same programs; all but the first read them here.
         self.cache = small.compiled_in(str(path / "compiled"))
         self._names = (f"{name}-{number}" for number in itertools.count(1))
         self.template = path / "template"
@@ -97,15 +97,15 @@ class Lab:
         assert done.status == 0, done.errors
 
     def new(self) -> pathlib.Path:
-        """A path for a run."""
+        """Returns a path for a run."""
         return self.path / next(self._names)
 
     def half_done(self) -> pathlib.Path:
-        """A copy of the run that was stopped after its third step."""
+        """Returns a copy of the run that was stopped after its third step."""
         return shutil.copytree(self.template, self.new())
 
     def words(self, run: pathlib.Path) -> list[str]:
-        """The options of the run that every case does."""
+        """Returns the options of the run of every case."""
         few = ["--evaluation-rows", "2", "--knowledge-questions", "1"]
         few += ["--max-new-tokens", "0", "--batch-size", "2"]
         return [*small.options(self.model, run), "--optimizer", ARM, *few]
@@ -118,9 +118,9 @@ class Lab:
         before: Sequence[str] = (),
         **options: Any,
     ) -> subprocess.Popen[str]:
-        """Starts the command, behind other words, in a process group of its own."""
+        """Starts the command, with additional words in front, in a process group."""
         if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-            # As a shell has it for what runs in its background; it would be inherited.
+            # Shells ignore SIGINT in background processes, which would be inherited.
             signal.signal(signal.SIGINT, signal.default_int_handler)
         environment = {**os.environ, **self.cache, **options.pop("env", {})}
         return subprocess.Popen(
@@ -135,16 +135,16 @@ class Lab:
         )
 
     def end(self, process: subprocess.Popen[str]) -> Done:
-        """Waits for a process, and makes sure that it leaves none behind."""
+        """Waits for a process, and checks that it leaves none behind."""
         try:
             shown, errors = process.communicate(timeout=LONGEST_SECONDS)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             shown, errors = process.communicate()
-            raise AssertionError(f"it did not end: {errors[-500:]}") from None
+            raise AssertionError(f"the process did not end: {errors[-500:]}") from None
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-            raise AssertionError("it left a process behind")
+            raise AssertionError("the process left another one behind")
         return Done(process.returncode, shown, errors)
 
     def run(self, run: pathlib.Path, *words: str, **options: Any) -> Done:
@@ -154,17 +154,17 @@ class Lab:
     def until(
         self, process: subprocess.Popen[str], holds: Callable[[], object]
     ) -> None:
-        """Waits until something holds, or the process has ended."""
+        """Waits until a condition holds or the process has ended."""
         end = time.monotonic() + LONGEST_SECONDS
         while not holds() and process.poll() is None and time.monotonic() < end:
             time.sleep(0.002)
 
     def goes_on(self, run: pathlib.Path, reached: int = NEWEST) -> Outcome:
-        """The same command goes on to the parameters of the unbroken run.
+        """Continues with the same command and compares the end with the unbroken run.
 
         Args:
           run: the run directory.
-          reached: the step that the run had done before.
+          reached: the last step of the run before.
         """
         done = self.run(run)
         assert done.status == 0, done.errors[-1000:]
@@ -181,12 +181,12 @@ class Lab:
         )
 
     def refused(self, done: Done, *words: str, noisy: bool = False) -> Outcome:
-        """The command ended in one sentence that has certain words.
+        """Checks that the command ended with one sentence that contains certain words.
 
         Args:
-          done: how it ended.
-          words: of the sentence.
-          noisy: whether threads of TensorStore, which fail too, may complain beside it.
+          done: the end of the command.
+          words: words in the sentence.
+          noisy: whether TensorStore's threads, which fail too, may print messages.
         """
         assert done.status == 2, f"status {done.status}: {done.errors[-1000:]}"
         assert noisy or "Traceback" not in done.errors, done.errors[-1000:]
@@ -197,7 +197,7 @@ class Lab:
         return Outcome(f"status 2, {self.plain(done.sentence)}")
 
     def refused_here(self, *words: str, says: Sequence[str]) -> Outcome:
-        """Bad input is refused, in this process, before anything is made."""
+        """Checks in this process that invalid input is rejected at once."""
         run = self.new()
         errors = io.StringIO()
         with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(errors):
@@ -208,20 +208,20 @@ class Lab:
         return self.refused(Done(status, "", text), *says)
 
     def plain(self, text: str) -> str:
-        """A sentence without this directory's path."""
+        """Returns a sentence without this directory's path."""
         return text.replace(f"{self.path}/", "").replace(str(self.path), "")
 
     def checkpoint(self, run: pathlib.Path, step: int = NEWEST) -> pathlib.Path:
-        """A checkpoint's directory."""
+        """Returns the directory of a checkpoint."""
         return run / "arms" / ARM / "checkpoints" / str(step)
 
     def steps(self, run: pathlib.Path) -> list[int]:
-        """The steps of a run's checkpoints."""
+        """Returns the steps of a run's checkpoints."""
         found = self.checkpoint(run).parent.glob("*")
         return sorted(int(path.name) for path in found if path.name.isdecimal())
 
     def rows(self, run: pathlib.Path) -> list[dict[str, Any]]:
-        """The logged steps."""
+        """Returns the logged steps."""
         path = run / "arms" / ARM / "metrics.jsonl"
         if not path.exists():
             return []
@@ -229,36 +229,36 @@ class Lab:
         return [json.loads(line) for line in lines if line.endswith(b"\n")]
 
     def digest(self, run: pathlib.Path) -> str:
-        """The digest of a finished run's parameters."""
+        """Returns the digest of a finished run's parameters."""
         summary = json.loads((run / "summary.json").read_text())
         return summary["arms"][ARM]["params_sha256"]
 
 
 def largest(directory: pathlib.Path) -> pathlib.Path:
-    """The largest file under a directory: where the numbers are."""
+    """Returns the largest file under a directory, which has the arrays."""
     files = [path for path in directory.rglob("*") if path.is_file()]
     return max(files, key=lambda path: (path.stat().st_size, path.name))
 
 
 def flip(path: pathlib.Path, place: float = 0.5, bit: int = 0) -> None:
-    """Turns one bit of a file over, a share of its length from its beginning."""
+    """Flips one bit of a file, at a relative position."""
     raw = bytearray(path.read_bytes())
     raw[int(place * (len(raw) - 1))] ^= 1 << bit
     path.write_bytes(raw)
 
 
 def cut(path: pathlib.Path, share: float = 0.5) -> None:
-    """Leaves the beginning of a file."""
+    """Truncates a file to a share of its length."""
     os.truncate(path, int(path.stat().st_size * share))
 
 
 def append(path: pathlib.Path, text: str) -> None:
-    """Puts text behind a file's; a lone surrogate is a byte that is no text."""
+    """Appends text to a file; a lone surrogate stands for a byte that is not text."""
     path.write_bytes(path.read_bytes() + text.encode(errors="surrogateescape"))
 
 
 def change(path: pathlib.Path, old: str, new: str) -> None:
-    """Puts other text in the place of some that a file has."""
+    """Replaces text in a file."""
     text = path.read_text()
     assert old in text, text
     path.write_text(text.replace(old, new, 1))
@@ -266,7 +266,7 @@ def change(path: pathlib.Path, old: str, new: str) -> None:
 
 @contextlib.contextmanager
 def disk(path: pathlib.Path, free_kilobytes: int) -> Iterator[None]:
-    """A file system in memory with what is in a directory, and little more room."""
+    """Mounts a file system in memory with a directory's contents and limited space."""
     kept = path.rename(path.with_name(f"{path.name}-kept"))
     path.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=100m", "tmpfs", str(path)]
@@ -276,15 +276,15 @@ def disk(path: pathlib.Path, free_kilobytes: int) -> Iterator[None]:
         resize(path, shutil.disk_usage(path).used // 1024 + free_kilobytes)
         yield
     finally:
-        # Whoever still works there, after a failure, does not keep the directory.
+        # Unmounts even if a process still uses it after a failure.
         umount = ["umount", "--lazy", str(path)]
         subprocess.run(umount, check=True, capture_output=True)
 
 
 def fill(path: pathlib.Path) -> None:
-    """Takes all the room of a file system of `disk` on which others write."""
+    """Fills a file system of `disk` while others write to it."""
     for _ in range(1000):
-        # What they write meanwhile would not fit.
+        # What others write in the meantime does not fit.
         with contextlib.suppress(subprocess.CalledProcessError):
             resize(path, shutil.disk_usage(path).used // 1024)
             return
@@ -292,6 +292,6 @@ def fill(path: pathlib.Path) -> None:
 
 
 def resize(path: pathlib.Path, kilobytes: int) -> None:
-    """Gives a file system of `disk` another size."""
+    """Changes the size of a file system of `disk`."""
     option = f"remount,size={kilobytes}k"
     subprocess.run(["mount", "-o", option, str(path)], check=True, capture_output=True)

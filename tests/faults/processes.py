@@ -1,4 +1,4 @@
-"""Faults of a process: signals, kills, and two at once."""
+"""Faults of processes: signals, kills, and two runs at once."""
 
 import pathlib
 import random
@@ -12,7 +12,7 @@ from tests.finetune import small
 from tests.hosts import processes as several
 
 KILLS = 20
-# Long enough that twenty kills do not find it done.
+# Long enough that the run is not complete after twenty kills.
 LONG = ("--steps", "300")
 SEED = 0
 
@@ -24,7 +24,7 @@ def _logged(lab: Lab, run: pathlib.Path) -> bool:
 
 
 def saving(lab: Lab, run: pathlib.Path) -> bool:
-    """Whether a checkpoint is being written."""
+    """Returns whether a checkpoint is being written."""
     return any(lab.checkpoint(run).parent.glob("*orbax-checkpoint-tmp*"))
 
 
@@ -68,12 +68,12 @@ def _killed(lab: Lab, ready: Ready, *words: str) -> Outcome:
     lab.until(process, lambda: ready(lab, run))
     process.kill()
     done = lab.end(process)
-    assert done.status == -signal.SIGKILL, "it had ended before"
+    assert done.status == -signal.SIGKILL, "the run had ended before the signal"
     return lab.goes_on(run, len(lab.rows(run)))
 
 
 def _killed_often(lab: Lab) -> Outcome:
-    """Half of the moments at random from the start, half while it trains and saves."""
+    """Kills a run at random moments from its start, and while it trains and saves."""
     whole, run = lab.new(), lab.new()
     assert lab.run(whole, *LONG).status == 0
     generator, lost, moments, until_training = random.Random(SEED), 0, [], 0.0
@@ -87,7 +87,9 @@ def _killed_often(lab: Lab) -> Outcome:
             until_training = time.monotonic() - began
             time.sleep(generator.uniform(0, 1))
         process.kill()
-        assert lab.end(process).status == -signal.SIGKILL, "it had ended before"
+        assert lab.end(process).status == -signal.SIGKILL, (
+            "the run had ended before the signal"
+        )
         reached, saved = len(lab.rows(run)), (lab.steps(run) or [0])[-1]
         lost += max(reached - saved, 0)
         moments.append(saved)
@@ -105,7 +107,7 @@ def _killed_often(lab: Lab) -> Outcome:
 def _two_at_once(lab: Lab) -> Outcome:
     run = lab.half_done()
     first = lab.start(run)
-    # With its own settings it rewrites the file that says so as soon as it holds it.
+    # A run with other settings rewrites this file as soon as it holds the directory.
     old = (run / "settings.json").stat().st_ino
     lab.until(first, lambda: (run / "settings.json").stat().st_ino != old)
     second = lab.refused(lab.run(run), "is in use", "another process works there")
@@ -117,7 +119,7 @@ def _two_at_once(lab: Lab) -> Outcome:
 
 
 def _one_of_two(lab: Lab, number: signal.Signals) -> Outcome:
-    """Two processes, of which one is signaled when the second step has been saved."""
+    """Signals one of two processes after the second step has been saved."""
     place = lab.new()
     small.write_model(place / "tiny-llama")
 

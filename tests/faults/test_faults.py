@@ -1,4 +1,4 @@
-"""The cheapest faults, done at every run of the tests; `results.md` has them all."""
+"""The cheapest faults; `results.md` has the results of all."""
 
 import os
 
@@ -15,7 +15,7 @@ QUICK = [case for case in CASES if case.quick]
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
-    """One lab for all processes that test: its first two runs are dear."""
+    """A lab shared by all test processes, since its first two runs take long."""
     worker = os.environ.get("PYTEST_XDIST_WORKER", "")
     base = tmp_path_factory.getbasetemp()
     path = (base.parent if worker else base) / "lab"
@@ -25,5 +25,5 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
 
 
 @pytest.mark.parametrize("case", QUICK, ids=lambda case: case.fault.replace(" ", "-"))
-def test_a_fault_comes_out_as_promised(case: Case, lab: Lab) -> None:
+def test_a_fault_has_the_promised_outcome(case: Case, lab: Lab) -> None:
     case.work(lab)

@@ -1,8 +1,8 @@
-"""Many programs with collectives, all begun before any has ended, by several processes.
+"""Many programs with collectives, dispatched by several processes before any ends.
 
     python -m tests.hosts.collectives WATCH OPTIONS...
 
-OPTIONS are those by which the command joins a run; nothing is watched.
+OPTIONS are the options with which the command joins a run; WATCH is not used.
 """
 
 import sys
@@ -19,7 +19,7 @@ PROGRAMS = 400
 
 
 def main() -> None:
-    """Adds up over all devices, again and again."""
+    """Sums over all devices repeatedly."""
     program.keep_to_itself()
     with hosts.joined(config.parse(sys.argv[2:])):
         mesh = Mesh(jax.devices(), ("all",))

@@ -1,4 +1,4 @@
-"""What the runs of several processes share."""
+"""Fixtures for runs of several processes."""
 
 import pathlib
 

@@ -1,4 +1,4 @@
-"""Several processes on this machine that are one run."""
+"""Runs of several processes on this machine."""
 
 import contextlib
 import json
@@ -19,14 +19,14 @@ from examples.finetune.system import hosts
 from tests.finetune import small
 
 ROOT = pathlib.Path(__file__).parents[2]
-# Far more than any run here takes; none is to be left, whatever happens.
+# Far longer than any run here. No process may be left behind in any case.
 LIMIT_SECONDS = 400
-# Held while there are such processes, by whatever worker of pytest.
+# Held while such processes run, so that pytest's workers run them one at a time.
 LOCK = pathlib.Path(tempfile.gettempdir()) / "mofo_jax_hosts.lock"
 
 
 class Ended(NamedTuple):
-    """A process that has ended: its status, what it wrote and what was seen of it."""
+    """A process that has ended: status, output and observations of `program`."""
 
     status: int
     output: str
@@ -35,14 +35,14 @@ class Ended(NamedTuple):
 
 
 def free_port() -> int:
-    """A port of the loopback interface that is free now."""
+    """Returns a port of the loopback interface that is currently free."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
 def join(count: int) -> list[list[str]]:
-    """The options by which each of so many processes joins; none for one alone."""
+    """Returns the options with which each process joins; none for a single process."""
     if count == 1:
         return [[]]
     common = ["--coordinator", f"127.0.0.1:{free_port()}"]
@@ -51,7 +51,7 @@ def join(count: int) -> list[list[str]]:
 
 
 def slurm(count: int) -> list[dict[str, str]]:
-    """What SLURM would tell each of so many processes, of a node of this name."""
+    """Returns SLURM's environment of each process, on a node of this name."""
     port = str(free_port())
     return [
         {
@@ -69,7 +69,7 @@ def slurm(count: int) -> list[dict[str, str]]:
 
 
 class Run(NamedTuple):
-    """A run and what it left."""
+    """A run and its results."""
 
     path: pathlib.Path
     ended: list[Ended]
@@ -85,7 +85,7 @@ class Run(NamedTuple):
 
 
 def options(place: pathlib.Path, name: str, mesh: str) -> list[str]:
-    """The options of a run of MoFO on a mesh, and its directory."""
+    """Returns the options of a run of MoFO on a mesh, with its directory."""
     words = small.options(place / "tiny-llama", place / name / "run")
     sizes = ("--evaluation-rows", "2", "--knowledge-questions", "2")
     return [
@@ -105,21 +105,21 @@ def run(
     everywhere: Mapping[str, Any] | None = None,
     own: Mapping[int, Sequence[str]] | None = None,
 ) -> Run:
-    """Runs the command by several processes, to their ends.
+    """Runs the command with several processes until all end.
 
     Args:
       place: a directory with the tiny model, for all runs of a test.
-      name: of the run; its directory may be there.
-      count: of processes.
-      devices: of each process.
-      words: further options.
-      mesh: of all devices.
-      watch: what `program` is told, by process.
-      everywhere: what it is told in every process.
-      own: options of one process alone.
+      name: the run's name; its directory may exist.
+      count: number of processes.
+      devices: number of devices of each process.
+      words: additional options.
+      mesh: the mesh over all devices.
+      watch: what to pass to `program`, by process.
+      everywhere: what to pass to `program` in every process.
+      own: options of single processes.
     """
     if count > 1 and jax.__version_info__ < hosts.OLDEST_JAX:
-        pytest.skip(f"several processes are refused with jax {jax.__version__}")
+        pytest.skip(f"several processes are not supported with jax {jax.__version__}")
     common = [*options(place, name, mesh), *words]
     told = [
         {**(everywhere or {}), **(watch or {}).get(index, {})} for index in range(count)
@@ -141,7 +141,7 @@ def run(
 
 
 def check_lost(other: Ended) -> str:
-    """What a process says that ends because another was killed."""
+    """Returns the message of a process that ends because another was killed."""
     assert other.status == hosts.LOST, other.errors
     sentence = other.errors.strip().splitlines()[-1]
     assert sentence.startswith("error: process 0 of 2 cannot go on")
@@ -158,18 +158,18 @@ def start(
     module: str = "tests.hosts.program",
     watch: Sequence[Mapping[str, Any]] | None = None,
 ) -> list[Ended]:
-    """Runs one process for each list of arguments, all at once, to their ends.
+    """Runs one process for each list of arguments at the same time, until all end.
 
     Args:
-      directory: for their output; there already.
-      arguments: of the command.
-      environments: beside this process's own, of each of them.
-      module: what each runs.
-      watch: what it is told, of each of them.
+      directory: an existing directory for their output.
+      arguments: the command's arguments.
+      environments: additional environment variables of each process.
+      module: the module that each process runs.
+      watch: what to pass to `program`, by process.
     """
     processes: list[subprocess.Popen[bytes]] = []
     with contextlib.ExitStack() as stack:
-        # More of them at once would only be slower.
+        # Running more of them at a time would only be slower.
         stack.enter_context(filelock.FileLock(LOCK))
         for index, words in enumerate(arguments):
             report = {"report": str(directory / f"{index}.json")}
@@ -182,7 +182,7 @@ def start(
                 [sys.executable, "-m", module, told, *words],
                 cwd=ROOT,
                 env={**os.environ, **environments[index]},
-                # Open as long as this process lives; theirs ends with it.
+                # Open as long as this process lives, so that they end with it.
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=errors,

@@ -1,10 +1,10 @@
-"""The real command as one process of several, watched.
+"""The command as one process of several, with observations.
 
     python -m tests.hosts.program WATCH ARGUMENTS...
 
-WATCH is JSON: `report`, the file that says what was seen; `kill_after`, a step after
-whose checkpoint the process kills itself; `copy`, a directory into which the run's is
-copied after the checkpoint of step 2; `train_only`, which measures nothing.
+WATCH is JSON with the keys `report`, the file for the observations; `kill_after`, a
+step after whose checkpoint the process kills itself; `copy`, a directory to which the
+run's is copied after the checkpoint of step 2; `train_only`, to measure nothing.
 """
 
 import functools
@@ -24,8 +24,8 @@ seen: dict[str, Any] = {
 
 
 def keep_to_itself() -> None:
-    """Listens on this machine only, and ends with the process that began this one."""
-    # Left to itself, it listens wherever the machine's name leads.
+    """Listens on this machine only, and ends when the parent process ends."""
+    # By default, it listens on the interface of the machine's name.
     runtime.make_gloo_tcp_collectives = functools.partial(
         runtime.make_gloo_tcp_collectives, hostname="127.0.0.1"
     )
@@ -42,12 +42,12 @@ def watch_files(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 def listening() -> list[str]:
-    """The addresses on which this process listens, in hexadecimal."""
+    """Returns the addresses on which this process listens, in hexadecimal."""
     own = set()
     for link in pathlib.Path("/proc/self/fd").iterdir():
         try:
             own.add(str(link.readlink()))
-        except FileNotFoundError:  # The one that listed them.
+        except FileNotFoundError:  # The descriptor of the directory itself.
             continue
     lines = [
         line.split()
@@ -62,7 +62,7 @@ def listening() -> list[str]:
 
 
 def watch(options: dict[str, Any]) -> None:
-    """Puts itself between the command and its parts."""
+    """Wraps parts of the command to observe them."""
     from examples.finetune.data.batches import Batch
     from examples.finetune.evaluation import evaluate
     from examples.finetune.model import parameters
@@ -107,7 +107,7 @@ def watch(options: dict[str, Any]) -> None:
     together = hosts.together
 
     def noted(work: Any) -> Any:
-        # Here the runtime is surely there, and a process that fails comes by too.
+        # The runtime has started by now, and failing processes get here too.
         seen["listening"] = listening()
         write(options)
         return together(work)
@@ -116,7 +116,7 @@ def watch(options: dict[str, Any]) -> None:
 
 
 def end_with_parent() -> None:
-    """Waits until nobody can write to the standard input any more."""
+    """Waits until the standard input is closed by its writers."""
     sys.stdin.read()
     os._exit(1)
 

@@ -1,4 +1,4 @@
-"""What four processes saved two go on with, and one."""
+"""Two processes and one resume what four processes saved."""
 
 import pathlib
 import shutil
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.nightly
 MESH = "fsdp=4,tensor=2"
 
 
-def test_two_and_one_go_on_from_what_four_saved(place: pathlib.Path) -> None:
+def test_two_and_one_resume_what_four_saved(place: pathlib.Path) -> None:
     told = {"train_only": True}
     copied = told | {"copy": str(place / "copy")}
     four = run(place, "four", 4, 2, mesh=MESH, everywhere=copied)
@@ -28,13 +28,13 @@ def test_two_and_one_go_on_from_what_four_saved(place: pathlib.Path) -> None:
         for ended in made.ended:
             assert ended.seen["restored"] == [[2, saved["2"]]]
         check_end(made, four)
-    # On the same mesh to the last bit, whoever holds the devices.
+    # On the same mesh, bit for bit, however the devices are distributed.
     assert two.ended[1].seen["saved"]["4"] == saved["4"]
     check_rows(one, four)
 
 
 def check_end(made: Run, four: Run) -> None:
-    """They end where four do."""
+    """They end with the same result as four processes."""
     for row, other in zip(made.metrics, four.metrics, strict=True):
         assert row["step"] == other["step"]
         for key in ("loss", "gradient_norm", "moved_fraction"):
@@ -42,7 +42,7 @@ def check_end(made: Run, four: Run) -> None:
 
 
 def check_rows(one: Run, four: Run) -> None:
-    """Each of four makes its two rows of the batch of one."""
+    """Each of four processes makes two rows of the whole batch."""
     shares = [ended.seen["batches"] for ended in four.ended]
     assert all(len(batch) == 2 for share in shares for batch in share)
     third = [row for share in shares for row in share[2]]

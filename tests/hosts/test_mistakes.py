@@ -1,4 +1,4 @@
-"""What is wrong on one process ends all; and options that do not fit together."""
+"""Invalid input on one process ends all; invalid combinations of options."""
 
 import pathlib
 import re
@@ -40,7 +40,7 @@ def test_options_that_fit() -> None:
 
 
 def readme(language: str) -> list[str]:
-    """The blocks of the examples' README in a language, about several hosts."""
+    """Returns the code blocks in the examples' README about several hosts."""
     text = (processes.ROOT / "examples" / "README.md").read_text()
     _, _, about = text.partition("### On several hosts")
     return re.findall(
@@ -67,12 +67,12 @@ def test_the_recipes_are_commands() -> None:
     assert len(commands) == 4
 
 
-def test_how_a_run_is_started_is_none_of_its_settings() -> None:
+def test_the_settings_do_not_include_how_a_run_is_started() -> None:
     names = {"coordinator", "num_processes", "process_id", "distributed"}
     assert names <= config.FREE_SETTINGS
 
 
-def test_processes_with_other_options_are_refused(
+def test_processes_must_have_the_same_options(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     told = [{"--steps": 4, "--model": "a"}, {"--steps": 5, "--model": "a"}]

@@ -1,4 +1,4 @@
-"""Two processes do what one does; when one is killed the other ends, and both go on."""
+"""Two processes compute what one does, and resume after one of them is killed."""
 
 import pathlib
 import signal
@@ -18,12 +18,12 @@ pytestmark = pytest.mark.nightly
 MESH = "fsdp=2,tensor=2"
 
 
-# One test, so that no worker makes a run that another has made.
-def test_two_processes_do_what_one_does(place: pathlib.Path) -> None:
+# One test, so that pytest's workers do not repeat runs.
+def test_two_processes_compute_what_one_does(place: pathlib.Path) -> None:
     def export(name: str) -> tuple[str, str]:
         return "--export", str(place / name / "exported")
 
-    # They are started as SLURM would.
+    # They are started as by SLURM.
     words = ("--distributed", *export("pair"))
     pair = run(place, "pair", 2, 2, *words, mesh=MESH)
     alone = run(place, "alone", 1, 4, *export("alone"), mesh=MESH)
@@ -31,7 +31,7 @@ def test_two_processes_do_what_one_does(place: pathlib.Path) -> None:
     check_rows(alone, pair)
     check_who_writes(pair)
     check_listening(pair)
-    # The same again, by options; one is killed, and then all of it once more.
+    # The same run, started by options: one process is killed, then both are restarted.
     training = {"mesh": MESH, "everywhere": {"train_only": True}}
     watch = {1: {"signal": [2, signal.SIGKILL]}}
     first, second = run(place, "broken", 2, 2, watch=watch, **training).ended
@@ -46,7 +46,7 @@ def exported(made: Run) -> dict[str, np.ndarray]:
 
 
 def check_results(alone: Run, pair: Run) -> None:
-    """The same losses, and the same coordinates moved by as much."""
+    """Checks for equal losses, and equal updates of the same coordinates."""
     for ended in (*alone.ended, *pair.ended):
         assert ended.status == 0, ended.errors
     one, two = alone.summary, pair.summary
@@ -62,7 +62,7 @@ def check_results(alone: Run, pair: Run) -> None:
     start, ends = tiny.tensors(), [exported(alone), exported(pair)]
     moved = 0
     for name, before in start.items():
-        # The same coordinates, by as much.
+        # The same coordinates move by the same amount.
         masks = [end[name] != before for end in ends]
         np.testing.assert_array_equal(*masks)
         np.testing.assert_allclose(ends[0][name], ends[1][name], rtol=1e-5, atol=1e-7)
@@ -72,7 +72,7 @@ def check_results(alone: Run, pair: Run) -> None:
 
 
 def check_rows(alone: Run, pair: Run) -> None:
-    """Each makes only the rows of its devices."""
+    """Checks that each process makes only the rows of its devices."""
     (whole,) = (ended.seen["batches"] for ended in alone.ended)
     first, second = (ended.seen["batches"] for ended in pair.ended)
     assert len(whole) == len(first) == len(second) == 4
@@ -81,7 +81,7 @@ def check_rows(alone: Run, pair: Run) -> None:
 
 
 def check_who_writes(pair: Run) -> None:
-    """The first writes and speaks; the other writes its part of checkpoints."""
+    """Checks that one process writes the results, and both write checkpoints."""
     first, second = pair.ended
     checkpoints = pair.path / "arms" / "mofo" / "checkpoints"
 
@@ -101,7 +101,7 @@ def check_who_writes(pair: Run) -> None:
 
 
 def check_bits(pair: Run, resumed: Run) -> None:
-    """The same command gives the same bits, killed or not."""
+    """Checks that the run ends with the same bits, killed or not."""
     unbroken = pair.ended[0].seen
     assert sorted(unbroken["saved"]) == ["1", "2", "3", "4"]
     assert pair.ended[1].seen["saved"] == unbroken["saved"]
@@ -117,15 +117,15 @@ def check_bits(pair: Run, resumed: Run) -> None:
 
 
 def check_listening(pair: Run) -> None:
-    """Nobody outside of this machine is listened to."""
+    """Checks that processes listen only on this machine."""
     for ended in pair.ended:
         assert ended.seen["listening"]
         for address in ended.seen["listening"]:
-            # The kernel's way to write 127.0.0.1, and the same in IPv6.
+            # The kernel's format of 127.0.0.1, and the same in IPv6.
             assert address.partition(":")[0].endswith("0100007F"), address
 
 
-def test_programs_begun_at_once_all_end(tmp_path: pathlib.Path) -> None:
+def test_concurrent_programs_all_end(tmp_path: pathlib.Path) -> None:
     environments = [small.compiled_in(str(tmp_path), devices=2)] * 2
     made = processes.start(
         tmp_path, processes.join(2), environments, module="tests.hosts.collectives"
@@ -133,7 +133,7 @@ def test_programs_begun_at_once_all_end(tmp_path: pathlib.Path) -> None:
     assert [ended.status for ended in made] == [0, 0], made
 
 
-def test_without_other_processes_nothing_is_asked_of_them() -> None:
+def test_a_single_process_does_not_communicate() -> None:
     assert jax.process_count() == 1
     assert hosts.is_first()
     assert hosts.gathered({"a": 1}) == [{"a": 1}]

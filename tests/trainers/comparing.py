@@ -1,4 +1,4 @@
-"""What has to hold of MoFO in any trainer, and the optimizers to show it with."""
+"""Properties of MoFO in every trainer, and the optimizers to test them with."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,12 +11,12 @@ import mofo_jax
 from tests.helpers import assert_same_bits, selected
 
 FRACTION = 0.15
-# Losses, parameters and state after some steps from the same start.
+# A function that returns losses, parameters and state after steps from a fixed start.
 Train = Callable[[optax.GradientTransformation, int], tuple[list[float], Any, Any]]
 
 
 class Optimizers(NamedTuple):
-    """AdamW, MoFO that moves everything, and MoFO as it is meant."""
+    """AdamW, MoFO with a fraction of 1, and MoFO with its default fraction."""
 
     adamw: optax.GradientTransformation
     everything: optax.GradientTransformation
@@ -24,7 +24,7 @@ class Optimizers(NamedTuple):
 
 
 def make_optimizers(**options: Any) -> Optimizers:
-    """Makes the three alike; a trainer that gets one again need not compile again."""
+    """Makes the three optimizers; reusing them in a trainer avoids compilation."""
     return Optimizers(
         optax.adamw(1e-2, weight_decay=0.1),
         mofo_jax.mofo(1e-2, weight_decay=0.1, update_fraction=1, **options),
@@ -33,7 +33,7 @@ def make_optimizers(**options: Any) -> Optimizers:
 
 
 def by_path(tree: Any) -> dict[str, np.ndarray]:
-    """Returns the arrays of a tree by their paths."""
+    """Returns the arrays of a tree by path."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -51,13 +51,13 @@ def check_everything_is_adamw(train: Train, optimizers: Optimizers) -> None:
 
 
 def moved_at_first(train: Train, optimizer: Any) -> dict[str, np.ndarray]:
-    """Returns which coordinates the first step of a trainer moves."""
+    """Returns the coordinates that a trainer's first step moves."""
     start, after = (by_path(train(optimizer, steps)[1]) for steps in (0, 1))
     return {path: after[path] != start[path] for path in start}
 
 
 def whole(_: str) -> tuple[int, ...]:
-    """Makes every tensor one block, by its path."""
+    """Returns the block axes that make every tensor one block."""
     return ()
 
 
@@ -66,14 +66,16 @@ def check_first_step(
     optimizers: Optimizers,
     axes: Callable[[str], tuple[int, ...]] = whole,
 ) -> dict[str, np.ndarray]:
-    """Compares what moves first with what NumPy selects of AdamW's momentum.
+    """Compares the coordinates of the first step with NumPy's selection.
+
+    NumPy selects from AdamW's momentum.
 
     Returns which coordinates moved, by path.
     """
     moved = moved_at_first(train, optimizers.mofo)
     momenta = by_path(optax.tree.get(train(optimizers.adamw, 1)[2], "mu"))
     assert len(momenta) == len(moved) > 1
-    # A box or a variable adds a key of its own to the path of what it holds.
+    # A box or a variable adds a key to the path of its array.
     for (path, mask), momentum in zip(moved.items(), momenta.values(), strict=True):
         expected = selected(momentum, FRACTION, axes(path)) & (momentum != 0)
         np.testing.assert_array_equal(mask, expected, path)

@@ -1,4 +1,4 @@
-"""Gradient accumulation: the same step either way, and how often each selects."""
+"""Gradient accumulation in both ways: the same step, and the number of selections."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ WIDTH = 16
 
 
 def run_multi_steps(optimizer: Any, steps: int) -> Any:
-    """Returns the parameters after steps of `optax.MultiSteps`."""
+    """Returns the parameters after steps with `optax.MultiSteps`."""
     many = optax.MultiSteps(optimizer, recipe.MICRO_BATCHES).gradient_transformation()
     params = recipe.init_params(WIDTH)
     state = many.init(params)
@@ -27,7 +27,7 @@ def run_multi_steps(optimizer: Any, steps: int) -> Any:
 
 
 def run_in_the_step(optimizer: Any, steps: int) -> Any:
-    """Returns the parameters after steps that accumulate by themselves."""
+    """Returns the parameters after steps of the example, which accumulate."""
     params = recipe.init_params(WIDTH)
     state = optimizer.init(params)
     for step in range(steps):
@@ -50,14 +50,14 @@ CALLS: list[None] = []
 
 
 def count_and_rank(tensor: mofo_jax.scores.Tensor) -> jax.Array:
-    """Ranks by the momentum, and notes each time that it is run."""
+    """Ranks by the momentum, and records each execution."""
     jax.debug.callback(lambda: CALLS.append(None))
     return tensor.momentum
 
 
 @pytest.fixture
 def calls() -> list[None]:
-    """One entry for each tensor that has been ranked."""
+    """A list with an entry for each ranked tensor."""
     CALLS.clear()
     return CALLS
 
@@ -72,7 +72,7 @@ def test_multi_steps_selects_for_every_micro_batch(calls: list[None]) -> None:
     by_multi_steps = run_multi_steps(optimizer, 2)
     jax.effects_barrier()
     assert len(calls) == 2 * len(start) * recipe.MICRO_BATCHES
-    # For the same numbers.
+    # The parameters are the same.
     whole = [jnp.concatenate(list(array)) for array in recipe.batches(0)]
     grads = jax.grad(recipe.loss_of)(start, *whole)
     once = run_in_the_step(optimizer, 1)

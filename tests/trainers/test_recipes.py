@@ -1,4 +1,4 @@
-"""Each trainer of `examples/trainers` with MoFO and with AdamW, on one device."""
+"""Each program of `examples/trainers`, with MoFO and with AdamW, on one device."""
 
 import ast
 import pathlib
@@ -29,13 +29,13 @@ MARKED = re.compile(r" *(\w+) = (.*mofo_jax\.mofo.*)  # was: (optax\.adamw.*)")
 
 
 class Recipe(NamedTuple):
-    """How a recipe trains, and the options of its optimizer."""
+    """The training function of a program, and the options of its optimizer."""
 
     train: Train
     options: dict[str, Any]
 
 
-# The others need a mesh, and train in `eight_devices`.
+# The other programs need a mesh and are tested in `eight_devices`.
 RECIPES = {
     "flax_nnx": Recipe(flax_nnx.train, {}),
     "equinox_model": Recipe(equinox_model.train, {}),
@@ -46,12 +46,12 @@ RECIPES = {
 
 @pytest.fixture(scope="module", params=RECIPES)
 def recipe(request: pytest.FixtureRequest) -> tuple[Recipe, Optimizers]:
-    """One recipe, and its optimizers."""
+    """A program and its optimizers."""
     found = RECIPES[request.param]
     return found, make_optimizers(**found.options)
 
 
-def test_a_fraction_of_one_trains_as_adamw_does(
+def test_a_fraction_of_one_trains_like_adamw(
     recipe: tuple[Recipe, Optimizers],
 ) -> None:
     check_everything_is_adamw(recipe[0].train, recipe[1])
@@ -75,7 +75,7 @@ def test_one_line_changes(name: str) -> None:
     found = MARKED.fullmatch(marked)
     assert found is not None, marked
     ast.parse(found[3])
-    # The file says how it is run, and is so.
+    # The file states its command, and can be run.
     assert f"`python -m examples.trainers.{name.replace('/', '.')}" in source
     assert source.rstrip().splitlines()[-2] == 'if __name__ == "__main__":'
 

@@ -1,6 +1,6 @@
-"""What trainers and Optax's wrappers do that a user of MoFO has to know.
+"""Behaviour of trainers and Optax's wrappers that users of MoFO should know.
 
-Each is a line of `examples/trainers/README.md`.
+Each test belongs to an entry of `examples/trainers/README.md`.
 """
 
 from collections.abc import Callable
@@ -37,8 +37,9 @@ FACTORIES: dict[str, Callable[[], optax.GradientTransformationExtraArgs]] = {
 
 
 @pytest.mark.parametrize("name", FACTORIES)
-def test_everything_by_keyword_with_arguments_of_others(name: str) -> None:
-    # EasyDeL names all three; Levanter adds a loss and a function, MaxText a norm.
+def test_update_accepts_keywords_and_extra_arguments(name: str) -> None:
+    # EasyDeL passes all arguments by name; Levanter adds a loss and a function, and
+    # MaxText a norm.
     optimizer, grads = FACTORIES[name](), gradients()
     state = optimizer.init(PARAMS)
 
@@ -50,7 +51,7 @@ def test_everything_by_keyword_with_arguments_of_others(name: str) -> None:
     assert_same_bits(jax.jit(by_keyword)(grads, state), desired)
 
 
-def test_masked_lets_the_gradients_of_the_others_through() -> None:
+def test_masked_passes_the_gradients_of_other_tensors_through() -> None:
     grads = gradients()
     masked = optax.masked(mofo_jax.mofo(1e-2), {"w": True, "b": False})
     updates, _ = jax.jit(masked.update)(grads, masked.init(PARAMS), PARAMS)
@@ -91,7 +92,7 @@ def test_an_injected_callable_becomes_a_schedule_unless_it_is_static() -> None:
 
     _, state = init()
     assert "dense" in state.hyperparams
-    # It was shown the step.
+    # It was called with the step.
     assert [jnp.shape(given) for given in asked] == [()]
     optimizer, state = init(static_args=("dense",))
     assert "dense" not in state.hyperparams
@@ -101,8 +102,8 @@ def test_an_injected_callable_becomes_a_schedule_unless_it_is_static() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_injected_numbers_of_float32_serve_narrow_parameters(dtype: str) -> None:
-    # In bfloat16 a b2 of 0.999 would be 1, and the update 0 / 0.
+def test_injected_float32_numbers_work_for_low_precision_parameters(dtype: str) -> None:
+    # In bfloat16, a b2 of 0.999 would be 1, and the update 0 / 0.
     injected = optax.inject_hyperparams(mofo_jax.mofo, hyperparam_dtype=jnp.float32)
     optimizer = injected(1e-2)
     params = jax.tree.map(lambda p: p.astype(dtype), PARAMS)
@@ -118,7 +119,7 @@ def test_injected_numbers_of_float32_serve_narrow_parameters(dtype: str) -> None
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_tensors_without_a_gradient_stay_in_half_precision(dtype: str) -> None:
-    # An eps of 1e-8 is 0 in float16, and Adam's own direction 0 / 0.
+    # An eps of 1e-8 is 0 in float16, so that Adam's own direction is 0 / 0.
     params = jax.tree.map(lambda p: p.astype(dtype), PARAMS)
     optimizer = mofo_jax.mofo(1e-2, weight_decay=0.1)
     zeros = optax.tree.zeros_like(params)
@@ -126,7 +127,7 @@ def test_tensors_without_a_gradient_stay_in_half_precision(dtype: str) -> None:
     assert_same_bits(jax.tree.map(jnp.abs, updates), zeros)
 
 
-def test_integer_parameters_are_refused_as_adamw_refuses_them() -> None:
+def test_integer_parameters_are_an_error_as_with_adamw() -> None:
     params = {**PARAMS, "step": jnp.arange(3)}
 
     def loss(params: Any) -> jax.Array:
@@ -140,7 +141,7 @@ def test_integer_parameters_are_refused_as_adamw_refuses_them() -> None:
 
 
 def test_an_nnx_optimizer_keeps_annotated_parameters_under_a_mesh() -> None:
-    # A state with a scalar for each parameter could not be given its sharding.
+    # The sharding could not be applied to a state with one scalar per parameter.
     mesh = jax.make_mesh((1,), ("x",), (AxisType.Auto,), devices=jax.devices()[:1])
     with jax.set_mesh(mesh):
         init = nnx.with_partitioning(nnx.initializers.lecun_normal(), ("x", None))

@@ -1,7 +1,7 @@
-"""Saved on eight devices in the middle of a run, restored on fewer, sharded otherwise.
+"""Checkpoints from eight devices, restored on fewer devices with other shardings.
 
-Gradients are given, so that the arithmetic is the same on any number of devices; what
-a step selects, moves and keeps must then be the same to the last bit.
+Gradients are given, so that the arithmetic is the same on any number of devices. What a
+step selects, moves and keeps must then be the same bit for bit.
 """
 
 import os
@@ -25,7 +25,7 @@ NEXT = runs.BEFORE + 1
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, Any, Any]:
-    """Returns where a run on eight devices was saved, what was, and one step later."""
+    """Returns the path of a checkpoint, its contents, and those one step later."""
     path = tmp_path_factory.mktemp("saved")
     mesh = runs.mesh_of(8)
     kept = runs.start(mesh, axis=0)
@@ -36,7 +36,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, Any, 
 
 
 def moved(before: Any, after: Any) -> Any:
-    """Returns which coordinates of the parameters a step moved."""
+    """Returns the coordinates of the parameters that a step moved."""
     return jax.tree.map(
         lambda x, y: np.asarray(x) != np.asarray(y), before["params"], after["params"]
     )
@@ -48,7 +48,7 @@ def moved(before: Any, after: Any) -> Any:
     [(4, AxisType.Auto), (2, AxisType.Explicit), (1, AxisType.Auto)],
     ids=str,
 )
-def test_fewer_devices_go_on_with_the_same_bits(
+def test_fewer_devices_resume_bit_for_bit(
     devices: int, axis_type: AxisType, api: str, saved: tuple[pathlib.Path, Any, Any]
 ) -> None:
     path, kept, after = saved
@@ -70,7 +70,7 @@ def test_fewer_devices_go_on_with_the_same_bits(
     assert_same_bits(following, after)
 
 
-def test_a_process_with_one_device_goes_on(
+def test_a_process_with_one_device_resumes(
     saved: tuple[pathlib.Path, Any, Any],
 ) -> None:
     path, kept, after = saved

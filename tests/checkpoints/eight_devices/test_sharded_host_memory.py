@@ -1,4 +1,4 @@
-"""The tests of states in the host's memory again, spread over eight devices."""
+"""The tests of states in the host's memory, sharded over eight devices."""
 
 import jax
 

@@ -1,4 +1,4 @@
-"""What the tests of EasyDeL share: short runs of its trainer."""
+"""Short runs of EasyDeL's trainer, for its tests."""
 
 import functools
 import tempfile
@@ -30,14 +30,14 @@ Arrays = dict[str, np.ndarray]
 
 
 class Run(NamedTuple):
-    """What a run did.
+    """The result of a run.
 
     Attributes:
-      losses: of each step, as the trainer reports them.
-      start: the parameters before the first step, by path, those that are trained.
+      losses: the loss of each step, as the trainer reports it.
+      start: the trained parameters before the first step, by path.
       params: the same after the last step.
-      momenta: after the last step.
-      state: of the optimizer, after the last step.
+      momenta: the momenta after the last step.
+      state: the optimizer's state after the last step.
     """
 
     losses: list[float]
@@ -64,7 +64,7 @@ def run_in(
     steps: int = STEPS,
     **options: Any,
 ) -> Run:
-    """Trains for some steps, in a folder for checkpoints."""
+    """Trains for some steps, with checkpoints in a folder."""
     trainer = program.make_trainer(
         program.build(lora, axes),
         folder,
@@ -98,7 +98,7 @@ def run(
     axes: tuple[int, ...] = program.ONE_DEVICE,
     steps: int = STEPS,
 ) -> Run:
-    """Returns a run, trained the first time."""
+    """Returns a run, which is performed on the first call."""
     with tempfile.TemporaryDirectory() as folder:
         return run_in(folder, name, lora=lora, axes=axes, steps=steps)
 
@@ -113,7 +113,7 @@ def check_everything_is_adamw(**case: Any) -> None:
 
 
 def assert_the_largest_moved(before: Arrays, after: Arrays, momentum: Arrays) -> None:
-    """Compares what moved with what NumPy selects of the momenta."""
+    """Compares the coordinates that moved with NumPy's selection from the momenta."""
     assert before.keys() == after.keys() == momentum.keys()
     for path, m in momentum.items():
         expected = selected(m, FRACTION) & (m != 0)
@@ -121,7 +121,7 @@ def assert_the_largest_moved(before: Arrays, after: Arrays, momentum: Arrays) ->
 
 
 def check_first_step(**case: Any) -> None:
-    """Compares the first step of MoFO with the gradients of AdamW's."""
+    """Compares MoFO's first step with NumPy's selection from AdamW's gradients."""
     adamw, ours = run("adamw", steps=1, **case), run("mofo", steps=1, **case)
     assert ours.losses == adamw.losses
     assert_same_bits(ours.start, adamw.start)

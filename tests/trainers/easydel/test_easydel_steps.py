@@ -1,4 +1,4 @@
-"""EasyDeL's trainer: a tiny Llama, whole and by factors of LoRA."""
+"""EasyDeL's trainer with a tiny Llama: all parameters, and LoRA factors."""
 
 import pathlib
 
@@ -11,7 +11,7 @@ LORA = pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 
 
 @LORA
-def test_a_fraction_of_one_trains_as_adamw_does(lora: bool) -> None:
+def test_a_fraction_of_one_trains_like_adamw(lora: bool) -> None:
     easydel_runs.check_everything_is_adamw(lora=lora)
 
 
@@ -25,13 +25,13 @@ def test_only_factors_of_lora_are_trained() -> None:
     assert momenta and all("lora" in path for path in momenta)
 
 
-def test_a_run_begun_by_adamw_goes_on_as_mofo_and_back(tmp_path: pathlib.Path) -> None:
+def test_mofo_resumes_a_run_of_adamw_and_back(tmp_path: pathlib.Path) -> None:
     options = {"save_steps": 1, "resume_if_possible": True}
     folder = str(tmp_path)
     begun = easydel_runs.run_in(folder, "adamw", steps=2, **options)
     ours = easydel_runs.run_in(folder, "mofo", steps=3, **options)
     back = easydel_runs.run_in(folder, "adamw", steps=4, **options)
-    # Restored: the parameters, and the moments of a run of AdamW that never stopped.
+    # The parameters were restored, and the moments equal those of an unbroken run.
     for path, array in begun.params.items():
         np.testing.assert_array_equal(ours.start[path], array, path)
     whole = easydel_runs.run("adamw", steps=3)

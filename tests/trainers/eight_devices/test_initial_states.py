@@ -1,4 +1,4 @@
-"""How a state comes to be sharded as the parameters are, in either kind of mesh."""
+"""Ways to shard an initial state like the parameters, in both kinds of mesh."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ import mofo_jax
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize("way", ["eager", "out_shardings"])
 def test_moments_are_sharded_as_their_parameters(way: str, kind: AxisType) -> None:
-    # A jitted `init` without `out_shardings` keeps them whole under Auto axes.
+    # Without `out_shardings`, a jitted `init` replicates them under Auto axes.
     mesh = jax.make_mesh((8,), ("x",), (kind,))
     everywhere, rows = NamedSharding(mesh, P()), NamedSharding(mesh, P("x"))
     params = {"w": jax.device_put(jnp.ones((16, 4)), rows)}

@@ -1,4 +1,4 @@
-"""The trainers of `examples/trainers` that shard, on eight devices and on one."""
+"""The sharded programs of `examples/trainers`, on eight devices and on one."""
 
 import functools
 from typing import Any
@@ -29,13 +29,13 @@ MODES = pytest.mark.parametrize("kind", [AUTO, EXPLICIT], ids=lambda kind: kind.
 def make_mesh(
     shape: tuple[int, ...], names: tuple[str, ...], kind: AxisType = AUTO
 ) -> Mesh:
-    """Returns a mesh of as many devices as its shape asks for."""
+    """Returns a mesh of the number of devices that its shape needs."""
     devices = jax.devices()[: int(np.prod(shape))]
     return jax.make_mesh(shape, names, (kind,) * len(shape), devices=devices)
 
 
 def check_shardings(params: Any, state: Any) -> None:
-    """The moments are sharded as their parameters are, and some are divided."""
+    """Checks that moments are sharded like parameters, and that some are divided."""
     divided = 0
     moments = [jax.tree.leaves(optax.tree.get(state, name)) for name in ("mu", "nu")]
     leaves = jax.tree.leaves(params)
@@ -48,13 +48,13 @@ def check_shardings(params: Any, state: Any) -> None:
 
 
 def layers_on_axis_one(path: str) -> tuple[int, ...]:
-    """Layers are blocks where they are stacked."""
+    """Returns block axes that make layers blocks if they are stacked."""
     return (1,) if "layers/" in path else ()
 
 
 @pytest.fixture(scope="module")
 def moved_on_one_device() -> dict[str, np.ndarray]:
-    """What the first step of the NNX trainer moves without sharding."""
+    """The coordinates that the first step of the NNX program moves without sharding."""
     mesh = make_mesh((1, 1), ("data", "model"))
     train = functools.partial(flax_nnx_sharded.train, mesh=mesh)
     return moved_at_first(train, make_optimizers().mofo)
@@ -89,7 +89,7 @@ def test_flax_linen() -> None:
     losses, params, state = train(optimizers.mofo, 20)
     assert losses[-1] < 0.8 * losses[0]
     check_shardings(params, state)
-    # Boxes around what is stacked on axis 1.
+    # The boxes of parameters stacked on axis 1.
     box = params["layers"]["Dense_0"]["kernel"]
     assert box.names == ("embed", "layers", "mlp")
     assert box.value.shape == (8, flax_linen.LAYERS, 32)
@@ -112,7 +112,7 @@ def test_plain_jax() -> None:
     for name, spec in plain_jax.SPECS.items():
         for tree in (params, state[0].mu, state[0].nu):
             assert tree[name].sharding.spec == spec
-    # Without the name each shard selects for itself: one of its eight in `down`.
+    # Without the name, each shard selects separately: one of its eight in `down`.
     apart = moved_at_first(mapped, unnamed)
     assert not np.array_equal(apart["up"], moved["up"])
     assert apart["down"].reshape(8, 8).sum(axis=1).tolist() == [1] * 8

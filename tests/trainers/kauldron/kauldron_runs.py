@@ -1,4 +1,4 @@
-"""What the tests of Kauldron share: short runs, read from what Kauldron writes."""
+"""Short runs of Kauldron, read from its files, for its tests."""
 
 import functools
 import pathlib
@@ -29,12 +29,12 @@ Arrays = dict[str, np.ndarray]
 
 
 class Run(NamedTuple):
-    """What a run did.
+    """The result of a run.
 
     Attributes:
-      losses: of each step, from Kauldron's metrics.
-      params: before the first step and after each, by path, from its checkpoints.
-      states: the state of the optimizer, likewise.
+      losses: the loss of each step, from Kauldron's metrics.
+      params: the parameters before the first step and after each, from its checkpoints.
+      states: the optimizer's states at the same times.
     """
 
     losses: list[float]
@@ -43,8 +43,8 @@ class Run(NamedTuple):
 
 
 def optimizer(name: str) -> Any:
-    """Returns the part of a configuration that makes an optimizer."""
-    # Here, because pytest looks for examples in a module's every name.
+    """Returns the configuration of an optimizer."""
+    # Imported here, because pytest looks for doctests in every name of a module.
     with konfig.imports():
         import optax
 
@@ -56,7 +56,7 @@ def optimizer(name: str) -> Any:
 
 
 def read(workdir: pathlib.Path) -> Run:
-    """Reads what a run has written."""
+    """Reads the files of a run."""
     losses = {}
     for path in sorted((workdir / "train").glob("*events*")):
         for event in tf.compat.v1.train.summary_iterator(str(path)):
@@ -80,10 +80,10 @@ def run_in(
     steps: int = STEPS,
     **fields: Any,
 ) -> Run:
-    """Trains with the configuration of our example, and another optimizer."""
+    """Trains with the configuration of our example and another optimizer."""
     config = sft.get_config(lora=lora, optimizer=optimizer(name))
     config.workdir = str(workdir)
-    # Kauldron stores the state before a step, and takes one more step than this.
+    # Kauldron stores the state before a step, and takes one step more than this.
     config.num_train_steps = steps
     config.checkpointer.save_interval_steps = 1
     config.checkpointer.max_to_keep = None
@@ -97,7 +97,7 @@ def run_in(
 
 @functools.cache
 def run(name: str, lora: bool = False, sharded: bool = False) -> Run:
-    """Returns a run, trained the first time."""
+    """Returns a run, which is performed on the first call."""
     fields: dict[str, Any] = {}
     if sharded:
         with konfig.imports():
@@ -125,7 +125,7 @@ def assert_equal_runs(actual: Run, desired: Run) -> None:
 
 
 def assert_the_largest_moved(before: Arrays, after: Arrays, momentum: Arrays) -> None:
-    """Compares what moved with what NumPy selects; without momenta nothing moves."""
+    """Compares the coordinates that moved with NumPy's selection from the momenta."""
     assert before.keys() == after.keys() >= momentum.keys()
     for path, start in before.items():
         expected = np.zeros(start.shape, bool)
@@ -136,7 +136,7 @@ def assert_the_largest_moved(before: Arrays, after: Arrays, momentum: Arrays) ->
 
 
 def check_first_step(lora: bool = False, sharded: bool = False) -> None:
-    """Compares the first step of MoFO with the gradients of AdamW's run."""
+    """Compares MoFO's first step with NumPy's selection from AdamW's gradients."""
     adamw, ours = run("adamw", lora, sharded), run("mofo", lora, sharded)
     assert ours.losses[0] == adamw.losses[0]
     assert_same_bits(ours.params[0], adamw.params[0])
@@ -146,5 +146,5 @@ def check_first_step(lora: bool = False, sharded: bool = False) -> None:
 
 
 def devices() -> int:
-    """Returns how many devices there are."""
+    """Returns the number of devices."""
     return len(jax.devices())

@@ -1,4 +1,4 @@
-"""Kauldron's trainer fine-tunes a tiny Gemma, whole and by factors of LoRA."""
+"""Kauldron's trainer with a tiny Gemma: all parameters, and LoRA factors."""
 
 import pathlib
 import subprocess
@@ -13,7 +13,7 @@ LORA = pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 
 
 @LORA
-def test_a_fraction_of_one_trains_as_adamw_does(lora: bool) -> None:
+def test_a_fraction_of_one_trains_like_adamw(lora: bool) -> None:
     kauldron_runs.assert_equal_runs(
         kauldron_runs.run("everything", lora), kauldron_runs.run("adamw", lora)
     )
@@ -29,12 +29,12 @@ def test_only_factors_of_lora_have_a_state() -> None:
     assert momenta and all("lora" in path for path in momenta)
 
 
-def test_a_run_begun_by_adamw_goes_on_as_mofo_and_back(tmp_path: pathlib.Path) -> None:
+def test_mofo_resumes_a_run_of_adamw_and_back(tmp_path: pathlib.Path) -> None:
     kauldron_runs.run_in(tmp_path, "adamw", steps=2)
     kauldron_runs.run_in(tmp_path, "mofo", steps=4)
     resumed = kauldron_runs.run_in(tmp_path, "adamw", steps=6)
-    # The last checkpoint of AdamW is the state before its third step, which MoFO takes
-    # with the moments of a run of AdamW that never stopped.
+    # The last checkpoint of AdamW has the state before its third step, whose moments
+    # must equal those of an unbroken run.
     whole = kauldron_runs.run("adamw")
     np.testing.assert_array_equal(resumed.losses[:3], whole.losses[:3])
     third, desired = (kauldron_runs.momenta(r.states[3]) for r in (resumed, whole))

@@ -1,6 +1,6 @@
-"""What the tests of MaxText share: short runs of its own programs, read from its files.
+"""Short runs of MaxText's programs, read from its files, for its tests.
 
-Losses come from MaxText's metrics, parameters and moments from its checkpoints.
+Losses are read from MaxText's metrics, parameters and moments from its checkpoints.
 """
 
 import functools
@@ -54,19 +54,19 @@ OPTIMIZERS = {
     "adamw": ["opt_type=adamw"],
     "everything": ["opt_type=mofo", "mofo_update_fraction=1"],
     "mofo": ["opt_type=mofo"],
-    # Takes no step, but has the gradients of one.
+    # A rate of 0 leaves the parameters, and the state has the gradients.
     "start": ["opt_type=adamw", "learning_rate=0"],
 }
 Arrays = dict[str, np.ndarray]
 
 
 class Run(NamedTuple):
-    """What a run did.
+    """The result of a run.
 
     Attributes:
-      losses: of each step, from MaxText's metrics.
-      params: after each step, by path, from MaxText's checkpoints.
-      states: the state of the optimizer, likewise.
+      losses: the loss of each step, from MaxText's metrics.
+      params: the parameters after each step, by path, from MaxText's checkpoints.
+      states: the optimizer's states at the same times.
     """
 
     losses: list[float]
@@ -75,14 +75,14 @@ class Run(NamedTuple):
 
 
 def without_boxes(tree: Any) -> Arrays:
-    """Returns the arrays of a part of a checkpoint by the paths of the model."""
+    """Returns the arrays of a part of a checkpoint by the model's paths."""
     return {
         path.replace("params/", "", 1): array for path, array in by_path(tree).items()
     }
 
 
 def read(folder: pathlib.Path, name: str) -> Run:
-    """Reads what a run has written."""
+    """Reads the files of a run."""
     lines = (folder / f"{name}.metrics").read_text().splitlines()
     losses = [json.loads(line)["learning/loss"] for line in lines]
     params, states = [], []
@@ -102,7 +102,7 @@ def run_program(
     steps: int = STEPS,
     program: str = PRE_TRAINING,
 ) -> Run:
-    """Runs one of MaxText's programs in this process, as the launcher does."""
+    """Runs one of MaxText's programs in this process, like the launcher."""
     registration.register()
     keys = {argument.split("=")[0]: argument for argument in (*MODEL, *arguments)}
     importlib.import_module(program).main(
@@ -123,7 +123,7 @@ def run_program(
 
 @functools.cache
 def run(optimizer: str, *arguments: str, steps: int = STEPS) -> Run:
-    """Returns a run of MaxText's pre-training, trained the first time."""
+    """Returns a run of MaxText's pre-training, which is performed on the first call."""
     with tempfile.TemporaryDirectory() as folder:
         return run_program(
             pathlib.Path(folder),
@@ -142,7 +142,7 @@ def momenta(state: Arrays) -> Arrays:
 
 
 def layers(path: str) -> tuple[int, ...]:
-    """Returns the axes that index layers, where they are scanned."""
+    """Returns the axes that index layers, if they are scanned."""
     return (1,) if "/layers/" in path else ()
 
 
@@ -158,7 +158,7 @@ def assert_equal_runs(actual: Run, desired: Run) -> None:
 def assert_the_largest_moved(
     before: Arrays, after: Arrays, momentum: Arrays, axes: Any = layers
 ) -> None:
-    """Compares what moved with what NumPy selects of the momenta."""
+    """Compares the coordinates that moved with NumPy's selection from the momenta."""
     assert before.keys() == after.keys() == momentum.keys()
     for path, m in momentum.items():
         expected = selected(m, FRACTION, axes(path)) & (m != 0)
@@ -166,11 +166,11 @@ def assert_the_largest_moved(
 
 
 def check_first_step(*arguments: str) -> None:
-    """Compares the first step of MoFO with the gradients of AdamW's run."""
+    """Compares MoFO's first step with NumPy's selection from AdamW's gradients."""
     start = run("start", *arguments, steps=1)
     first = run("mofo", *arguments)
     assert first.losses[0] == start.losses[0]
-    # A momentum after one step is the gradient, clipped by MaxText, times 1 - b1.
+    # After one step, a momentum is 1 - b1 times the gradient, clipped by MaxText.
     gradients = momenta(start.states[0])
     for path, array in momenta(first.states[0]).items():
         np.testing.assert_array_equal(array, gradients[path], path)

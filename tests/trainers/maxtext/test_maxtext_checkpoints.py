@@ -1,4 +1,4 @@
-"""MaxText's checkpoints of AdamW go on as MoFO, and back."""
+"""MoFO resumes MaxText's checkpoints of AdamW, and AdamW those of MoFO."""
 
 import pathlib
 
@@ -7,16 +7,16 @@ import numpy as np
 from tests.trainers.maxtext import maxtext_runs
 
 
-def test_a_run_begun_by_adamw_goes_on_as_mofo_and_back(tmp_path: pathlib.Path) -> None:
-    # A run of the same name goes on where it stopped. Its metrics are appended.
+def test_mofo_resumes_a_run_of_adamw_and_back(tmp_path: pathlib.Path) -> None:
+    # A run with the same name is resumed, and its metrics are appended.
     adamw, mofo = (maxtext_runs.OPTIMIZERS[name] for name in ("adamw", "mofo"))
     maxtext_runs.run_program(tmp_path, "resumed", *adamw, steps=2)
     maxtext_runs.run_program(tmp_path, "resumed", *mofo, steps=4)
     resumed = maxtext_runs.run_program(tmp_path, "resumed", *adamw, steps=5)
     assert len(resumed.losses) == len(resumed.params) == 5
     whole = maxtext_runs.run("adamw", steps=3)
-    # The third step has the moments of a run of AdamW that never stopped, so that they
-    # were restored and not begun anew; what it moves is MoFO's choice of them.
+    # In the third step the moments equal those of an unbroken run of AdamW, so they
+    # were restored, and MoFO selects from them.
     assert resumed.losses[:3] == whole.losses
     third, desired = resumed.states[2], whole.states[2]
     assert third.keys() == desired.keys()
@@ -29,6 +29,6 @@ def test_a_run_begun_by_adamw_goes_on_as_mofo_and_back(tmp_path: pathlib.Path) -
             maxtext_runs.momenta(resumed.states[step]),
         )
     assert resumed.states[4]["0/count"] == 5
-    # AdamW moves everything again.
+    # AdamW moves all coordinates again.
     for path, array in resumed.params[4].items():
         assert np.mean(array != resumed.params[3][path]) > 0.9, path

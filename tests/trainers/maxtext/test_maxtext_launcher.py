@@ -16,7 +16,7 @@ import mofo_jax
 from tests.helpers import assert_same_bits, selected
 from tests.trainers.maxtext import maxtext_runs
 
-# After the check for MaxText.
+# Imported after the check for MaxText.
 from examples.trainers.maxtext import registration  # isort: skip
 from maxtext.configs import pyconfig  # isort: skip  # pyright: ignore[reportMissingImports]
 from maxtext.optimizers import optimizers  # isort: skip  # pyright: ignore[reportMissingImports]
@@ -25,7 +25,7 @@ PATCH = pathlib.Path(registration.__file__).parent / "upstream.patch"
 
 
 def command(folder: pathlib.Path, *words: str) -> list[str]:
-    """Returns a command line that trains for two steps and writes its metrics."""
+    """Returns a command line that trains for two steps with metrics."""
     return [
         *(sys.executable, "-m", *words),
         *(maxtext_runs.CONFIG, *maxtext_runs.MODEL, "steps=2", "run_name=a"),
@@ -34,10 +34,10 @@ def command(folder: pathlib.Path, *words: str) -> list[str]:
     ]
 
 
-def test_the_command_line_trains_as_the_patched_maxtext_does(
+def test_the_command_line_trains_like_the_patched_maxtext(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Metrics and parameters are those of MaxText with our patch, started by itself.
+    # Metrics and parameters equal those of MaxText's own program with our patch.
     ours, patched = tmp_path / "ours", tmp_path / "patched"
     package = pathlib.Path(sys.modules["maxtext"].__path__[0])
     shutil.copytree(package, patched / "src" / "maxtext")
@@ -56,7 +56,7 @@ def test_the_command_line_trains_as_the_patched_maxtext_does(
     assert losses[0][0] == everything[0] and losses[0][1] != everything[1]
 
 
-def test_without_a_program_it_says_how_it_is_used(
+def test_usage_without_a_program(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     launcher = importlib.import_module("examples.trainers.maxtext.__main__")
@@ -70,7 +70,7 @@ def test_without_a_program_it_says_how_it_is_used(
 def configure(*arguments: str) -> Any:
     """Reads a configuration as MaxText's programs do."""
     registration.register()
-    registration.register()  # A second time changes nothing.
+    registration.register()  # A second call changes nothing.
     return pyconfig.initialize(
         ["", maxtext_runs.CONFIG, *maxtext_runs.MODEL, *arguments]
     )
@@ -85,7 +85,7 @@ PARAMS = {
 
 
 def moved(*arguments: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns what a step of MaxText's `get_optimizer` moves of kernel and scale."""
+    """Returns the coordinates of kernel and scale that a step moves."""
     optimizer = optimizers.get_optimizer(
         configure("opt_type=mofo", *arguments), optax.constant_schedule(1e-2)
     )
@@ -101,7 +101,7 @@ def gradients() -> Any:
 
 
 def kernel_and_scale() -> tuple[np.ndarray, np.ndarray]:
-    """Returns the two gradients."""
+    """Returns the gradients of kernel and scale."""
     kernel, scale = jax.tree.leaves(gradients())[::-1]
     return kernel, scale
 
@@ -140,18 +140,18 @@ def test_more_options_reach_the_optimizer() -> None:
         ("opt_type=mufo", "opt_type"),
     ],
 )
-def test_a_wrong_option_is_named(argument: str, words: str) -> None:
+def test_invalid_options(argument: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         configure(argument)
 
 
-def test_a_wrong_score_is_named_when_the_optimizer_is_made() -> None:
+def test_an_invalid_score() -> None:
     with pytest.raises(ValueError, match=r"`score` must be .*, got 'size'"):
         moved("mofo_score=size")
 
 
-def test_maxtexts_wrappers_are_around_it() -> None:
-    # Frozen parameters, which have no state; and steps skipped on spikes.
+def test_maxtexts_wrappers_apply_to_mofo() -> None:
+    # Frozen parameters, which have no state, and steps skipped on spikes.
     optimizer = optimizers.get_optimizer(
         configure("opt_type=mofo", "trainable_parameters_mask=[.*wo.*]"),
         optax.constant_schedule(1e-2),
@@ -171,7 +171,7 @@ def test_maxtexts_wrappers_are_around_it() -> None:
     assert set(careful.init(PARAMS)) >= {"inner_state", "is_skipped"}
 
 
-def test_other_optimizers_are_maxtexts_own() -> None:
+def test_other_optimizers_are_unchanged() -> None:
     schedule = optax.constant_schedule(1e-2)
     config = configure("opt_type=adamw", "adam_weight_decay=0.1")
     theirs = optimizers.get_optimizer(config, schedule)

@@ -1,4 +1,4 @@
-"""`block_rules` for the models of the installed MaxText, against its own axis names."""
+"""`block_rules` for the models of the installed MaxText, against its axis names."""
 
 import re
 from typing import Any
@@ -10,7 +10,7 @@ from flax import nnx
 import mofo_jax
 from tests.trainers.maxtext import maxtext_runs
 
-# After the check for MaxText.
+# Imported after the check for MaxText.
 from maxtext.configs import pyconfig  # isort: skip  # pyright: ignore[reportMissingImports]
 from maxtext.utils import (  # isort: skip  # pyright: ignore[reportMissingImports]
     maxtext_utils,
@@ -36,18 +36,18 @@ MODELS = [
     "qwen3.5-35b-a3b",
 ]
 HEADS = {"q_heads", "kv_heads", "heads"}
-# What the axes say and the rules do not follow, by the end of the path.
+# Paths, by their ends, for which the rules differ from the axis names.
 EXCEPTIONS = {
-    # One number an expert: a block of one coordinate would always move.
+    # One number per expert: in a block of one coordinate, it would always be selected.
     "expert": r"per_expert_scale$",
-    # GPT-3's fused bias has the path of another shape; DeepSeek 4's output is grouped,
-    # and its one head for keys and values is no division.
+    # GPT-3's fused bias has the path of a bias of another shape. DeepSeek 4's output is
+    # grouped, and its single head for keys and values needs no division.
     "head": r"qkv_proj/bias$|o_a_proj/kernel$|self_attention/wkv/kernel$",
 }
 
 
 def parameters(model: str, scan: bool) -> dict[str, Any]:
-    """Returns the abstract parameters of a model at its own size, by path."""
+    """Returns the abstract parameters of a model at its original size, by path."""
     config = pyconfig.initialize(
         [
             "",
@@ -66,12 +66,12 @@ def parameters(model: str, scan: bool) -> dict[str, Any]:
 
 
 def names_of(variable: Any) -> tuple[str | None, ...]:
-    """Returns MaxText's names of a parameter's axes; some have none."""
+    """Returns MaxText's names of a parameter's axes, None for axes without names."""
     return variable.get_metadata().get("out_sharding") or ()
 
 
 def scanned_within(found: dict[str, Any]) -> set[str]:
-    """Returns the modules whose layers are scanned within scanned layers."""
+    """Returns the modules with layers that are scanned within scanned layers."""
     return {
         path.partition("/local_layers/")[0]
         for path, variable in found.items()
@@ -80,7 +80,7 @@ def scanned_within(found: dict[str, Any]) -> set[str]:
 
 
 def named_axes(variable: Any, unit: str, within: bool) -> set[int]:
-    """Returns the axes of layers, and of the unit, as MaxText names them."""
+    """Returns the axes that MaxText names as layers or as the unit."""
     names, axes = names_of(variable), set()
     if (along := variable.get_metadata().get("param_scan_axis")) is not None:
         axes |= {along, along + 1} if within else {along}

@@ -46,7 +46,7 @@ def arguments() -> Iterator[list[str]]:
 
 @pytest.fixture(scope="module")
 def runs(arguments: list[str]) -> Iterator[dict[str, maxtext_runs.Run]]:
-    """Runs by the name of their optimizer."""
+    """Runs by the name of the optimizer."""
     with tempfile.TemporaryDirectory() as folder:
         yield {
             name: maxtext_runs.run_program(
@@ -61,7 +61,7 @@ def runs(arguments: list[str]) -> Iterator[dict[str, maxtext_runs.Run]]:
         }
 
 
-def test_a_fraction_of_one_trains_as_adamw_does(
+def test_a_fraction_of_one_trains_like_adamw(
     runs: dict[str, maxtext_runs.Run],
 ) -> None:
     maxtext_runs.assert_equal_runs(runs["everything"], runs["adamw"])

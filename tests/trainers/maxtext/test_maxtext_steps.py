@@ -9,7 +9,7 @@ SCANS = pytest.mark.parametrize("scan", ["scan_layers=true", "scan_layers=false"
 
 
 @SCANS
-def test_a_fraction_of_one_trains_as_adamw_does(scan: str) -> None:
+def test_a_fraction_of_one_trains_like_adamw(scan: str) -> None:
     maxtext_runs.assert_equal_runs(
         maxtext_runs.run("everything", scan), maxtext_runs.run("adamw", scan)
     )

@@ -1,4 +1,4 @@
-"""Tunix's checkpoints of our state, and optimizers as its command line makes them."""
+"""Tunix's checkpoints of MoFO's state, and optimizers from its command line."""
 
 import pathlib
 from typing import Any
@@ -14,7 +14,7 @@ import mofo_jax
 from tests.helpers import assert_same_bits
 from tests.trainers.tunix import tunix_runs
 
-# After the check for Tunix.
+# Imported after the check for Tunix.
 from examples.trainers.tunix import train as tunix_trainer  # isort: skip
 from tunix.cli import (  # isort: skip  # pyright: ignore[reportMissingImports]
     config as command_line,
@@ -22,7 +22,7 @@ from tunix.cli import (  # isort: skip  # pyright: ignore[reportMissingImports]
 
 
 def options(path: pathlib.Path, steps: int) -> dict[str, Any]:
-    """Returns the options of a run that stops after some steps and keeps each."""
+    """Returns the options of a run that ends after some steps and saves each."""
     return {
         "max_steps": steps,
         "checkpoint_root_directory": str(path),
@@ -33,19 +33,19 @@ def options(path: pathlib.Path, steps: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
-def test_a_run_begun_by_adamw_goes_on_as_mofo_and_back(
+def test_mofo_resumes_a_run_of_adamw_and_back(
     lora: bool, tmp_path: pathlib.Path
 ) -> None:
     adamw, mofo = optax.adamw(1e-2), mofo_jax.mofo(1e-2)
     first = tunix_runs.train(adamw, lora=lora, **options(tmp_path, 2))
     second = tunix_runs.train(mofo, lora=lora, **options(tmp_path, tunix_runs.STEPS))
-    # What was stored has taken the place of the new model, and two batches are skipped.
+    # The stored state replaces the new model's, and two batches are skipped.
     assert len(second.losses) == 1
     assert_same_bits(second.params[0], first.params[-1])
     third = tunix_runs.Run([], second.params[-2:], second.momenta[-1:], None)
     tunix_runs.assert_the_largest_move(third)
-    # AdamW without a stop had the same parameters before its third step, so the same
-    # gradients then: the moments were restored and not begun anew.
+    # An unbroken run of AdamW had the same parameters before its third step, so the
+    # same gradients, and the moments must be equal: they were restored.
     whole = tunix_runs.run("adamw", lora)
     for path, momentum in third.momenta[0].items():
         np.testing.assert_allclose(
@@ -67,10 +67,10 @@ def test_a_run_begun_by_adamw_goes_on_as_mofo_and_back(
     )
 
 
-def test_the_command_line_makes_mofo_of_its_configuration(
+def test_the_command_line_makes_mofo_from_its_configuration(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # It knows Optax's names, and passes those of their arguments that it is told.
+    # It looks names up in Optax, and passes the arguments that are configured.
     monkeypatch.setattr(optax, "mofo", mofo_jax.mofo, raising=False)
     pipeline = object.__new__(command_line.HyperParameters)
     pipeline.config = {
@@ -87,15 +87,15 @@ def test_the_command_line_makes_mofo_of_its_configuration(
     ours = tunix_runs.train(pipeline.create_optimizer("optimizer_config"))
     tunix_runs.assert_the_largest_move(ours)
     injected = ours.trainer.optimizer.opt_state.hyperparams
-    # What can be a number is one on the device, as any of Optax's own would be.
+    # Numbers are injected as arrays, as for Optax's own optimizers.
     assert float(injected["update_fraction"][...]) == np.float32(0.15)
     assert {"b1", "b2", "eps", "learning_rate", "unselected_scale"} <= set(injected)
     logged = tunix_trainer.history(ours.trainer, "learning_rate")
-    # The trainer looks when the next step has been taken, except at the last.
+    # The trainer reads the rate after the next step, except at the last one.
     np.testing.assert_allclose(logged, [9e-3, 8e-3, 8e-3], rtol=1e-6)
 
 
-def test_the_logger_looks_for_a_rate_in_our_state_and_finds_none() -> None:
+def test_the_logger_finds_no_rate_in_the_state() -> None:
     ours = tunix_runs.run("mofo", False)
     assert len(ours.losses) == tunix_runs.STEPS
     logger = ours.trainer.metrics_logger

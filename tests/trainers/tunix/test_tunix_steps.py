@@ -1,4 +1,4 @@
-"""Tunix's trainer: whole models and LoRA factors, step by step."""
+"""Tunix's trainer with all parameters and with LoRA factors, step by step."""
 
 import dataclasses
 
@@ -12,14 +12,14 @@ import mofo_jax
 from tests.helpers import assert_same_bits
 from tests.trainers.tunix import tunix_runs
 
-# After the check for Tunix.
+# Imported after the check for Tunix.
 from examples.trainers.tunix import train as tunix_trainer  # isort: skip
 
 LORA = pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 
 
 @LORA
-def test_a_fraction_of_one_has_the_numbers_of_adamw(lora: bool) -> None:
+def test_a_fraction_of_one_trains_like_adamw(lora: bool) -> None:
     ours, desired = tunix_runs.run("all", lora), tunix_runs.run("adamw", lora)
     assert ours.losses == desired.losses
     assert_same_bits(ours.params, desired.params)
@@ -37,7 +37,7 @@ def test_the_largest_momenta_move_at_each_step(lora: bool) -> None:
 
 
 @LORA
-def test_the_first_step_is_that_of_adamw_where_it_is_taken(lora: bool) -> None:
+def test_selected_coordinates_take_adamws_first_step(lora: bool) -> None:
     ours, adamw = tunix_runs.run("mofo", lora), tunix_runs.run("adamw", lora)
     for path, momentum in ours.momenta[0].items():
         np.testing.assert_allclose(momentum, adamw.momenta[0][path], rtol=1e-5)
@@ -56,8 +56,8 @@ def test_only_factors_of_lora_have_a_state_and_move() -> None:
 
 
 def test_a_factor_without_a_gradient_waits() -> None:
-    # The second factors are zero at the start, so that the first have no gradient yet;
-    # weight decay, which AdamW applies to them at once, waits too.
+    # The second factors are zero at the start, so that the first have no gradient in
+    # the first step. Their weight decay, which AdamW applies immediately, is delayed.
     ours, adamw = tunix_runs.run("mofo", True), tunix_runs.run("adamw", True)
     path = "layers/0/attn/q_proj/w_lora_a"
     assert not ours.momenta[0][path].any() and ours.momenta[1][path].any()
@@ -66,8 +66,8 @@ def test_a_factor_without_a_gradient_waits() -> None:
 
 
 def test_kernels_that_start_as_zeros_stay() -> None:
-    # As Tunix's multi-layer perceptrons do: no gradient reaches them, and a threshold
-    # of zero would select every coordinate.
+    # The kernels of Tunix's multi-layer perceptrons receive no gradient, and with a
+    # threshold of zero every coordinate would be selected.
     ours = tunix_runs.run("mofo", False)
     kernels = [path for path in ours.momenta[-1] if "/mlp/" in path]
     assert len(kernels) == 3
@@ -112,7 +112,7 @@ def test_llama_rotates_by_the_base_of_its_configuration() -> None:
     x = rng.normal(size=(1, 6, 2, 8)).astype(np.float32)
     positions = np.arange(6)[None]
     actual = tunix_trainer.llama3.apply_rope(x, positions, head_dim=8)
-    # Coordinates i and i + 4 are the two parts of a complex number.
+    # Coordinates i and i + 4 are the real and imaginary part of a complex number.
     turned = (x[..., :4] + 1j * x[..., 4:]) * np.exp(
         1j * positions[:, :, None, None] * 100.0 ** (-np.arange(4) / 4)
     )
@@ -120,7 +120,7 @@ def test_llama_rotates_by_the_base_of_its_configuration() -> None:
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_the_base_of_rotations_reaches_the_logits() -> None:
+def test_the_base_of_rotations_affects_the_logits() -> None:
     def logits(rope_theta: int) -> np.ndarray:
         config = dataclasses.replace(tunix_runs.CONFIG, rope_theta=rope_theta)
         mesh = tunix_trainer.make_mesh(jax.devices()[:1])

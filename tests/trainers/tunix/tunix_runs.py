@@ -1,4 +1,4 @@
-"""What the tests of Tunix share: runs of a few steps, seen after each of them."""
+"""Runs of a few steps, with the values after each step, for Tunix's tests."""
 
 import contextlib
 import dataclasses
@@ -24,20 +24,20 @@ from examples.trainers.tunix import train as tunix_trainer
 
 CONFIG = dataclasses.replace(tunix_trainer.CONFIG, num_layers=1)
 STEPS = 3
-# AdamW's own default, which MoFO's is not.
+# AdamW's default, which differs from MoFO's.
 WEIGHT_DECAY = 1e-4
 
 Arrays = dict[str, np.ndarray]
 
 
 class Run(NamedTuple):
-    """What a run did.
+    """The result of a run.
 
     Attributes:
-      losses: of each step.
-      params: before the first step and after each, those that are not trained too.
-      momenta: after each step, of what is trained.
-      trainer: as it ended.
+      losses: the loss of each step.
+      params: the parameters before the first step and after each, also untrained ones.
+      momenta: the momenta of trained parameters after each step.
+      trainer: the trainer after the run.
     """
 
     losses: list[float]
@@ -68,14 +68,14 @@ def train(
     data: Iterable[Any] | None = None,
     **options: Any,
 ) -> Run:
-    """Trains the tiny model, inside of `with mesh:` or another context."""
+    """Trains the tiny model within `with mesh:` or another context."""
     on = tunix_trainer.make_mesh(jax.devices()[:1]) if mesh is None else mesh
     model = tunix_trainer.build(CONFIG, on, lora)
     trainer = tunix_trainer.make_trainer(model, optimizer, **options)
     params, after = [flat(nnx.state(model, nnx.Param))], []
 
     def seen(batches: Iterable[Any]) -> Iterator[Any]:
-        # A trainer asks for the next batch when it has taken a step.
+        # A trainer requests the next batch after each step.
         for batch in batches:
             yield batch
             params.append(flat(nnx.state(model, nnx.Param)))
@@ -89,7 +89,7 @@ def train(
 
 @functools.cache
 def run(name: str, lora: bool) -> Run:
-    """Returns a run on one device, trained the first time."""
+    """Returns a run on one device, which is performed on the first call."""
     optimizers = {
         "adamw": optax.adamw(1e-2),
         "all": mofo_jax.mofo(1e-2, weight_decay=WEIGHT_DECAY, update_fraction=1),
@@ -101,7 +101,7 @@ def run(name: str, lora: bool) -> Run:
 def assert_the_largest_move(
     run: Run, block_axes: Mapping[str, tuple[int, ...]] | None = None
 ) -> None:
-    """Compares what moved at each step with NumPy's choice of the momenta."""
+    """Compares the coordinates that moved in each step with NumPy's selection."""
     for before, after, momentum in zip(
         run.params[:-1], run.params[1:], run.momenta, strict=True
     ):

@@ -15,7 +15,7 @@ def easydel_runs() -> Any:
     return importlib.import_module("tests.trainers.easydel.easydel_runs")
 
 
-def test_a_fraction_of_one_trains_as_adamw_does(easydel_runs: Any) -> None:
+def test_a_fraction_of_one_trains_like_adamw(easydel_runs: Any) -> None:
     easydel_runs.check_everything_is_adamw(axes=AXES)
 
 

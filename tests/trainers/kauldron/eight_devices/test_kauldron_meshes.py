@@ -12,7 +12,7 @@ def kauldron_runs() -> Any:
     return importlib.import_module("tests.trainers.kauldron.kauldron_runs")
 
 
-def test_a_fraction_of_one_trains_as_adamw_does(kauldron_runs: Any) -> None:
+def test_a_fraction_of_one_trains_like_adamw(kauldron_runs: Any) -> None:
     kauldron_runs.assert_equal_runs(
         kauldron_runs.run("everything", sharded=True),
         kauldron_runs.run("adamw", sharded=True),

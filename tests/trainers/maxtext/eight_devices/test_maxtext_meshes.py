@@ -35,7 +35,7 @@ def maxtext_runs() -> Any:
 
 
 @pytest.mark.parametrize(("mesh", "scan"), CASES)
-def test_a_fraction_of_one_trains_as_adamw_does(
+def test_a_fraction_of_one_trains_like_adamw(
     mesh: str, scan: str, maxtext_runs: Any
 ) -> None:
     arguments = (*MESHES[mesh], scan)
