@@ -1,7 +1,7 @@
-"""What holds for every test: strict shapes, and examples that are the same each run.
+"""Settings for all tests: strict shapes, and the same random examples in each run.
 
-Programs are compiled without LLVM's optimization, which takes longer than the tests
-save by it. Set `XLA_FLAGS`, if only to nothing, to compile them as a user's are.
+Programs are compiled with LLVM optimization off, since it takes longer than it saves
+in the tests. Set `XLA_FLAGS`, even to an empty string, to compile them as for users.
 """
 
 import os
@@ -12,13 +12,13 @@ import jax
 
 from tests.helpers import EIGHT_DEVICES_FLAG, EIGHT_DEVICES_FOLDER, UNOPTIMIZED_FLAGS
 
-# Before anything is computed, and for the processes that tests start.
+# Set before anything is computed, and inherited by processes that tests start.
 os.environ.setdefault("XLA_FLAGS", UNOPTIMIZED_FLAGS)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# Derandomised, so that a failure is never a matter of luck; without a deadline, since
-# the first example of a shape compiles.
+# Derandomised, so that failures are reproducible. Without a deadline, because the first
+# example of a shape compiles.
 hypothesis.settings.register_profile(
     "fixed",
     derandomize=True,
@@ -30,6 +30,6 @@ hypothesis.settings.load_profile("fixed")
 
 
 def pytest_ignore_collect(collection_path: pathlib.Path) -> bool | None:
-    """Leaves what needs eight devices to the process that has them."""
+    """Ignores tests for eight devices in processes with fewer."""
     elsewhere = EIGHT_DEVICES_FLAG not in os.environ.get("XLA_FLAGS", "")
     return True if elsewhere and collection_path.name == EIGHT_DEVICES_FOLDER else None

@@ -1,7 +1,7 @@
-"""The zoo of trees, and MoFO in NumPy's float64 as an independent reference.
+"""A zoo of trees, and MoFO in NumPy's float64 as an independent reference.
 
-The reference is written from the paper's algorithm, one tensor at a time and with
-sorting, and shares nothing with the code under test.
+The zoo has every kind of leaf. The reference follows the paper's algorithm, one tensor
+at a time and with a sort, and shares no code with the implementation.
 """
 
 import contextlib
@@ -15,8 +15,8 @@ import ml_dtypes
 import numpy as np
 import optax
 
-# Tests in folders of this name run on eight devices, in a process of their own that
-# `test_eight_devices.py` starts with this flag.
+# Tests in folders of this name run on eight devices, in a separate process that
+# `test_eight_devices.py` starts.
 EIGHT_DEVICES_FOLDER = "eight_devices"
 EIGHT_DEVICES_FLAG = "--xla_force_host_platform_device_count=8"
 # For processes that compile much and compute little.
@@ -34,7 +34,7 @@ DTYPES = {
 
 @contextlib.contextmanager
 def x64(enabled: bool = True) -> Iterator[None]:
-    """Switches JAX's 64-bit types on for a while."""
+    """Enables or disables JAX's 64-bit types temporarily."""
     before = jax.config.jax_enable_x64  # pyright: ignore[reportAttributeAccessIssue]
     jax.config.update("jax_enable_x64", enabled)
     try:
@@ -60,7 +60,7 @@ def blocks(shape: Sequence[int], block_axes: Sequence[int]) -> Iterator[tuple]:
 
 
 def how_many(fraction: float, size: int) -> int:
-    """Returns how many coordinates of a block of `size` the fraction is."""
+    """Returns the number of coordinates in a fraction of a block of `size`."""
     return max(1, int(size * fraction))
 
 
@@ -78,7 +78,7 @@ def selected(
         if block.size == 0:
             continue
         ranked = patterns(block).ravel().astype(np.uint64)
-        # Descending, and of equals the first in row-major order first.
+        # Descending; equal magnitudes are in row-major order.
         order = np.lexsort((np.arange(ranked.size), ranked.max() - ranked))
         k = how_many(fraction, block.size)
         if ties == "all":
@@ -91,7 +91,7 @@ def selected(
 
 
 class Settings(NamedTuple):
-    """What one tensor's trajectory depends on; schedules count steps from 0."""
+    """The settings of one tensor's trajectory; schedules count steps from 0."""
 
     learning_rate: float | Callable[[int], float] = 1e-2
     b1: float = 0.9
@@ -146,7 +146,7 @@ def random_generator(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-# One of every kind of leaf that Optax meets, by the shape of its arrays.
+# Every kind of leaf that Optax supports, by the shape of its arrays.
 ZOO: dict[str, Any] = {
     "matrix": (12, 10),
     "vector": (17,),
@@ -162,7 +162,7 @@ ZOO: dict[str, Any] = {
     "nested": {"list": [(7,), None, (2, 9)], "deep": {"er": (5, 3, 2)}},
 }
 
-# Per layer, and per layer and head.
+# Blocks are layers, and heads in layers.
 ZOO_BLOCK_AXES: dict[str, Any] = {
     **{name: () for name in ZOO if ZOO[name] is not None and name != "masked"},
     "stacked": (0,),
@@ -179,7 +179,7 @@ def is_shape(node: Any) -> bool:
 
 
 def map_shapes(function: Callable[..., Any], *trees: Any) -> Any:
-    """Maps over the arrays that a zoo's shapes stand for."""
+    """Maps a function over the shapes of zoos."""
     return jax.tree.map(function, *trees, is_leaf=is_shape)
 
 
@@ -193,10 +193,10 @@ def zoo_params(seed: int = 0) -> Any:
 
 
 def zoo_gradients(steps: int, seed: int = 1) -> list[Any]:
-    """Returns gradients for each step: heavy-tailed, with zeros, and with ties.
+    """Returns gradients for each step, which are heavy-tailed and have zeros and ties.
 
-    The second half of each last axis repeats the first in part, with the signs turned,
-    so that equal momenta compete; the first coordinates get no gradient for a while.
+    The second half of each last axis partly repeats the first with opposite signs, so
+    that equal momenta compete; the first coordinates have no gradient for some steps.
     """
     rng = random_generator(seed)
 
@@ -221,7 +221,7 @@ def float32_zoo(steps: int) -> tuple[Any, list[Any]]:
 
 
 def few(steps: int, dtype: Any = "float32") -> tuple[Any, list[Any]]:
-    """Returns a few of the zoo's parameters and gradients, which compile sooner."""
+    """Returns a few of the zoo's parameters and gradients, which compile faster."""
     params, gradients = jax.tree.map(lambda x: x.astype(dtype), float32_zoo(steps))
     names = ("matrix", "heads", "scalar", "empty", "nothing")
     return (
@@ -231,7 +231,7 @@ def few(steps: int, dtype: Any = "float32") -> tuple[Any, list[Any]]:
 
 
 def gradients_like(params: Any, steps: int, seed: int = 0) -> list[Any]:
-    """Returns normally distributed gradients, one tree a step."""
+    """Returns normally distributed gradients, one tree per step."""
     rng = random_generator(seed)
     return [
         jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape), p.dtype), params)
@@ -240,7 +240,7 @@ def gradients_like(params: Any, steps: int, seed: int = 0) -> list[Any]:
 
 
 def assert_same_bits(actual: Any, desired: Any) -> None:
-    """Compares two trees of arrays: structure, dtypes, shapes and every bit."""
+    """Checks that two trees have equal structure, dtypes, shapes and bits."""
     assert jax.tree.structure(actual) == jax.tree.structure(desired)
     for a, d in zip(jax.tree.leaves(actual), jax.tree.leaves(desired), strict=True):
         a, d = np.asarray(a), np.asarray(d)

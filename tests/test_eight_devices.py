@@ -1,8 +1,8 @@
 """Runs the tests in the folders `eight_devices` in a process that has eight devices.
 
-The others run with one device, as most users' tests do, where MoFO counts in another
-way: on one CPU no array can be sharded. With an empty `XLA_FLAGS` these tests run on
-programs that are compiled as a user's are:
+Other tests run with one device, like most users' tests. On one CPU device no array is
+sharded, and MoFO counts in another way. With an empty `XLA_FLAGS`, these tests compile
+programs with optimization, as for users:
 
     XLA_FLAGS= python -m pytest tests/test_eight_devices.py
 """
@@ -16,7 +16,7 @@ import pytest
 
 from tests.helpers import EIGHT_DEVICES_FLAG, EIGHT_DEVICES_FOLDER
 
-# As `conftest` sets it, or as it was set for the tests.
+# As set by `conftest` or by the user.
 XLA_FLAGS = os.environ["XLA_FLAGS"]
 FOLDERS = sorted(pathlib.Path(__file__).parent.rglob(EIGHT_DEVICES_FOLDER))
 

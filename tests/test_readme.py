@@ -1,4 +1,4 @@
-"""The front page: its length, its snippet and its commands."""
+"""README.md: its length, its snippet and its commands."""
 
 import pathlib
 import re
@@ -8,7 +8,7 @@ README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
 
 
 def blocks(language: str) -> list[str]:
-    """Returns the code blocks of a language."""
+    """Returns the code blocks in a language."""
     return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
 
@@ -17,7 +17,7 @@ def test_it_is_short() -> None:
     assert len(README.split()) <= 900
 
 
-def test_the_snippet_runs_as_it_stands() -> None:
+def test_the_snippet_runs() -> None:
     (snippet,) = blocks("python")
     names: dict = {}
     exec(snippet, names)
@@ -26,7 +26,7 @@ def test_the_snippet_runs_as_it_stands() -> None:
         assert (names["params"][name] != start).sum() == int(0.15 * size)
 
 
-def test_the_commands_work_with_any_python_that_is_admitted() -> None:
+def test_the_commands_work_with_any_supported_python() -> None:
     commands = [shlex.split(block) for block in blocks("sh") if "venv" in block]
     assert len(commands) == 2
     for command in commands:
@@ -36,7 +36,7 @@ def test_the_commands_work_with_any_python_that_is_admitted() -> None:
         assert module in ("pytest", "examples.finetune")
 
 
-def test_links_lead_somewhere() -> None:
+def test_links_have_targets() -> None:
     root = pathlib.Path(__file__).parents[1]
     for target in re.findall(r"\]\(([^)#]+)", README):
         if not target.startswith("https://"):

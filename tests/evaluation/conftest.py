@@ -1,4 +1,4 @@
-"""The tiny model, taken apart for scoring and for a reference in float64."""
+"""The tiny model, prepared for scoring, and a float64 reference."""
 
 import dataclasses
 import pathlib
@@ -20,20 +20,20 @@ LONGEST = 64
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """The model run on one sequence at a time, the rest in NumPy's float64."""
+    """Runs the model on one sequence at a time, with the rest in NumPy's float64."""
 
     graph: nnx.GraphDef
     params: Any
 
     def logs(self, ids: Sequence[int]) -> np.ndarray:
-        """The log-probabilities [T, V] after each of at most 64 tokens."""
+        """Returns log-probabilities [T, V] after each of at most 64 tokens."""
         logits = small.logits(self.graph, self.params, ids, LONGEST).astype(np.float64)
         return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
 
     def score(
         self, context: Sequence[int], continuation: Sequence[int], window: int
     ) -> tuple[float, bool]:
-        """A continuation's log-likelihood, and whether each token is the likeliest."""
+        """Returns a continuation's log-likelihood, and whether it is greedy."""
         seen = [*context, *continuation][-window - 1 : -1]
         logs = self.logs(seen)[len(seen) - len(continuation) :]
         scored = logs[np.arange(len(continuation)), list(continuation)]
@@ -41,7 +41,7 @@ class Reference:
         return float(scored.sum()), bool(greedy.all())
 
     def greedy(self, ids: Sequence[int], count: int) -> list[int]:
-        """The likeliest tokens after a sequence, each from all before it."""
+        """Returns the most likely tokens after a sequence, one at a time."""
         written = list(ids)
         for _ in range(count):
             written.append(int(self.logs(written)[-1].argmax()))
@@ -56,13 +56,13 @@ def model_directory(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def tokenizer(model_directory: pathlib.Path) -> Tokenizer:
-    """Its tokenizer of single bytes."""
+    """The tiny model's tokenizer, whose tokens are bytes."""
     return pretrained.open_model(str(model_directory)).tokenizer
 
 
 @pytest.fixture(scope="session")
 def model(model_directory: pathlib.Path) -> Llama:
-    """The model itself. Not to be changed."""
+    """The tiny model, which tests must not change."""
     source = pretrained.open_model(str(model_directory))
     return pretrained.build(source, scan_layers=True)
 
@@ -75,5 +75,5 @@ def placed(model: Llama, tokenizer: Tokenizer) -> Placed:
 
 @pytest.fixture(scope="session")
 def reference(model: Llama) -> Reference:
-    """The model for checking what is scored."""
+    """The reference for the tiny model."""
     return Reference(*nnx.split(model))

@@ -1,4 +1,4 @@
-"""Texts continued up to stop strings, against the decoder run once and then cut."""
+"""Continuations up to stop strings, against the decoder's output, cut afterwards."""
 
 import dataclasses
 
@@ -21,7 +21,7 @@ def roomy(placed: Placed) -> Placed:
 
 @pytest.fixture(scope="module")
 def free(roomy: Placed) -> list[str]:
-    """What the decoder writes in one go."""
+    """The decoder's output for all tokens at once."""
     written = generate.answers(
         roomy.graph,
         roomy.params,
@@ -35,7 +35,7 @@ def free(roomy: Placed) -> list[str]:
 
 
 def firsts(text: str) -> list[int]:
-    """Where two whole characters stand together for the first time."""
+    """Returns the positions where two characters occur together for the first time."""
     return [
         place
         for place in range(len(text) - 1)
@@ -46,7 +46,7 @@ def firsts(text: str) -> list[int]:
 def test_equals_greedy_decoding_cut_at_the_first_stop_string(
     roomy: Placed, free: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    # One stop string in the first piece of a text, one in the second of another.
+    # One stop string occurs in the first piece of a text, one in the second of another.
     early, late = firsts(free[2])[0], firsts(free[0])[-1]
     stops = [free[2][early:][:2], free[0][late:][:2], "never written"]
     done: list[int] = []
@@ -57,7 +57,7 @@ def test_equals_greedy_decoding_cut_at_the_first_stop_string(
         cuts = [text.index(stop) for stop in stops if stop in text]
         expected.append(text[: min(cuts)] if cuts else text)
     assert found == expected
-    # Cut early, cut late, and as long as is allowed.
+    # The texts include ones cut early, cut late, and of the greatest length.
     assert len(expected[2]) < 10
     assert PIECE < len(expected[0]) < len(free[0])
     assert expected[3] == free[3]
@@ -67,16 +67,16 @@ def test_equals_greedy_decoding_cut_at_the_first_stop_string(
         for record in caplog.records
         if record.message.startswith("Compiling jit(decode)")
     ]
-    # Prompts of up to 16 tokens, and with a piece behind them up to 80.
+    # Prompts have up to 16 tokens, and up to 80 with the new piece.
     assert 1 <= len(compiled) <= 2, compiled
 
 
-def test_a_window_without_room_is_refused(roomy: Placed) -> None:
+def test_a_window_without_room_is_an_error(roomy: Placed) -> None:
     with pytest.raises(ValueError, match=r"max_gen_toks must be below 100.* got 100"):
         continuations(roomy, PROMPTS, [], roomy.window, id)
 
 
-def test_until_cuts_at_whatever_comes_first() -> None:
+def test_until_cuts_at_the_first_stop_string() -> None:
     assert until("one two three", ["three", "tw", "", "x"]) == "one "
     assert until("one", []) == "one"
 
@@ -88,7 +88,7 @@ def test_stop_strings_that_are_one_token_end_decoding(tokenizer: Tokenizer) -> N
 
 
 class SpacesBefore:
-    """As in the SentencePiece family: a text's first word begins with a space."""
+    """A tokenizer like SentencePiece, where a text's first word begins with a space."""
 
     def encode(self, text: str) -> list[int]:
         return [{"a": 1, "b": 2}[text]]

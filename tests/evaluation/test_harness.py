@@ -1,4 +1,4 @@
-"""What the harness asks of a model, against the reference and our own decoder."""
+"""The harness's requests to a model, against the reference and our own decoder."""
 
 import dataclasses
 import pathlib
@@ -73,7 +73,7 @@ def test_loglikelihood(
 def test_is_greedy(
     harnessed: NnxLlama, reference: Reference, tokenizer: Tokenizer
 ) -> None:
-    # A byte that is a character by itself, so that the text has the same tokens again.
+    # A byte that is a character, so that encoding the text gives the same tokens.
     context = next(
         text
         for text in map("Tell me {}".format, range(100))
@@ -103,7 +103,7 @@ def test_loglikelihood_rolling_scores_every_token_once(
         total = 0.0
         for start in range(1, len(ids), WINDOW):
             end = min(start + WINDOW, len(ids))
-            # All that the window holds, and of its predictions the new ones.
+            # The whole window, with only its new predictions counted.
             seen = ids[max(0, end - 1 - WINDOW) : end - 1]
             logs = reference.logs(seen)[start - end :]
             total += logs[np.arange(end - start), ids[start:end]].sum()
@@ -148,14 +148,14 @@ def test_generate_until(harnessed: NnxLlama, tokenizer: Tokenizer) -> None:
         ({"max_gen_toks": WINDOW}, "max_gen_toks must be below 24"),
     ],
 )
-def test_what_cannot_be_generated_is_refused(
+def test_unsupported_requests_are_errors(
     harnessed: NnxLlama, wishes: dict, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         harnessed.generate_until(requests("generate_until", ("a", wishes)))
 
 
-def test_chats_are_written_by_the_models_template(harnessed: NnxLlama) -> None:
+def test_chats_are_formatted_with_the_models_template(harnessed: NnxLlama) -> None:
     asked = [{"role": "user", "content": "Why?"}]
     begun = "<|begin|><|start|>user\nWhy?<|end|>\n"
     assert harnessed.apply_chat_template(asked) == begun + "<|start|>assistant\n"
@@ -171,7 +171,7 @@ def test_chats_are_written_by_the_models_template(harnessed: NnxLlama) -> None:
         harnessed.chat_template("tools")
 
 
-def test_what_the_tokenizer_adds_is_added_once(harnessed: NnxLlama) -> None:
+def test_special_tokens_are_added_once(harnessed: NnxLlama) -> None:
     core = tiny.tokenizer()
     begin = core.token_to_id("<|begin|>")
     core.post_processor = tokenizers.processors.TemplateProcessing(
@@ -186,7 +186,7 @@ def test_what_the_tokenizer_adds_is_added_once(harnessed: NnxLlama) -> None:
     assert adding.tok_encode("ab") == [begin, *plain]
     assert adding.tok_encode("<|begin|>ab") == [begin, *plain]
     assert adding.tok_encode("ab", add_special_tokens=False) == plain
-    # The context has it, the continuation does not.
+    # The context has the token, the continuation does not.
     assert adding._encode_pair("a ", "b") == (
         [begin, plain[0]],
         core.encode(" b").ids[1:],
@@ -201,14 +201,14 @@ def test_what_the_tokenizer_adds_is_added_once(harnessed: NnxLlama) -> None:
         ({"batch_size": 0}, "batch_size must be >= 1, got 0"),
     ],
 )
-def test_numbers_out_of_range_are_refused(
+def test_numbers_out_of_range_are_errors(
     model: Llama, tokenizer: Tokenizer, options: dict[str, int], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
         NnxLlama(model, tokenizer, name="tiny", **options)
 
 
-def test_responses_are_kept_in_the_harness_own_cache(
+def test_responses_are_kept_in_the_harnesss_cache(
     harnessed: NnxLlama, tmp_path: pathlib.Path
 ) -> None:
     caching = evaluator.lm_eval.api.model.CachingLM(harnessed, str(tmp_path / "cache"))

@@ -22,7 +22,7 @@ def pairs_of_every_kind(reference: Reference) -> list[Pair]:
     lengths = [(1, 1), (1, 40), (60, 3), (39, 1), (40, 1), (41, 1), (5, 30), (17, 17)]
     lengths += [(1 + count, 2 + count % 3) for count in range(25)]
     alone = [Pair(some(context), some(rest)) for context, rest in lengths]
-    # What greedy decoding writes, that with its last token changed, and only its end.
+    # A greedy continuation, the same with another last token, and only its end.
     likely = reference.greedy(ASK, 6)
     greedy = [Pair(ASK, likely), Pair(ASK, [*likely[:-1], (likely[-1] + 1) % 256])]
     greedy += [Pair([*ASK, *likely[:4]], likely[4:]), Pair(ASK, [])]
@@ -37,7 +37,7 @@ def test_scores_equal_the_full_softmax_in_the_order_of_the_pairs(
     done: list[int] = []
     with jax.log_compiles(), caplog.at_level("WARNING"):
         found = log_likelihoods(placed, pairs, done.append)
-        # Other texts, somewhat shorter, have the same shapes.
+        # Other texts that are slightly shorter have the same shapes.
         log_likelihoods(placed, [Pair(c, rest[:-1]) for c, rest in pairs], id)
     expected = [
         reference.score(*pair, window=placed.window) if pair.continuation else (0, True)
@@ -49,7 +49,7 @@ def test_scores_equal_the_full_softmax_in_the_order_of_the_pairs(
         [score for score, _ in found], [score for score, _ in expected], rtol=2e-5
     )
     assert sum(done) == len(pairs)
-    # Rows of 2 to 50 tokens: padded to 16, 32 or 64, and each is compiled once.
+    # Rows of 2 to 50 tokens are padded to 16, 32 or 64, and each length compiles once.
     compiled = [
         record.message
         for record in caplog.records
@@ -58,7 +58,7 @@ def test_scores_equal_the_full_softmax_in_the_order_of_the_pairs(
     assert 1 <= len(compiled) <= 3, compiled
 
 
-def test_continuations_share_the_row_of_their_context_where_it_saves() -> None:
+def test_continuations_share_the_row_of_their_context_if_it_saves_tokens() -> None:
     context = list(range(10))
     pairs = [
         Pair(context, [1]),
@@ -66,7 +66,7 @@ def test_continuations_share_the_row_of_their_context_where_it_saves() -> None:
         Pair(context, [2, 3]),
         Pair(context, [4]),
         Pair(context, [5]),
-        Pair(context, [6]),  # the fifth: a row has four
+        Pair(context, [6]),  # the fifth, but a row has four
         Pair([7], [1, 2]),  # longer than its context
         Pair([*range(90, 99), *context], [8] * 11),  # cut, the context is the same
         Pair(context, [9] * 10),  # behind eleven more, too long for the window
@@ -78,12 +78,12 @@ def test_continuations_share_the_row_of_their_context_where_it_saves() -> None:
     assert all(row.length <= 21 for row in rows)
 
 
-def test_a_continuation_that_does_not_fit_is_refused() -> None:
+def test_a_too_long_continuation_is_an_error() -> None:
     with pytest.raises(ValueError, match="at most 20 tokens, the model's window, got"):
         share([Pair([1], [2] * 21)], window=20)
 
 
-def test_long_rows_go_through_the_head_in_parts(
+def test_the_head_processes_long_rows_in_parts(
     placed: Placed, reference: Reference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pairs = [Pair([9], list(range(count))) for count in (33, 40, 38)]

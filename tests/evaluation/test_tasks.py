@@ -1,4 +1,4 @@
-"""Tasks run by the harness against our own measurements of the same items."""
+"""Tasks in the harness, against our own measurements of the same items."""
 
 import json
 import pathlib
@@ -33,7 +33,7 @@ ITEMS = 24
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
-    """As under HF_HUB_OFFLINE=1, with a cache of one's own, in the repository."""
+    """Sets HF_HUB_OFFLINE=1, with an empty cache, in the repository's directory."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
@@ -172,7 +172,7 @@ def test_the_command_runs_local_tasks_offline(
     if kind == "multiple_choice":
         assert measured["acc,none"] in (0, 0.5, 1)
     else:
-        # A uniform guess of a byte has 256; a random model knows no better.
+        # A uniform prediction of bytes has 256; a random model is no better.
         assert 100 < measured["byte_perplexity,none"] < 5000
 
 
@@ -191,7 +191,7 @@ def test_the_command_runs_local_tasks_offline(
         ("--batch-size many", "--batch-size"),
     ],
 )
-def test_bad_input_ends_in_one_sentence(
+def test_invalid_input_is_reported_in_one_sentence(
     words: str,
     expected: str,
     model_directory: pathlib.Path,
@@ -199,7 +199,7 @@ def test_bad_input_ends_in_one_sentence(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    # The harness's own tasks are thousands of files.
+    # The harness's own tasks have thousands of files.
     monkeypatch.setattr(run, "TaskManager", local_tasks)
     tasks = tmp_path / "tasks"
     tasks.mkdir()

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-# Data, fully sharded data, experts, tensors, sequences.
+# Axes: data, fully sharded data, experts, tensors, sequences.
 AXES = (1, 4, 1, 2, 1)
 
 
 @pytest.fixture(scope="module")
 def easydel_runs() -> Any:
-    """Imported here, so that without EasyDeL the tests are found, and skipped."""
+    """Imported here, so that tests are skipped without EasyDeL instead of failing."""
     return importlib.import_module("tests.trainers.easydel.easydel_runs")
 
 

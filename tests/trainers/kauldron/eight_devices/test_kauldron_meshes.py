@@ -8,7 +8,7 @@ import pytest
 
 @pytest.fixture(scope="module")
 def kauldron_runs() -> Any:
-    """Imported here, so that without Kauldron the tests are found, and skipped."""
+    """Imported here, so that tests are skipped without Kauldron instead of failing."""
     return importlib.import_module("tests.trainers.kauldron.kauldron_runs")
 
 

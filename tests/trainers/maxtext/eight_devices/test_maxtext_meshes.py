@@ -19,7 +19,7 @@ MESHES = {
         "shard_optimizer_over_data=true",
     ),
 }
-# Layers that are not scanned compile longer and shard alike.
+# Layers that are not scanned take longer to compile and have the same sharding.
 CASES = [
     ("auto", "scan_layers=true"),
     ("auto", "scan_layers=false"),
@@ -30,7 +30,7 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def maxtext_runs() -> Any:
-    """Imported here, so that without MaxText the tests are found, and skipped."""
+    """Imported here, so that tests are skipped without MaxText instead of failing."""
     return importlib.import_module("tests.trainers.maxtext.maxtext_runs")
 
 

@@ -1,4 +1,4 @@
-"""Tunix's trainer on four devices: the same choices, and states like parameters."""
+"""Tunix's trainer on four devices: the same selection, and states like parameters."""
 
 import functools
 import importlib
@@ -20,13 +20,13 @@ HEADS = {
 
 @pytest.fixture(scope="module")
 def tunix_runs() -> Any:
-    """Imported here, so that without Tunix the tests are found, and skipped."""
+    """Imported here, so that tests are skipped without Tunix instead of failing."""
     return importlib.import_module("tests.trainers.tunix.tunix_runs")
 
 
 @functools.cache
 def run(tunix_runs: Any, devices: int, lora: bool, newer: bool = False) -> Any:
-    """Returns a run in blocks by attention head, trained the first time."""
+    """Returns a run with heads as blocks, which is performed on the first call."""
     mesh = tunix_runs.tunix_trainer.make_mesh(jax.devices()[:devices], min(devices, 2))
     blocks = mofo_jax.block_rules("tunix", "head")
     optimizer = mofo_jax.mofo(1e-2, block_axes=blocks)
@@ -51,13 +51,13 @@ def test_moments_are_sharded_like_parameters(lora: bool, tunix_runs: Any) -> Non
             assert len(param.sharding.device_set) == 4
             split += not param.is_fully_replicated
     assert split
-    # Beside moments a state has whole-model numbers only.
+    # Apart from moments, a state only has scalars of the whole model.
     others = optax.tree.get(trainer.optimizer.opt_state, "count")
     assert others[...].shape == ()
 
 
 @LORA
-def test_four_devices_choose_what_one_does(lora: bool, tunix_runs: Any) -> None:
+def test_four_devices_select_as_one_does(lora: bool, tunix_runs: Any) -> None:
     one, four = run(tunix_runs, 1, lora), run(tunix_runs, 4, lora)
     for each in (one, four):
         tunix_runs.assert_the_largest_move(each, HEADS)
@@ -70,7 +70,7 @@ def test_four_devices_choose_what_one_does(lora: bool, tunix_runs: Any) -> None:
     np.testing.assert_allclose(four.losses, one.losses, rtol=1e-5)
 
 
-def test_tunix_splits_batches_only_within_the_older_context(tunix_runs: Any) -> None:
+def test_tunix_shards_batches_only_within_the_older_context(tunix_runs: Any) -> None:
     trainer = tunix_runs.tunix_trainer
     mesh = trainer.make_mesh(jax.devices()[:4])
     batch = next(trainer.batches(1, tunix_runs.CONFIG.vocab_size))
