@@ -15,12 +15,12 @@ from mofo_jax._covariances.scope import Scope, Trait
 def analyse(
     closed: Any, arguments: Sequence[Trait], scope: Scope
 ) -> tuple[Plan, list[Trait]]:
-    """Returns what is to be done in a jaxpr, and what is known of its results.
+    """Returns the plan for a jaxpr, and the traits of its results.
 
     Args:
       closed: The jaxpr.
-      arguments: What is known of its arguments.
-      scope: Where uses of parameters are noted.
+      arguments: The traits of its arguments.
+      scope: Where uses of parameters are recorded.
     """
     jaxpr, consts = jaxprs.opened(closed)
     known: dict[Any, Trait] = {}

@@ -54,7 +54,7 @@ class _Branches:
 
 
 def _zeros_like(way: Exit, source: Source) -> Sums:
-    """Returns zeros of the type of what leaves a branch that is not taken."""
+    """Returns zeros with the type of the sums that leave a branch."""
     sums = jax.eval_shape(lambda: way.placed(source.zeros()))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sums)
     return zeros[0], zeros[1]

@@ -1,4 +1,4 @@
-"""The covariance of what a parameter is multiplied with."""
+"""The covariance of the inputs that a parameter is multiplied with."""
 
 import dataclasses
 from typing import Any
@@ -9,20 +9,20 @@ import jax
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class InputCovariance:
-    r"""The uncentered covariance of what a parameter is multiplied with.
+    r"""The uncentered covariance of the inputs that a parameter is multiplied with.
 
-    For a kernel of shape ``[n, out]`` that inputs `x` of shape ``[..., n]`` are
-    multiplied with, it is :math:`E[x x^T]`. A pytree with one leaf, `matrix`.
+    For a kernel of shape ``[n, out]`` and inputs `x` of shape ``[..., n]``, it is
+    :math:`E[x x^T]`. The class is a pytree with one leaf, `matrix`.
 
     Args:
-      matrix: Of shape ``[*batch, n, n]``, with the lengths of `batch_axes` in front and
-        for `n` the product of the lengths of `axes`.
+      matrix: An array of shape ``[*batch, n, n]``, where ``batch`` are the lengths of
+        `batch_axes` and ``n`` is the product of the lengths of `axes`.
       axes: The axes of the parameter that are contracted, ascending. The indices of
-        `matrix` count along them in row-major order.
-      batch_axes: The axes of the parameter, ascending, whose indices have a covariance
-        each: those of stacked layers, of experts, or of heads.
-      source: Equal for parameters that are multiplied with the same input: the path of
-        the first of them. They have one matrix, and can share what is made of it.
+        `matrix` follow them in row-major order.
+      batch_axes: The axes of the parameter, ascending, whose indices have separate
+        covariances: those of stacked layers, of experts, or of heads.
+      source: The path of the first of all parameters that are multiplied with the same
+        input, and whose matrices are therefore equal.
 
     Examples:
       >>> import jax.numpy as jnp, mofo_jax

@@ -1,4 +1,4 @@
-"""What is known of the results of one equation, and what is to be done at it."""
+"""The traits of one equation's results, and the step that runs at it."""
 
 import dataclasses
 from collections.abc import Hashable
@@ -13,7 +13,7 @@ from mofo_jax._covariances.scope import Scope, Trait, Use
 from mofo_jax._covariances.views import UnfitError, View
 
 _SCALED = frozenset({"div", "mul"})
-# What keeps the coordinates' order keeps also what they tell of one another.
+# Primitives that keep the order of coordinates also keep their traits.
 _PLAIN = relabelling.UNCHANGED | relabelling.RULES.keys()
 
 
@@ -23,9 +23,9 @@ def analyse(
     """Returns the step of an equation, if it needs one, and its results' traits.
 
     Args:
-      equation: Of a primitive that calls no jaxpr.
+      equation: The equation of a primitive that calls no jaxpr.
       given: The operands' traits.
-      scope: Where uses of parameters are noted.
+      scope: Where uses of parameters are recorded.
     """
     outs = [var.aval for var in equation.outvars]
     seen = [view is not None for view in (trait.view for trait in given)]
@@ -81,7 +81,7 @@ def _results(
 
 
 def _follow(equation: Any, given: list[Trait], outs: list[Any]) -> list[View | None]:
-    """Returns the results' views where an equation relabels or scales one."""
+    """Returns views of the results if an equation relabels or scales a view."""
     name = equation.primitive.name
     if name in relabelling.UNCHANGED and len(given) == len(outs):
         return [trait.view for trait in given]
@@ -99,7 +99,7 @@ def _follow(equation: Any, given: list[Trait], outs: list[Any]) -> list[View | N
 
 
 def _all_gather(equation: Any, view: View, scope: Scope) -> View | None:
-    """Follows a view through the gathering of all of its shards along an axis."""
+    """Follows a view through an `all_gather` of its shards along an axis."""
     params = equation.params
     axis, names = params["all_gather_dimension"], params["axis_name"]
     names = (names,) if isinstance(names, str) else tuple(names)
@@ -114,7 +114,7 @@ def _all_gather(equation: Any, view: View, scope: Scope) -> View | None:
 
 @dataclasses.dataclass(frozen=True)
 class _NoteIndices:
-    """Notes indices of views that are known when the program runs."""
+    """Records indices of views that are known only when the program runs."""
 
     indices: tuple[tuple[Hashable, int, int], ...]
 
@@ -122,7 +122,7 @@ class _NoteIndices:
         self, equation: Any, operands: list[Any], context: Context
     ) -> list[Any]:
         for key, operand, size in self.indices:
-            # A slice that would begin or end outside is moved inside.
+            # A slice that would exceed the bounds is moved inside.
             context.indices[key] = jnp.clip(operands[operand], 0, size - 1)
         return evaluate(equation, operands, context)
 
@@ -166,7 +166,7 @@ class _Measure:
 
 
 def _product(equation: Any, given: list[Trait], scope: Scope) -> Step | None:
-    """Notes the uses of parameters in a product."""
+    """Records the uses of parameters in a product."""
     name = equation.primitive.name
     avals = [atom.aval for atom in equation.invars]
     operands = products.Operands(
@@ -208,8 +208,8 @@ def _product(equation: Any, given: list[Trait], scope: Scope) -> Step | None:
 
 
 def _check_input(trait: Trait) -> None:
-    """Raises UnfitError for what is no input."""
+    """Raises `UnfitError` for an operand that is not an input."""
     if trait.view:
         raise UnfitError("it is multiplied with a parameter")
     if trait.lookup:
-        raise UnfitError("it is looked up in, by a product with ones and zeros")
+        raise UnfitError("it is indexed by a product with one-hot vectors")

@@ -1,4 +1,4 @@
-"""Runs a jaxpr and adds up the covariances of what parameters are multiplied with."""
+"""Runs a jaxpr and sums the covariances of the inputs of parameters."""
 
 import dataclasses
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -14,14 +14,14 @@ from mofo_jax._covariances.methods import Sums
 
 
 class Source(NamedTuple):
-    """The type of a covariance that is accumulated, a sum and its count.
+    """The type of an accumulated covariance, which is a sum and its count.
 
     Attributes:
       lead: The shape of the count, and the leading axes of the sum.
-      length: Of the sum's last two axes.
-      dtype: Of both.
-      weighted: Whether weights of positions, if there are any, are known for it.
-      mesh: The mesh axes over which it differs, inside `shard_map`.
+      length: The length of the sum's last two axes.
+      dtype: The dtype of both.
+      weighted: Whether the weights of positions, if there are any, apply to it.
+      mesh: The mesh axes over which it differs, within `shard_map`.
     """
 
     lead: tuple[int, ...]
@@ -31,9 +31,9 @@ class Source(NamedTuple):
     mesh: tuple[str, ...]
 
     def zeros(self) -> Sums:
-        """Returns the sum of nothing."""
+        """Returns a zero sum and a zero count."""
         shape = (*self.lead, self.length, self.length)
-        # In its type, too, it has to differ between devices.
+        # The type must also say that it differs between devices.
         zero = sum((0 * lax.axis_index(name) for name in self.mesh), jnp.int32(0))
         zero = zero.astype(self.dtype)
         return jnp.full(shape, zero), jnp.full(self.lead, zero)
@@ -41,12 +41,12 @@ class Source(NamedTuple):
 
 @dataclasses.dataclass
 class Context:
-    """What a jaxpr is run with besides its arguments.
+    """The values that accompany a run of a jaxpr.
 
     Attributes:
       totals: The sums and counts so far, by source.
-      indices: Those that `views.View.moving` tells of.
-      weights: Of the positions; None if all count alike.
+      indices: The indices of `views.View.moving`.
+      weights: The weights of positions, or None if all have the same weight.
     """
 
     totals: dict[Hashable, Sums]
@@ -65,12 +65,12 @@ class Context:
             self.totals[source] = old[0] + sums[0], old[1] + sums[1]
 
 
-# What is done at an equation instead of, or beside, evaluating it.
+# Runs at an equation, instead of evaluating it or in addition to it.
 Step = Callable[[Any, list[Any], Context], list[Any]]
 
 
 class Plan(NamedTuple):
-    """A jaxpr, and what is done at some of its equations, by their numbers."""
+    """A jaxpr, and the steps of some of its equations by number."""
 
     jaxpr: Any
     consts: Sequence[Any]
@@ -95,6 +95,6 @@ def run(plan: Plan, arguments: Sequence[Any], context: Context) -> list[Any]:
 
 
 def evaluate(equation: Any, operands: list[Any], context: Context) -> list[Any]:
-    """Is the step that only evaluates an equation."""
+    """The step that only evaluates an equation."""
     del context
     return jaxprs.bind(equation, operands)

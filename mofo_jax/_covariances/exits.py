@@ -1,4 +1,4 @@
-"""Into the bodies of loops and branches, and out of them with what was found there."""
+"""Arguments of the bodies of loops and branches, and the sums that leave them."""
 
 import dataclasses
 from collections.abc import Callable, Hashable, Sequence
@@ -16,12 +16,12 @@ Analysed = tuple[Step | None, list[Trait]]
 
 @dataclasses.dataclass(frozen=True)
 class Exit:
-    """A sum of a body's that is added to one outside.
+    """A sum of a body that is added to a sum outside.
 
     Attributes:
-      use: Of an argument, in the body.
-      outer: The sum's name outside.
-      moving: The indices at which it is added there.
+      use: The use of an argument in the body.
+      outer: The name of the sum outside.
+      moving: The indices at which it is added.
       stacked: Whether the argument is one of many along a leading axis.
     """
 
@@ -32,7 +32,7 @@ class Exit:
 
     @property
     def inner(self) -> Hashable:
-        """Returns the sum's name in the body."""
+        """The name of the sum in the body."""
         return self.use.source
 
     def placed(self, sums: Sums) -> Sums:
@@ -42,7 +42,7 @@ class Exit:
         return layouts.place(layout, matrix), layouts.place_count(layout, count)
 
     def leave(self, sums: Sums, context: Context) -> None:
-        """Adds what `placed` has returned to the total outside."""
+        """Adds the result of `placed` to the sum outside."""
         place = tuple(context.indices[key] for key in self.moving)
         context.add(self.outer, sums, place)
 
@@ -53,10 +53,10 @@ def enter(
     """Returns the trait of a body's argument.
 
     Args:
-      trait: Of what the body is given, for the last axes of which the argument stands.
-      number: The argument's.
-      shape: The argument's.
-      param: Its number among the body's parameters, if it is one.
+      trait: The trait of the operand, whose last axes are those of the argument.
+      number: The argument's number.
+      shape: The argument's shape.
+      param: Its number among the body's parameters, or None if it is not one.
     """
     view = None
     if param is not None:
@@ -70,7 +70,7 @@ def enter(
 def _leave(
     use: Use, operand: Trait, inner: Scope, outer: Scope, key: Hashable, stacked: bool
 ) -> Exit | None:
-    """Notes a use in a body as one of what the body's argument is a view of."""
+    """Records a use in a body as a use of the operand that the argument views."""
     view = operand.view
     assert view is not None
     arrangement = use.arrangement
@@ -79,7 +79,7 @@ def _leave(
         for axes in (arrangement.axes, arrangement.batch_axes)
     )
     layout = arrangement.layout
-    # Inside, their shards have been gathered.
+    # Within the body, their shards have been gathered.
     grown = [
         axis
         for axis, size in zip(batch, layout.sizes, strict=False)
@@ -113,15 +113,15 @@ def find_exits(
     body: Hashable,
     first_stacked: int,
 ) -> list[Exit]:
-    """Notes what a body does with its arguments as done with what it is given.
+    """Records the uses of a body's arguments as uses of the operands.
 
     Args:
       inner: The body's scope.
-      outer: The scope that the body is run in.
-      operands: What it is given.
-      body: Names the body in the outer scope.
+      outer: The scope in which the body runs.
+      operands: The traits of the operands.
+      body: The body's name in the outer scope.
       first_stacked: The first argument that is one of many along the leading axis of
-        what is given.
+        its operand.
     """
     for number, reasons in inner.obstacles.items():
         view = operands[number].view

@@ -1,4 +1,4 @@
-"""Covariances as users give them: by the paths of parameters, and checked."""
+"""Covariances given by the user: their paths and their validation."""
 
 import math
 from typing import Any
@@ -12,11 +12,11 @@ from mofo_jax._options.path_rules import path_name, place
 
 
 def by_path(covariances: Any) -> dict[str, InputCovariance | None]:
-    """Returns what there is for each parameter, by its path.
+    """Returns the covariance of each parameter by path.
 
     Raises:
-      TypeError: If there is anything else.
-      ValueError: If there is nothing.
+      TypeError: If a leaf is neither an `InputCovariance` nor None.
+      ValueError: If there is no covariance.
     """
 
     def is_leaf(node: Any) -> bool:
@@ -37,34 +37,34 @@ def by_path(covariances: Any) -> dict[str, InputCovariance | None]:
 
 
 def check_matrix(name: str, covariance: InputCovariance) -> None:
-    """Raises ValueError for what is no covariance."""
+    """Raises `ValueError` for an invalid covariance."""
     matrix, batch = covariance.matrix, len(covariance.batch_axes)
     shape = jnp.shape(matrix)
     if len(shape) != batch + 2 or shape[-1] != shape[-2]:
         raise ValueError(
-            f"`covariances` for {name} must hold square matrices with {batch} axes in "
-            f"front, got shape {shape}"
+            f"`covariances` for {name} must have square matrices with {batch} leading "
+            f"axes, got shape {shape}"
         )
     if not jnp.issubdtype(matrix.dtype, jnp.floating):
         raise ValueError(
-            f"`covariances` for {name} must be of a floating-point dtype, got "
+            f"`covariances` for {name} must have a floating-point dtype, got "
             f"{matrix.dtype}"
         )
     if isinstance(matrix, jax.ShapeDtypeStruct):
         return
     try:
-        # At once, also where the transformation is made in a traced function.
+        # Checked immediately, even if the transformation is made in a traced function.
         with jax.ensure_compile_time_eval():
             finite, symmetric, positive = map(bool, _properties(matrix))
     except jax.errors.ConcretizationTypeError:
         return
     for holds, what in (
-        (finite, "finite"),
-        (symmetric, "symmetric"),
-        (positive, "of a diagonal that is not negative"),
+        (finite, "be finite"),
+        (symmetric, "be symmetric"),
+        (positive, "have a nonnegative diagonal"),
     ):
         if not holds:
-            raise ValueError(f"`covariances` for {name} must be {what}")
+            raise ValueError(f"`covariances` for {name} must {what}")
 
 
 @jax.jit
@@ -81,7 +81,7 @@ def _properties(matrix: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 def check_tree(kept: dict[str, InputCovariance | None], tree: Any) -> None:
-    """Raises ValueError unless covariances are those of a tree of parameters."""
+    """Raises `ValueError` unless covariances fit a tree of parameters."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         name = path_name(path)
         if name not in kept:

@@ -1,11 +1,11 @@
-"""The parts of jaxprs, whose form differs between versions of JAX."""
+"""Access to the parts of jaxprs, whose form differs between versions of JAX."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jax.extend import core
 
-# Calls of a jaxpr with the operands as its arguments.
+# Primitives that call a jaxpr with their operands as its arguments.
 CALLS = frozenset(
     {
         "call",
@@ -31,7 +31,7 @@ def opened(closed: Any) -> tuple[Any, Sequence[Any]]:
 
 
 def called(params: Mapping[str, Any]) -> Any:
-    """Returns the one jaxpr among the parameters of a primitive in `CALLS`."""
+    """Returns the only jaxpr among the parameters of a primitive in `CALLS`."""
     (closed,) = (
         value for value in params.values() if isinstance(opened(value)[0], core.Jaxpr)
     )
@@ -39,7 +39,7 @@ def called(params: Mapping[str, Any]) -> Any:
 
 
 def scan_counts(params: Mapping[str, Any]) -> tuple[int, int]:
-    """Returns how many constants and how many carried values a scan has."""
+    """Returns the numbers of constants and of carried values of a scan."""
     if "num_consts" in params:
         return params["num_consts"], params["num_carry"]
     consts, carry, _ = params["ft_in"].unpack()
@@ -47,7 +47,7 @@ def scan_counts(params: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def mapped_specs(params: Mapping[str, Any]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """Returns how `shard_map` divides its operands and its results."""
+    """Returns the specs with which `shard_map` divides operands and results."""
     return params["in_specs"], params["out_specs"]
 
 

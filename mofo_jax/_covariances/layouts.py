@@ -1,4 +1,4 @@
-"""Where a covariance that a product gives lies in that of a parameter."""
+"""The position of a product's covariance within that of a parameter."""
 
 import math
 from typing import NamedTuple
@@ -11,16 +11,17 @@ from mofo_jax._covariances.pieces import Piece
 
 
 class Layout(NamedTuple):
-    """How a covariance that a product gives lies in that of a parameter.
+    """The position of a product's covariance within that of a parameter.
 
     Attributes:
-      lead: The digits of the given covariance's leading axes. Their axes count the
-        parameter's batch axes from 0 and then those that are contracted.
-      inputs: The digits of its last two.
-      free: Further digits of batch axes, which do not change the covariance.
-      starts: The first index that it covers of each axis.
-      sizes: The length of each axis, those of `batch` batch axes first.
-      batch: How many batch axes there are.
+      lead: The digits (see `pieces`) of the leading axes of the product's covariance.
+        Their axes number the parameter's batch axes from 0, followed by the contracted
+        axes.
+      inputs: The digits of its last two axes.
+      free: Additional digits of batch axes, on which the covariance does not depend.
+      starts: The first index that it covers along each axis.
+      sizes: The length of each axis, starting with those of the `batch` batch axes.
+      batch: The number of batch axes.
     """
 
     lead: tuple[Piece, ...]
@@ -32,23 +33,23 @@ class Layout(NamedTuple):
 
 
 def length(layout: Layout) -> int:
-    """Returns how many indices the contracted axes of a parameter have."""
+    """Returns the number of indices of a parameter's contracted axes."""
     return math.prod(layout.sizes[layout.batch :])
 
 
 def place(layout: Layout, matrix: jax.Array) -> jax.Array:
-    """Returns a parameter's covariance, zero where the given one does not reach.
+    """Returns a parameter's covariance, which is zero where the product has none.
 
     Args:
-      layout: Of the covariance that is given.
-      matrix: This covariance, of shape ``[*lead, n, n]``.
+      layout: The position of the product's covariance.
+      matrix: The product's covariance, of shape ``[*lead, n, n]``.
 
     Returns:
       An array of shape ``[*batch axes, N, N]``.
     """
     lead, inputs = layout.lead, layout.inputs
     matrix = matrix.reshape([digit.size for digit in (*lead, *inputs, *inputs)])
-    # Leading axes come first, then rows, then columns; the significant digits first.
+    # Leading axes, then rows, then columns, each from the most significant digit.
     sides = (0, lead), (1, inputs), (2, inputs)
     ranks = [(side, d.axis, -d.stride) for side, digits in sides for d in digits]
     independent = [i for i, (_, axis, _) in enumerate(ranks) if axis is None]
@@ -75,15 +76,15 @@ def place(layout: Layout, matrix: jax.Array) -> jax.Array:
 
 
 def place_count(layout: Layout, count: jax.Array) -> jax.Array:
-    """Returns how many inputs a parameter's covariance is the sum of, in the mean.
+    """Returns the mean number of inputs in the sum of a parameter's covariance.
 
     Args:
-      layout: Of the covariance that is given.
-      count: Of the inputs that it is the sum of, of shape ``lead``.
+      layout: The position of the product's covariance.
+      count: The number of inputs in its sum, of shape ``lead``.
 
     Returns:
-      An array of the shape of the batch axes. Where the given covariance covers only a
-      share of the parameter's, so does its count.
+      An array with the shape of the batch axes. If the product's covariance covers only
+      a share of the parameter's, the count is reduced by that share.
     """
     batch = layout.batch
     covered = math.prod(d.size for d in layout.inputs if d.axis is not None)

@@ -16,13 +16,13 @@ from mofo_jax._covariances.scope import Scope, Trait
 
 @dataclasses.dataclass(frozen=True)
 class _Body:
-    """What is known of a loop's body.
+    """The analysis of a loop's body.
 
     Attributes:
-      plan: What is done in it.
-      scope: What is found in it; parameters have the numbers of its arguments.
-      results: What is known of its results.
-      constant: Which carried values are views that never change.
+      plan: The plan of the body.
+      scope: The scope of the body, in which parameters are numbered like its arguments.
+      results: The traits of its results.
+      constant: Whether each carried value is a view that never changes.
     """
 
     plan: Plan
@@ -39,7 +39,7 @@ def _analyse_body(
     outer: Scope,
     analyse: Analyse,
 ) -> _Body:
-    """Analyses a loop's body until what it carries round is the same each time."""
+    """Analyses a loop's body until the traits of carried values no longer change."""
     avals = [var.aval for var in jaxprs.opened(closed)[0].invars]
     begin, end = len(consts), len(consts) + len(carry)
     constant = [trait.view is not None for trait in carry]
@@ -73,7 +73,7 @@ def _analyse_body(
 
 
 def _carried(body: _Body, carry: Sequence[Trait], scope: Scope) -> list[Trait]:
-    """Returns what is known of the values that a loop carries, after it."""
+    """Returns the traits of the carried values after a loop."""
     rows = zip(body.constant, carry, body.results, strict=False)
     return [
         before if same else Trait(scope.number(), after.positions)

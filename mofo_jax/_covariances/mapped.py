@@ -1,4 +1,4 @@
-"""`shard_map`, run again with the sums of all devices as further results."""
+"""`shard_map`, run again with the sums of all devices as additional results."""
 
 import dataclasses
 import math
@@ -15,7 +15,7 @@ from mofo_jax._covariances.exits import Analyse, Analysed, Exit, find_exits
 from mofo_jax._covariances.pieces import Axes, Piece
 from mofo_jax._covariances.scope import Scope, Trait, Use
 
-# The mesh axes over which each axis of an array is divided.
+# For each axis of an array, the mesh axes over which it is sharded.
 Division = tuple[tuple[str, ...], ...]
 
 
@@ -24,11 +24,11 @@ class _Mapped:
     """Runs `shard_map` with the sums of each device among its results.
 
     Attributes:
-      plan: What each device does.
-      exits: The ways out, each with how the covariance's batch axes are divided.
+      plan: The plan of each device.
+      exits: The sums that leave it, each with the division of its batch axes.
       sources: The sums of each device.
-      weights: How the weights of positions are divided.
-      names: The mesh axes that are mapped over.
+      weights: The division of the weights of positions.
+      names: The mesh axes of the map.
     """
 
     plan: Plan
@@ -66,7 +66,7 @@ class _Mapped:
         )
         results, placed = mapped(context.weights, *operands)
         for (way, _), pair in zip(self.exits, placed, strict=True):
-            # Devices that have seen the same add the same to the sum and the count.
+            # Devices with the same data add equal terms to the sum and to the count.
             way.leave((jnp.sum(pair[0], axis=0), jnp.sum(pair[1], axis=0)), context)
         return list(results)
 
@@ -74,7 +74,7 @@ class _Mapped:
 def analyse_shard_map(
     equation: Any, given: list[Trait], scope: Scope, analyse: Analyse
 ) -> Analysed:
-    """Analyses what each device does."""
+    """Analyses the computation of each device."""
     params = equation.params
     names = jaxprs.manual_axes(params)
     sizes = {name: size for name, size in params["mesh"].shape.items() if name in names}
@@ -126,10 +126,10 @@ def _count(names: Sequence[str], sizes: Mapping[str, int]) -> int:
 
 
 def _batch_division(use: Use, shapes: Any, over: Sequence[Division]) -> Division:
-    """Returns how the batch axes of a device's covariance are divided."""
+    """Returns the division of the batch axes of a device's covariance."""
     lengths = use.arrangement.layout.sizes
     pairs = zip(use.arrangement.batch_axes, lengths, strict=False)
-    # An axis of which all shards were gathered is whole.
+    # An axis whose shards were all gathered is not divided.
     return tuple(
         over[use.param][axis] if size == shapes[use.param][axis] else ()
         for axis, size in pairs
@@ -143,14 +143,15 @@ def _divided(
     shape: Sequence[int],
     weights: dict[int, tuple[str, ...]],
 ) -> Axes:
-    """Returns which of the axes of a device's part belong to those of its weights.
+    """Returns how the axes of a device's shard correspond to those of its weights.
 
     Args:
-      axes: Those of the whole array.
-      over: How it is divided.
-      sizes: Of the mesh axes.
-      shape: Of the weights.
-      weights: How they are divided, as far as is known. What an axis tells is added.
+      axes: The correspondence of the whole array.
+      over: The division of the array.
+      sizes: The sizes of the mesh axes.
+      shape: The shape of the weights.
+      weights: The division of the weights as far as it is known; divisions that follow
+        from the array's axes are added.
     """
     result: list[tuple[Piece, ...]] = []
     for digits, names in zip(axes, over, strict=True):
@@ -172,14 +173,14 @@ def _gathered(
     whole: Sequence[int],
     weights: Mapping[int, tuple[str, ...]],
 ) -> Axes:
-    """Returns which of the axes of an array belong to those of the weights.
+    """Returns how the axes of a whole array correspond to those of the weights.
 
     Args:
-      axes: Those of a device's part.
-      shape: Of the array.
-      spec: How it is divided.
+      axes: The correspondence of a device's shard.
+      shape: The shape of the array.
+      spec: The division of the array.
       whole: The shape of the weights.
-      weights: How they are divided.
+      weights: The division of the weights.
     """
     result: list[tuple[Piece, ...]] = []
     for digits, length, names in zip(

@@ -1,4 +1,4 @@
-"""How the covariances of the inputs of products are computed."""
+"""Computation of the covariances of the inputs of products."""
 
 import dataclasses
 import math
@@ -12,19 +12,19 @@ from jax import lax
 from mofo_jax._covariances import positions, shardings
 from mofo_jax._covariances.pieces import Axes
 
-# The sum of the outer products of some inputs, of shape `[*lead, n, n]`, and how many
-# inputs there are, of shape `lead`.
+# The sum of the outer products of some inputs, of shape `[*lead, n, n]`, and the number
+# of inputs, of shape `lead`.
 Sums = tuple[jax.Array, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
 class Dot:
-    """The covariance along axes of the input, apart for each index of others.
+    """The covariance along axes of the input, separately for indices of batch axes.
 
     Attributes:
-      contracted: The axes along which it is taken.
-      batch: The axes whose indices have covariances of their own.
-      positions: Which of the input's axes belong to those of the weights.
+      contracted: The axes along which it is computed.
+      batch: The axes whose indices have separate covariances.
+      positions: How the input's axes correspond to those of the weights.
     """
 
     contracted: tuple[int, ...]
@@ -76,11 +76,11 @@ class Dot:
 
 @dataclasses.dataclass(frozen=True)
 class Gathered:
-    """The covariance of an input of which each device has a part.
+    """The covariance of an input that is sharded over devices.
 
     Attributes:
-      axes: The axes of the input that are divided, each with the mesh axes.
-      dot: Is given the whole input.
+      axes: The sharded axes of the input, each with its mesh axes.
+      dot: The method for the whole input.
     """
 
     axes: tuple[tuple[int, tuple[str, ...]], ...]
@@ -102,8 +102,9 @@ class Patches:
 
     Attributes:
       filter_shape: The spatial shape of the kernel.
-      options: Of the convolution.
-      dot: Is given the patches, behind the axes of the input channels and the filter.
+      options: The convolution's options.
+      dot: The method for the patches, whose leading axes are the input channels and the
+        filter.
     """
 
     filter_shape: tuple[int, ...]
@@ -128,7 +129,7 @@ class Patches:
 
 @dataclasses.dataclass(frozen=True)
 class Groups:
-    """The covariances of groups of rows, as long as the second operand says."""
+    """The covariances of groups of rows, whose sizes are the second operand."""
 
     def __call__(
         self, operands: Sequence[jax.Array], weights: jax.Array | None
@@ -153,7 +154,7 @@ class Groups:
 
 
 def _same_dtype(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns two factors in a dtype in which their product can be computed."""
+    """Returns two factors in a dtype that supports their product."""
     dtype = jnp.promote_types(x.dtype, y.dtype)
     if not jnp.issubdtype(dtype, jnp.floating):
         dtype = jnp.dtype(jnp.float32)

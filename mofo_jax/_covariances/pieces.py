@@ -1,8 +1,8 @@
-"""Where the axes of an array come from, through reshapes, transposes and slices.
+"""The origin of an array's axes, through reshapes, transposes and slices.
 
-An array that only relabels the coordinates of another, its source, is described axis by
-axis: an index along one of its axes is a number of one or more digits, and each digit
-is a term of an index along an axis of the source.
+An array whose coordinates are those of another array, its source, in another order is
+described axis by axis. An index along one of its axes is a number of one or more
+digits, and each digit contributes a term to an index along an axis of the source.
 """
 
 import math
@@ -16,8 +16,8 @@ class Piece(NamedTuple):
     Attributes:
       axis: The axis of the source; None if the source does not depend on the digit.
       size: The number of values of the digit.
-      stride: What one more adds to the index.
-      offset: What is added where the digit is 0.
+      stride: The increase of the index per unit of the digit.
+      offset: The term of the digit 0.
     """
 
     axis: int | None
@@ -26,12 +26,13 @@ class Piece(NamedTuple):
     offset: int = 0
 
 
-# For each axis of an array its digits, the most significant first; none has one value.
+# The digits of each axis of an array, most significant first. An axis of length 1 may
+# have none.
 Axes = tuple[tuple[Piece, ...], ...]
 
 
 def axes_of(sources: Sequence[int | None], shape: Sequence[int]) -> Axes:
-    """Returns the axes of an array that are whole axes of its source, or unrelated."""
+    """Returns the axes of an array, each a whole axis of the source or unrelated."""
     pairs = zip(sources, shape, strict=True)
     return tuple(_digits(Piece(axis, size)) for axis, size in pairs)
 
@@ -42,7 +43,7 @@ def whole(shape: Sequence[int]) -> Axes:
 
 
 def unrelated(shape: Sequence[int]) -> Axes:
-    """Returns the axes of an array on which its source does not depend."""
+    """Returns the axes of an array that does not depend on its source."""
     return axes_of([None] * len(shape), shape)
 
 
@@ -52,7 +53,7 @@ def transpose(axes: Axes, permutation: Sequence[int]) -> Axes:
 
 
 def without(axes: Axes, dimensions: Sequence[int]) -> Axes:
-    """Returns the axes that are left when some are squeezed or reduced."""
+    """Returns the axes that remain when some are squeezed or reduced."""
     return tuple(axis for i, axis in enumerate(axes) if i not in dimensions)
 
 
@@ -60,9 +61,9 @@ def broadcast(axes: Axes, shape: Sequence[int], dimensions: Sequence[int]) -> Ax
     """Returns the axes of the array broadcast to a shape.
 
     Args:
-      axes: Of the array.
-      shape: Of the result.
-      dimensions: The axis of the result that each axis of the array becomes.
+      axes: The array's axes.
+      shape: The shape of the result.
+      dimensions: The axis of the result for each axis of the array.
     """
     result = list(unrelated(shape))
     for own, axis in zip(axes, dimensions, strict=True):
@@ -74,16 +75,16 @@ def broadcast(axes: Axes, shape: Sequence[int], dimensions: Sequence[int]) -> Ax
 def take_run(
     pieces: tuple[Piece, ...], start: int, size: int, step: int = 1
 ) -> tuple[Piece, ...] | None:
-    """Returns the digits of a run of an axis, None if they are no such digits.
+    """Returns the digits of a run of indices of an axis, or None if it has no digits.
 
     Args:
       pieces: The digits of the whole axis.
       start: The first index of the run.
-      size: How many indices it has.
-      step: From one index to the next; negative to go backwards.
+      size: The number of indices.
+      step: The difference of successive indices; negative to run backwards.
 
     Returns:
-      Digits, with one of a single value where `size` is 1 for the sake of its offset.
+      Digits. If `size` is 1, a digit with a single value keeps the offset.
     """
     if (start, size, step) == (0, length(pieces), 1):
         return pieces
@@ -97,7 +98,7 @@ def take_run(
 
 
 def reshape(axes: Axes, shape: Sequence[int]) -> Axes | None:
-    """Returns the axes of the reshaped array, None if they have no such digits."""
+    """Returns the axes of the reshaped array, or None if they have no digits."""
     if 0 in shape or any(piece.size == 0 for axis in axes for piece in axis):
         return None
     left = [piece for axis in axes for piece in axis][::-1]
@@ -120,12 +121,12 @@ def reshape(axes: Axes, shape: Sequence[int]) -> Axes | None:
 
 
 def length(pieces: Sequence[Piece]) -> int:
-    """Returns the length of an axis of some digits."""
+    """Returns the length of an axis with the given digits."""
     return math.prod(piece.size for piece in pieces)
 
 
 def join(pieces: Sequence[Piece]) -> tuple[Piece, ...]:
-    """Returns the same digits, with neighbours that make one digit joined."""
+    """Returns the same digits, with adjacent ones merged if they form one digit."""
     joined: list[Piece] = []
     for piece in pieces:
         if joined and _continues(joined[-1], piece):
@@ -137,13 +138,13 @@ def join(pieces: Sequence[Piece]) -> tuple[Piece, ...]:
 
 
 def _continues(outer: Piece, inner: Piece) -> bool:
-    """Returns whether two digits are one number, the inner the less significant."""
+    """Returns whether two digits form one number, the inner one less significant."""
     nested = outer.axis is None or outer.stride == inner.stride * inner.size
     return outer.axis == inner.axis and nested
 
 
 def _split(piece: Piece, size: int) -> tuple[Piece, Piece]:
-    """Returns a digit as two, of which the more significant has `size` values."""
+    """Splits a digit in two, the more significant of which has `size` values."""
     inner = piece.size // size
     stride = 1 if piece.axis is None else piece.stride * inner
     return (

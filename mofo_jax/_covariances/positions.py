@@ -1,8 +1,8 @@
-"""Which axes of an array belong to those of the weights of positions.
+"""How the axes of an array correspond to those of the weights of positions.
 
-As `pieces` describes where the axes of a view come from, with the weights for a source;
-but two axes may come from one of the weights, as those of an attention's queries and
-keys do.
+The correspondence has the form of `pieces`, with the weights as the source. Two axes
+may correspond to the same axis of the weights, such as those of the queries and the
+keys of an attention.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,10 +19,10 @@ Rule = Callable[[list[Axes], Mapping[str, Any], list[Any], Any], Axes]
 
 
 def of_input(shape: Sequence[int], weights: Sequence[int]) -> Axes:
-    """Returns the axes of an array of a batch: the first may be those of the weights.
+    """Returns the axes of an array of a batch, whose first may be those of the weights.
 
     Args:
-      shape: Of the array.
+      shape: The shape of the array.
       weights: The shape of the weights.
     """
     own = len(weights)
@@ -32,7 +32,7 @@ def of_input(shape: Sequence[int], weights: Sequence[int]) -> Axes:
 
 
 def join(first: Axes, second: Axes) -> Axes:
-    """Returns the axes of two arrays of one shape; where both tell, the first's."""
+    """Joins the axes of two arrays of one shape; the first takes precedence."""
     return tuple(
         one if _related(one) else other
         for one, other in zip(first, second, strict=True)
@@ -40,7 +40,7 @@ def join(first: Axes, second: Axes) -> Axes:
 
 
 def related(axes: Axes) -> bool:
-    """Returns whether any axis belongs to one of the weights."""
+    """Returns whether any axis corresponds to one of the weights."""
     return any(_related(axis) for axis in axes)
 
 
@@ -54,11 +54,11 @@ def propagate(
     """Returns the axes of the results of a primitive.
 
     Args:
-      name: Of the primitive.
-      params: Of the primitive.
+      name: The primitive's name.
+      params: The primitive's parameters.
       given: The axes of the operands.
       avals: The abstract values of the operands.
-      outs: Those of the results.
+      outs: The abstract values of the results.
     """
     unrelated = [pieces.unrelated(out.shape) for out in outs]
     if not any(map(related, given)):
@@ -70,7 +70,7 @@ def propagate(
         return [u if f is None else f for f, u in zip(found, unrelated, strict=True)]
     if name in _RULES:
         return [_RULES[name](given, params, avals, out) for out in outs]
-    # Whatever keeps an operand's shape keeps, as far as is known, its positions.
+    # A primitive that keeps an operand's shape is assumed to keep its positions.
     results = []
     for out, axes in zip(outs, unrelated, strict=True):
         for own, aval in zip(given, avals, strict=True):
@@ -94,14 +94,14 @@ def _dot(given: list[Axes], params: Mapping[str, Any], avals: Any, out: Any) -> 
 
 
 def _ragged_dot(given: list[Axes], params: Any, avals: Any, out: Any) -> Axes:
-    # The rows of the first operand are in another order than the positions.
+    # The rows of the first operand are not in the order of the positions.
     return pieces.unrelated(out.shape)
 
 
 def of_convolution(
     params: Mapping[str, Any], axes: Axes, shape: Sequence[int], out: Sequence[int]
 ) -> Axes:
-    """Returns the axes of what a convolution makes of an operand."""
+    """Returns the axes of the result of a convolution."""
     numbers = params["dimension_numbers"]
     result = list(pieces.unrelated(out))
     result[numbers.out_spec[0]] = axes[numbers.lhs_spec[0]]
@@ -177,9 +177,9 @@ def expand(weights: jax.Array, axes: Axes) -> jax.Array:
     """Returns the weights of the coordinates of an array.
 
     Args:
-      weights: Of the positions.
-      axes: Of the array. Where they do not tell the position along an axis of the
-        weights, the largest weight along it is taken.
+      weights: The weights of positions.
+      axes: The axes of the array. Along axes of the weights that none of them
+        corresponds to, the largest weight is taken.
 
     Returns:
       An array with as many axes as `axes`, which broadcasts to the array's shape.
@@ -195,7 +195,7 @@ def expand(weights: jax.Array, axes: Axes) -> jax.Array:
             weights = jnp.max(weights, axis=axis, keepdims=True)
         places += own
     weights = weights.reshape([digit.size for _, digit in places])
-    # Digits of one axis of the array are in the order in which it has them.
+    # Digits of one axis of the array keep their order.
     ranks = [(place, axes[place].index(digit)) for place, digit in places]
     weights = jnp.transpose(weights, sorted(range(len(ranks)), key=ranks.__getitem__))
     sizes, repeated, shape = [], [], []
@@ -208,10 +208,10 @@ def expand(weights: jax.Array, axes: Axes) -> jax.Array:
 
 
 def _digits(axes: Axes, axis: int) -> list[tuple[int, Piece]]:
-    """Returns digits that make an index of an axis of the weights, and their places.
+    """Returns digits that form an index of an axis of the weights, and their places.
 
-    Of two sets of digits that would, as an attention's queries and keys have, the
-    first.
+    If two sets of digits do, as for an attention's queries and keys, the first one is
+    returned.
     """
     found: list[tuple[int, Piece]] = []
     for place, digits in enumerate(axes):

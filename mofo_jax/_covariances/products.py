@@ -13,13 +13,13 @@ from mofo_jax._covariances.views import UnfitError, View, sharded
 
 
 class Operands(NamedTuple):
-    """What is known of the operands of a primitive.
+    """The types of a primitive's operands.
 
     Attributes:
-      shapes: Of each.
-      dtypes: Of each.
-      positions: Which of the axes of each belong to those of the weights.
-      result: The shape of what the primitive makes of them.
+      shapes: The operands' shapes.
+      dtypes: The operands' dtypes.
+      positions: How the operands' axes correspond to those of the weights.
+      result: The shape of the primitive's result.
     """
 
     shapes: Sequence[tuple[int, ...]]
@@ -29,15 +29,15 @@ class Operands(NamedTuple):
 
 
 class Product(NamedTuple):
-    """How the covariance of what multiplies a kernel is taken.
+    """A product of a kernel, and how the covariance of its input is computed.
 
     Attributes:
-      operands: Those that it is computed from, the input first.
-      contracted: The kernel's contracted axes, as the covariance's indices are ordered.
-      batch: The kernel's axes that lead the covariance's.
+      operands: The operands for the computation, starting with the input.
+      contracted: The kernel's contracted axes, in the order of covariance indices.
+      batch: The kernel's axes that are leading axes of the covariance.
       lead: The sizes of the covariance's leading axes.
-      length: Of its last two axes.
-      method: How it is computed.
+      length: The length of its last two axes.
+      method: The method of computation.
     """
 
     operands: tuple[int, ...]
@@ -54,14 +54,14 @@ def find(
     """Returns the product in which an operand is the kernel.
 
     Args:
-      name: Of a primitive in `PRIMITIVES`.
-      params: Of the primitive.
-      view: Of the kernel.
-      kernel: Which operand it is.
-      operands: What is known of them.
+      name: The name of a primitive in `PRIMITIVES`.
+      params: The primitive's parameters.
+      view: The kernel's view.
+      kernel: The number of the operand that is the kernel.
+      operands: The types of the operands.
 
     Raises:
-      UnfitError: If it is no product of which an input's covariance can be taken.
+      UnfitError: If the covariance of its input is not supported.
     """
     product = PRIMITIVES[name](params, view, kernel, operands)
     if jnp.issubdtype(operands.dtypes[product.operands[0]], jnp.complexfloating):
@@ -70,15 +70,15 @@ def find(
 
 
 def gather_input(product: Product, view: View, sizes: Mapping[str, int]) -> Product:
-    """Returns a product in whose covariance shards of the input are gathered.
+    """Returns a product whose covariance is computed after gathering the input.
 
     Args:
       product: The product of each device.
-      view: Of the kernel.
-      sizes: Of the mesh axes.
+      view: The kernel's view.
+      sizes: The sizes of the mesh axes.
 
     Raises:
-      UnfitError: If there is a shard of what cannot be gathered.
+      UnfitError: If an axis is sharded that cannot be gathered.
     """
     divided = [(place, sharded(view, a)) for place, a in enumerate(product.contracted)]
     divided = [(place, names) for place, names in divided if names]
@@ -98,7 +98,7 @@ def _dot_general(
 ) -> Product:
     contracted, batch = params["dimension_numbers"]
     other = 1 - kernel
-    # A kernel that is repeated along a batch axis is one kernel.
+    # A kernel that is repeated along a batch axis is a single kernel.
     pairs = [
         (own, its)
         for own, its in zip(batch[kernel], batch[other], strict=True)
@@ -121,13 +121,13 @@ def _convolution(
 ) -> Product:
     numbers = params["dimension_numbers"]
     if kernel != 1:
-        raise UnfitError("it is what a convolution's kernel runs over")
+        raise UnfitError("it is the input of a convolution")
     if params["feature_group_count"] != 1 or params["batch_group_count"] != 1:
         raise UnfitError("it is the kernel of a grouped convolution")
     _, channels, *spatial = numbers.rhs_spec
     filter_shape = tuple(operands.shapes[1][axis] for axis in spatial)
     lengths = (operands.shapes[0][numbers.lhs_spec[1]], *filter_shape)
-    # The patches lie along the axis of the channels, which goes to the front.
+    # The patches are along the channels' axis, which is moved to the front.
     patches = positions.of_convolution(
         params, operands.positions[0], operands.shapes[0], operands.result
     )
@@ -161,7 +161,7 @@ def _ragged_dot(
         and params["group_offset"] is None
     )
     if not plain:
-        raise UnfitError("its ragged product is of an unknown form")
+        raise UnfitError("its ragged product has an unsupported form")
     groups, length, _ = operands.shapes[1]
     return Product((0, 2), (1,), (0,), (groups,), length, Groups())
 
@@ -174,10 +174,10 @@ PRIMITIVES = {
 
 
 def source_key(product: Product, numbers: Sequence[Hashable]) -> Hashable:
-    """Returns what two products have in common if their inputs' covariances are equal.
+    """Returns a key that is the same for products whose inputs' covariances are equal.
 
     Args:
-      product: One of them.
-      numbers: What is equal for operands that are.
+      product: A product.
+      numbers: Keys of the operands, which are equal for equal operands.
     """
     return product.method, tuple(numbers[i] for i in product.operands)

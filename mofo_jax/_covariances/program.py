@@ -1,4 +1,4 @@
-"""What is computed of a batch: sums over the inputs of each parameter."""
+"""The computation for a batch: sums over the inputs of each parameter."""
 
 import collections
 import math
@@ -18,12 +18,12 @@ from mofo_jax._covariances.scope import Scope, Trait, Use
 
 
 class Part(NamedTuple):
-    """A covariance among those whose sum is that of a parameter's inputs.
+    """A covariance that is part of the sum of a parameter's covariance.
 
     Attributes:
       source: Its name in the program.
-      layout: Where it lies.
-      missing: The batch axes of the sum that it has not.
+      layout: Its position in the sum.
+      missing: The batch axes of the sum that it does not have.
     """
 
     source: Hashable
@@ -32,7 +32,7 @@ class Part(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What is found of one parameter: its axes, and the parts of the covariance."""
+    """A parameter's axes, and the parts of its covariance."""
 
     axes: tuple[int, ...]
     batch_axes: tuple[int, ...]
@@ -40,13 +40,13 @@ class Found(NamedTuple):
 
 
 class Program(NamedTuple):
-    """What is computed of a batch.
+    """The computation for a batch.
 
     Attributes:
-      plan: What is done in the jaxpr of `apply`.
-      sources: The covariances that the jaxpr gives.
-      found: What is found of each parameter, None where there is nothing.
-      obstacles: Of each parameter, what it meets.
+      plan: The plan for the jaxpr of `apply`.
+      sources: The covariances that the plan computes.
+      found: The covariance of each parameter, None if it has none.
+      obstacles: For each parameter, the reasons against further covariances.
     """
 
     plan: Plan
@@ -56,7 +56,7 @@ class Program(NamedTuple):
 
     @property
     def unweighted(self) -> set[tuple[Part, ...]]:
-        """The inputs of which not all positions can be weighted."""
+        """The inputs whose positions cannot all be weighted."""
         return {
             found.parts
             for found in self.found
@@ -79,7 +79,7 @@ class Program(NamedTuple):
         return dict(first.values())
 
     def shardings(self, params: Sequence[Any]) -> list[NamedSharding | None]:
-        """Returns how the sums for each input are spread over devices.
+        """Returns the shardings of the sums for each input.
 
         Args:
           params: The parameters.
@@ -104,13 +104,13 @@ def _sum(parts: Sequence[Part], totals: dict[Hashable, Sums]) -> Sums:
 def make_program(
     apply: Callable[[Any, Any], Any], params: Any, batch: Any, weights: Any
 ) -> Program:
-    """Finds what is to be computed of batches of one type.
+    """Finds the computation for batches of one type.
 
     Args:
       apply: As in `input_covariances`.
-      params: Its first argument.
-      batch: Its second one.
-      weights: Their type; None if all positions count alike.
+      params: The first argument of `apply`.
+      batch: The second argument of `apply`.
+      weights: The type of the weights; None if all positions have the same weight.
     """
     leaves, structure = jax.tree.flatten((params, batch))
 
@@ -160,14 +160,14 @@ def _argument(
 
 
 def _combine(uses: Sequence[Use]) -> Found:
-    """Returns what several uses of one parameter make together."""
+    """Combines the uses of one parameter."""
     batch_axes = sorted({a for use in uses for a in use.arrangement.batch_axes})
     parts = []
     for use in uses:
         own = use.arrangement.batch_axes
         missing = tuple(i for i, axis in enumerate(batch_axes) if axis not in own)
         parts.append(Part(use.source, use.arrangement.layout, missing))
-    # A kernel of which each part is multiplied with one input has one input.
+    # If each part of a kernel is multiplied with the same input, it counts once.
     times = collections.Counter(parts)
     common = math.gcd(*times.values())
     parts = [part for part, n in times.items() for _ in range(n // common)]

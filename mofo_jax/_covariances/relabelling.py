@@ -1,4 +1,4 @@
-"""What the primitives that move coordinates around do to the axes of an array."""
+"""The effect of primitives that rearrange coordinates on the axes of an array."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -6,11 +6,11 @@ from typing import Any
 from mofo_jax._covariances import pieces
 from mofo_jax._covariances.pieces import Axes
 
-# One entry for each result; None for one whose axes are lost.
+# One entry per result, which is None if its axes are lost.
 Results = list[Axes | None]
 Rule = Callable[[Axes, Mapping[str, Any], Sequence[Any]], Results]
 
-# Each result has the coordinates of the operand at the same place.
+# Primitives whose results have the coordinates of the corresponding operands.
 UNCHANGED = frozenset(
     {
         "conj",
@@ -33,12 +33,12 @@ UNCHANGED = frozenset(
 
 
 def relabel(name: str, axes: Axes, params: Mapping[str, Any], outs: Any) -> Results:
-    """Returns the axes of what a primitive makes of its first operand.
+    """Returns the axes of the results of a primitive.
 
     Args:
-      name: Of a primitive in `RULES`.
-      axes: Of the operand.
-      params: Of the primitive.
+      name: The name of a primitive in `RULES`.
+      axes: The axes of its first operand.
+      params: The primitive's parameters.
       outs: The abstract values of the results.
     """
     return RULES[name](axes, params, outs)

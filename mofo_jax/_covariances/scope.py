@@ -1,4 +1,4 @@
-"""What is known of arrays before a program runs, and what is found of parameters."""
+"""Facts about arrays before a program runs, and the uses of parameters."""
 
 import itertools
 import math
@@ -13,14 +13,14 @@ from mofo_jax._covariances.views import Arrangement, View
 
 
 class Trait(NamedTuple):
-    """What is known of an array before the program runs.
+    """The facts that are known about an array before the program runs.
 
     Attributes:
-      number: Equal for arrays that are.
-      positions: Which of its axes belong to those of the weights.
-      view: If it relabels the coordinates of a parameter, how.
-      uniform: Whether its coordinates are known to be the same number.
-      lookup: Whether it tells by ones and zeros which index something else has.
+      number: Equal for equal arrays.
+      positions: How its axes correspond to those of the weights.
+      view: How it relabels the coordinates of a parameter, or None.
+      uniform: Whether its coordinates are known to be equal.
+      lookup: Whether it is a one-hot encoding of indices.
     """
 
     number: Hashable
@@ -35,8 +35,8 @@ class Use(NamedTuple):
 
     Attributes:
       param: The parameter's number.
-      source: Names the covariance of the other factor.
-      arrangement: Where this covariance belongs.
+      source: The name of the other factor's covariance.
+      arrangement: The position of this covariance.
     """
 
     param: int
@@ -45,17 +45,17 @@ class Use(NamedTuple):
 
 
 class Scope:
-    """What is found of some parameters in a jaxpr and those that it calls.
+    """The uses of parameters in a jaxpr and those that it calls.
 
-    The body of a loop, or whatever else runs in a function of its own, is a scope of
-    its own, whose parameters are those of its arguments that are views of one outside.
+    The body of a loop, and any other jaxpr that runs in a separate function, has a
+    scope. Its parameters are the arguments that are views of parameters outside.
 
     Attributes:
       uses: The parameters' uses in products.
       sources: The types of the covariances that they need.
-      obstacles: For each parameter, why it is not followed further, and why products
-        are no use.
-      mesh: The sizes of the mesh axes that `shard_map` maps over.
+      obstacles: For each parameter, reasons why it is not followed further, and why
+        products are not used.
+      mesh: The sizes of the mesh axes of `shard_map`.
       weights: The shape of the weights of positions, () if there are none.
     """
 
@@ -64,7 +64,7 @@ class Scope:
         mesh: Mapping[str, int] = MappingProxyType({}),
         weights: tuple[int, ...] = (),
     ) -> None:
-        """Makes a scope in which nothing has been found."""
+        """Makes an empty scope."""
         self.mesh = mesh
         self.weights = weights
         self.uses: list[Use] = []
@@ -74,24 +74,24 @@ class Scope:
         self._count = itertools.count()
 
     def number(self, key: Hashable = None) -> int:
-        """Returns a number, the same for the same key; without a key a new one."""
+        """Returns a number, the same for the same key, or a new one without a key."""
         if key is not None:
             try:
                 return self._numbers.setdefault(key, next(self._count))
-            except TypeError:  # Something in it has no hash.
+            except TypeError:  # It has a part without a hash.
                 pass
         return next(self._count)
 
     def obstruct(self, view: View, reason: str) -> None:
-        """Notes why a view is not followed further, or why a product is no use."""
+        """Records why a view is not followed further, or why a product is not used."""
         self.obstacles.setdefault(view.param, {})[reason] = None
 
     def unknown(self, aval: Any, key: Hashable = None) -> Trait:
-        """Returns what is known of an array of which nothing but its type is.
+        """Returns the trait of an array of which only the type is known.
 
         Args:
-          aval: Its type.
-          key: Equal for arrays that are.
+          aval: The array's type.
+          key: A key that is equal for equal arrays.
         """
         shape = getattr(aval, "shape", ())
         uniform = math.prod(shape) == 1

@@ -1,4 +1,4 @@
-"""Arrays that relabel a parameter's coordinates, and what is contracted in products."""
+"""Arrays that relabel a parameter's coordinates, and their axes in products."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,20 +10,20 @@ from mofo_jax._covariances.pieces import Axes, Piece
 
 
 class UnfitError(Exception):
-    """Says why the covariance of a product's input is not that of a parameter's."""
+    """The reason why an input's covariance is not that of a parameter."""
 
 
 class View(NamedTuple):
-    """An array that relabels coordinates of a parameter.
+    """An array whose coordinates are those of a parameter, relabelled.
 
     Attributes:
       param: The parameter's number.
-      shape: The parameter's.
-      axes: Where those of the array come from; without offsets.
-      fixed: What is added to the indices along each of the parameter's axes.
-      moving: Axes of the parameter at one index that is known when the program runs,
-        each with what stands for that index.
-      shards: Inside `shard_map`, the mesh axes over which each axis is divided.
+      shape: The parameter's shape.
+      axes: The origin of the array's axes (see `pieces`), without offsets.
+      fixed: The offsets of the indices along each of the parameter's axes.
+      moving: Axes of the parameter at a single index that is known only when the
+        program runs, each with a key of that index.
+      shards: Within `shard_map`, the mesh axes over which each axis is sharded.
     """
 
     param: int
@@ -37,10 +37,10 @@ class View(NamedTuple):
 def whole_view(
     param: int, shape: Sequence[int], shards: tuple[tuple[str, ...], ...] = ()
 ) -> View:
-    """Returns the view that is the parameter itself."""
+    """Returns the view of the whole parameter."""
     shards = shards or ((),) * len(shape)
     axes = tuple(
-        # One index of many: those on other devices may be gathered.
+        # One of several indices, since those of other devices may be gathered.
         (Piece(i, 1),) if shards[i] and shape[i] == 1 else axis
         for i, axis in enumerate(pieces.whole(shape))
     )
@@ -48,18 +48,18 @@ def whole_view(
 
 
 def sharded(view: View, axis: int) -> tuple[str, ...]:
-    """Returns the mesh axes over which an axis of the array is divided."""
+    """Returns the mesh axes over which an axis of the array is sharded."""
     sources = _sources(view.axes[axis])
     return tuple(name for source in sources for name in view.shards[source])
 
 
 def gather(view: View, axes: Sequence[int], sizes: Mapping[str, int]) -> View:
-    """Returns the view of the array with all shards of some axes, one after another.
+    """Returns the view of the array with the shards of some axes concatenated.
 
     Args:
-      view: Of the array.
-      axes: Of the array.
-      sizes: Of the mesh axes.
+      view: The view of the array.
+      axes: The array's axes to gather.
+      sizes: The sizes of the mesh axes.
 
     Raises:
       UnfitError: If only a part of an axis of the parameter would be gathered.
@@ -89,7 +89,7 @@ def _with(items: tuple[Any, ...], place: int, item: Any) -> tuple[Any, ...]:
 def relabel(
     view: View, name: str, params: Mapping[str, Any], outs: Sequence[Any]
 ) -> list[View | None]:
-    """Returns the views that a primitive of `relabelling.RULES` makes of a view."""
+    """Returns the views of the results of a primitive of `relabelling.RULES`."""
     results = relabelling.relabel(name, view.axes, params, outs)
     return [None if axes is None else _without_offsets(view, axes) for axes in results]
 
@@ -103,12 +103,14 @@ def take_run(view: View, axis: int, start: int, size: int) -> View | None:
 
 
 def take_index(view: View, axis: int, index: Any) -> View | None:
-    """Returns the view of one index along an axis of the array, of length 1 there.
+    """Returns the view of a single index along an axis of the array.
+
+    The axis remains, with a length of 1.
 
     Args:
-      view: Of the array.
-      axis: Of the array.
-      index: What stands for an index that is known when the program runs.
+      view: The view of the array.
+      axis: An axis of the array.
+      index: The key of an index that is known only when the program runs.
     """
     if len(view.axes[axis]) != 1:
         return view if not view.axes[axis] else None
@@ -138,12 +140,12 @@ def _without_offsets(view: View, axes: Axes) -> View:
 
 
 class Arrangement(NamedTuple):
-    """Which axes of a parameter a covariance belongs to.
+    """The axes of a parameter that a covariance belongs to.
 
     Attributes:
-      axes: Those that are contracted.
-      batch_axes: Those whose indices have covariances of their own.
-      layout: Where the given covariance lies in the parameter's.
+      axes: The contracted axes.
+      batch_axes: The axes whose indices have separate covariances.
+      layout: The position of the product's covariance in the parameter's.
     """
 
     axes: tuple[int, ...]
@@ -152,17 +154,16 @@ class Arrangement(NamedTuple):
 
 
 def arrange(view: View, contracted: Sequence[int], batch: Sequence[int]) -> Arrangement:
-    """Finds the place of a covariance that was taken of what a view is multiplied with.
+    """Finds the position of the covariance of an input that a view is multiplied with.
 
     Args:
-      view: Of the array that is multiplied.
-      contracted: Its contracted axes, in the order in which the covariance's last two
-        axes hold their indices.
+      view: The view that is multiplied.
+      contracted: Its contracted axes, in the order of the covariance's last two axes.
       batch: Its batch axes, in the order of the covariance's leading axes after those
         of `view.moving`.
 
     Raises:
-      UnfitError: If it is the covariance of no axes of the parameter.
+      UnfitError: If the covariance does not belong to axes of the parameter.
     """
     inputs = [piece for axis in contracted for piece in view.axes[axis]]
     own = [piece for axis in batch for piece in view.axes[axis]]
@@ -199,11 +200,11 @@ def _sources(digits: Iterable[Piece]) -> list[int]:
 
 
 def _check_run(axis: int, digits: list[Piece]) -> None:
-    """Raises UnfitError unless digits are those of a run of neighbouring indices."""
+    """Raises `UnfitError` unless digits form a run of adjacent indices."""
     stride = 1
     for piece in sorted(digits, key=lambda piece: piece.stride):
         if piece.stride != stride:
-            raise UnfitError(f"indices of axis {axis} are left out or turned round")
+            raise UnfitError(f"indices of axis {axis} are skipped or reversed")
         stride *= piece.size
 
 

@@ -49,20 +49,20 @@ def test_wrong_arguments() -> None:
         (
             np.ones((3, 4)),
             ((0,),),
-            r"hold square matrices with 0 axes .* shape \(3, 4\)",
+            r"square matrices with 0 leading axes, got shape \(3, 4\)",
         ),
-        (np.ones((2, 3, 3)), ((0,),), "square matrices with 0 axes in front"),
-        (np.eye(3), ((1,), (0,)), "square matrices with 1 axes in front"),
-        (np.eye(3, dtype=int), ((0,),), "be of a floating-point dtype, got int"),
+        (np.ones((2, 3, 3)), ((0,),), "square matrices with 0 leading axes"),
+        (np.eye(3), ((1,), (0,)), "square matrices with 1 leading axes"),
+        (np.eye(3, dtype=int), ((0,),), "have a floating-point dtype, got int"),
         (np.diag([1, np.nan]), ((0,),), "for kernel must be finite"),
         (np.diag([1, np.inf]), ((0,),), "for kernel must be finite"),
         (np.array([[1.0, 0.5], [0.2, 1]]), ((0,),), "for kernel must be symmetric"),
-        (np.diag([1.0, -1.0]), ((0,),), "of a diagonal that is not negative"),
+        (np.diag([1.0, -1.0]), ((0,),), "have a nonnegative diagonal"),
     ],
     ids=range(8),
 )
 @pytest.mark.parametrize("traced", [False, True])
-def test_what_is_no_covariance(
+def test_invalid_covariances(
     matrix: Any, axes: Any, message: str, traced: bool
 ) -> None:
     covariances = with_matrix(matrix, *axes)

@@ -185,7 +185,7 @@ UNFIT: dict[str, tuple[tuple[int, ...], Callable[..., Any], str]] = {
     "lookup by one-hot vectors": (
         (7, 4),
         lambda w, x: jax.nn.one_hot(TOKENS, 7) @ w,
-        "it is looked up in, by a product with ones and zeros",
+        "it is indexed by a product with one-hot vectors",
     ),
     "elementwise": ((1, 1, 4), lambda w, x: x * w, "it is an operand of mul"),
     "sum of kernels": ((4, 6), lambda w, x: x @ (w + 1), "it is an operand of add"),
@@ -198,12 +198,12 @@ UNFIT: dict[str, tuple[tuple[int, ...], Callable[..., Any], str]] = {
     "backwards": (
         (4, 6),
         lambda w, x: x @ w[::-1],
-        "indices of axis 0 are left out or turned round",
+        "indices of axis 0 are skipped or reversed",
     ),
     "every other row": (
         (8, 6),
         lambda w, x: x @ w[::2],
-        "indices of axis 0 are left out or turned round",
+        "indices of axis 0 are skipped or reversed",
     ),
     "a part of an axis": (
         (8, 6),
