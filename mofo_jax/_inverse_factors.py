@@ -1,4 +1,4 @@
-"""What a preconditioner removes of a step, as a matrix, in blocks or of low rank."""
+"""The part of a step that a preconditioner removes: a matrix, blocks or low rank."""
 
 import functools
 import math
@@ -26,28 +26,28 @@ def compute(
     block_size: int | None,
     rank: int | None,
 ) -> Factor:
-    r"""Returns :math:`I - (I + A / (c \bar\lambda))^{-1}`, of each matrix of a stack.
+    r"""Returns :math:`I - (I + A / (c \bar\lambda))^{-1}` for each matrix of a stack.
 
     Args:
       matrix: :math:`A`, of shape ``[*batch, n, n]``; :math:`\bar\lambda` is its mean
         eigenvalue.
       damping: :math:`c`.
-      dtype: Of the result.
-      block_size: The largest length of the blocks on the diagonal that are kept of
-        :math:`A`; None for all of it.
-      rank: How many directions are kept beside the diagonal; None for all.
+      dtype: The dtype of the result.
+      block_size: The largest length of the diagonal blocks of :math:`A` that are used;
+        None for the whole matrix.
+      rank: The number of directions in addition to the diagonal; None for all.
 
     Returns:
       An array of shape ``[*batch, n, n]``, or ``[*batch, blocks, m, m]``; or a
-      `LowRank` for such blocks if it takes less time to apply.
+      `LowRank` with such blocks if it is faster to apply.
     """
     if matrix.ndim > 2:
-        # One after another, for the sake of memory.
+        # One after another, to save memory.
         options = damping, dtype, block_size, rank
         return lax.map(lambda one: compute(one, *options), matrix)
     n = matrix.shape[-1]
     mean = jnp.trace(matrix) / n
-    # What was never seen is not damped, and nothing is removed of it.
+    # If the inputs were always zero, nothing is removed.
     scaled = matrix / jnp.where(mean > 0, damping * mean, jnp.inf)
     if block_size is None or block_size >= n:
         return _remove_from(scaled, dtype, rank)
@@ -56,10 +56,10 @@ def compute(
 
 
 def blocks(n: int, block_size: int) -> tuple[int, int]:
-    """Returns how many blocks an axis is cut into, and their length.
+    """Returns the number of blocks of an axis, and their length.
 
-    Of equal length if at most twice as many as are needed will do; else the last block
-    reaches beyond the axis.
+    The blocks divide the axis evenly if at most twice the least number of blocks
+    suffices for that; otherwise the last block exceeds the axis.
     """
     least = math.ceil(n / block_size)
     for count in range(least, 2 * least + 1):
@@ -77,7 +77,7 @@ def _diagonal_blocks(matrix: jax.Array, block_size: int) -> jax.Array:
 
 
 def _remove_from(scaled: jax.Array, dtype: Any, rank: int | None) -> Factor:
-    """Returns ``I - inv(I + scaled)``, or nearly."""
+    """Returns ``I - inv(I + scaled)``, or an approximation of low rank."""
     if rank is not None and 2 * rank < len(scaled):
         return _low_rank(scaled, rank, dtype)
     return _whole(scaled, dtype)
@@ -114,13 +114,13 @@ def _low_rank(scaled: jax.Array, rank: int, dtype: Any) -> LowRank:
 def apply(
     factor: Factor, x: jax.Array, axes: tuple[int, ...], batch_axes: tuple[int, ...]
 ) -> jax.Array:
-    """Returns what is removed of an array along some of its axes.
+    """Returns the part of an array that is removed along some of its axes.
 
     Args:
-      factor: As `compute` returns it.
-      x: In float32 or wider.
-      axes: The axes along which the factor's last two run, in row-major order.
-      batch_axes: The axes whose indices have a factor each, ascending.
+      factor: The result of `compute`.
+      x: The array, in float32 or wider.
+      axes: The axes of the factor's last two, in row-major order.
+      batch_axes: The axes whose indices have separate factors, ascending.
     """
     inside = tuple(axis - sum(b < axis for b in batch_axes) for axis in axes)
     function = functools.partial(_apply_one, inside)
@@ -150,7 +150,7 @@ def _apply_one(axes: tuple[int, ...], factor: Factor, x: jax.Array) -> jax.Array
 
 
 def _remove(factor: Factor, x: jax.Array) -> jax.Array:
-    """Returns what is removed along the first axis."""
+    """Returns the part that is removed along the first axis."""
     if not isinstance(factor, LowRank):
         return _product(factor, x)
     shares = factor.diagonal.reshape(-1, *[1] * (x.ndim - 1))
@@ -161,7 +161,7 @@ def _remove(factor: Factor, x: jax.Array) -> jax.Array:
 def _product(matrix: jax.Array, x: jax.Array) -> jax.Array:
     """Returns a product along the first axis of `x`, in the dtype of `x`.
 
-    Both factors are rounded to a dtype narrower than float32 that the matrix has.
+    If the matrix has a dtype narrower than float32, both factors are rounded to it.
     """
     narrow = jnp.finfo(matrix.dtype).bits < 32
     return lax.dot_general(

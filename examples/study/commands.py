@@ -66,7 +66,7 @@ def repeat(options: Options) -> None:
     kept = rows.find(rows.read(study.file), study.key(wanted))
     made = study.do(wanted)
     start = rows.start_of(rows.read(study.file), wanted.task)
-    columns = {"kept": kept, "made anew": made}
+    columns = {"stored": kept, "repeated": made}
     for title in ("task loss", *(measure.title for measure in comparing.MEASURES)):
         values = [
             f"{comparing.summary(row, start)[title]:.5f} {name}"

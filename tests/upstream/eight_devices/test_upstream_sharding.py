@@ -1,4 +1,4 @@
-"""Optax's sharding tests of the contribution, and what its compiled step moves."""
+"""Optax's sharding tests of the contribution, and its compiled step's collectives."""
 
 import inspect
 import os
@@ -20,7 +20,7 @@ from tests.library.eight_devices.test_selection import (
     trees,
 )
 
-# A test of `contrib` came after 0.2.8. What it checks is among these.
+# `contrib` gained a test after 0.2.8, which checks a subset of these.
 BODIES = (
     "test_init_with_abstract_input",
     "test_state_sharding_type_init_match_update",
@@ -29,9 +29,9 @@ BODIES = (
 
 
 def body(name: str) -> Callable[..., None]:
-    """Returns one of Optax's tests, without the cases that Optax runs it with."""
+    """Returns one of Optax's tests without its parameterized cases."""
     with pytest.MonkeyPatch.context() as patch:
-        # The module sets flags when it is imported.
+        # The module sets flags on import.
         patch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"])
         upstream = pytest.importorskip("optax._src.sharding_test")
     (first,) = {
@@ -54,7 +54,7 @@ def test_sharding(entry: str, name: str, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("kind", ["auto", "explicit"])
-def test_any_sharding_moves_the_same_coordinates_and_gathers_nothing(kind: str) -> None:
+def test_any_sharding_selects_the_same_coordinates_without_gathering(kind: str) -> None:
     rng = random_generator()
     mesh = mesh_of(kind)
     tree = trees()[0]

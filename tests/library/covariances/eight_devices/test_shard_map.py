@@ -1,4 +1,4 @@
-"""Products inside of `shard_map`, against covariances taken by hand."""
+"""Products within `shard_map`, against covariances from NumPy."""
 
 from collections.abc import Callable
 from typing import Any
@@ -37,13 +37,13 @@ ROWS = P("data")
 
 @mapped(ROWS, P(None, "model"), P("model"), out_specs=ROWS)
 def tensor_parallel(x: Any, up: Any, down: Any) -> Any:
-    """Columns of the first kernel on each device, and rows of the second."""
+    """The columns of the first kernel and the rows of the second are sharded."""
     return lax.psum(jnp.tanh(x @ up) @ down, "model")
 
 
 @mapped(ROWS, P("data"), P("model", "data"), out_specs=ROWS, check_vma=False)
 def fully_sharded(x: Any, up: Any, down: Any) -> Any:
-    """Kernels that are gathered before they are used."""
+    """Kernels are gathered before use."""
     up = lax.all_gather(up, "data", axis=0, tiled=True)
     down = lax.all_gather(down, "model", axis=0, tiled=True)
     down = lax.all_gather(down, "data", axis=1, tiled=True)
@@ -62,7 +62,7 @@ def partly_manual(x: Any, up: Any, down: Any) -> Any:
 
 @mapped(P(None, None, "model"), P("model"), P("data"), out_specs=P())
 def divided_features(x: Any, up: Any, down: Any) -> Any:
-    """Both kernels divided along the axis that is contracted."""
+    """Both kernels are sharded along the contracted axis."""
     hidden = jnp.tanh(lax.psum(x @ up, "model"))
     own = lax.dynamic_slice_in_dim(hidden, lax.axis_index("data") * 4, 4, axis=-1)
     return lax.psum(own @ down, "data")
@@ -99,7 +99,7 @@ def test_experts(spec: P) -> None:
 
 @pytest.mark.parametrize("names", ["data", ("data", "model")])
 def test_experts_that_are_gathered(names: Any) -> None:
-    # JAX cannot tell that what is gathered is the same everywhere.
+    # JAX does not know that the gathered array is the same on all devices.
     @mapped(P(names), P(), out_specs=P(), check_vma=False)
     def by_expert(w: Any, x: Any) -> Any:
         w = lax.all_gather(w, names, axis=0, tiled=True)
@@ -119,7 +119,7 @@ def check_experts(by_expert: Any) -> None:
 
 @pytest.mark.parametrize("outside", [True, False])
 def test_scans_around_and_inside(outside: bool) -> None:
-    """Rows of each kernel are on different devices."""
+    """The rows of each kernel are on different devices."""
 
     def layer(x: Any, w: Any) -> Any:
         own = lax.dynamic_slice_in_dim(x, lax.axis_index("model") * 2, 2, axis=-1)
@@ -144,7 +144,7 @@ def test_scans_around_and_inside(outside: bool) -> None:
 
 
 @pytest.mark.parametrize("name", ["tensor parallel", "fully sharded", "replicated"])
-def test_weights_are_divided_as_the_positions_are(name: str) -> None:
+def test_weights_are_sharded_like_the_positions(name: str) -> None:
     def apply(params: Any, batch: Any) -> Any:
         x = PROGRAMS[name](batch["x"], params["up"], params["down"])
         return x @ params["after"]

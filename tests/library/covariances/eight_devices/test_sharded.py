@@ -1,4 +1,4 @@
-"""Covariances of sharded activations: the same numbers, and nothing gathered."""
+"""Covariances of sharded activations: the same numbers, and no gathering."""
 
 from typing import Any
 
@@ -50,12 +50,12 @@ def apply(params: Any, x: jax.Array) -> Any:
 
 
 def dot(x: jax.Array, w: jax.Array) -> jax.Array:
-    """Returns a product whose rows are sharded as those of the input are."""
+    """Returns a product whose rows are sharded like those of the input."""
     mesh = jax.typeof(x).sharding.mesh
     explicit = not mesh.empty and set(mesh.axis_types) == {AxisType.Explicit}
     if not explicit:
         return x @ w
-    # What a model in an Explicit mesh says itself.
+    # A model in an Explicit mesh must reshard its kernel explicitly.
     w = jax.sharding.reshard(w, P())
     return jnp.einsum("btd,df->btf", x, w, out_sharding=P("a"))
 
