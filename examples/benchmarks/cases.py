@@ -21,10 +21,10 @@ from examples.benchmarks.trees import (
     whole,
 )
 from examples.finetune.model import sharding
-from examples.finetune.model.llama import Llama
-from examples.finetune.model.llama_config import LlamaConfig
-from examples.finetune.training.optimizers import layer_blocks
-from examples.finetune.training.train import gradients
+from examples.finetune.model.decoder import Decoder
+from examples.finetune.model.decoder_config import DecoderConfig
+from examples.finetune.training.optimizers import BLOCK_AXES
+from examples.finetune.training.step import gradients
 
 # The tokens of a row. In a training step, each device has one row.
 TOKENS = 128
@@ -105,7 +105,7 @@ _HEADS = whole(
 )
 
 
-def _layers(config: LlamaConfig) -> str:
+def _layers(config: DecoderConfig) -> str:
     whole, some = LLAMA_7B.num_layers, config.num_layers
     return f"{whole} layers" if some == whole else f"{some} of {whole} layers"
 
@@ -128,7 +128,7 @@ def on_tree(tree: Tree, mesh: Mesh, clips: bool) -> Case:
     return Case(bare_step, params, params, clips)
 
 
-def on_pod(config: LlamaConfig, mesh: Mesh) -> Case:
+def on_pod(config: DecoderConfig, mesh: Mesh) -> Case:
     """Returns the scanned training step on all devices of a pod, FSDP x tensor."""
     devices = [*mesh.devices.flat]
     wide = jax.make_mesh(
@@ -141,7 +141,7 @@ def on_pod(config: LlamaConfig, mesh: Mesh) -> Case:
 
 
 def training(
-    config: LlamaConfig,
+    config: DecoderConfig,
     mesh: Mesh,
     scan_layers: bool,
     tokens: int = TOKENS,
@@ -160,9 +160,9 @@ def training(
       dtype: the dtype of the computation; parameters are float32.
     """
 
-    def fresh() -> Llama:
+    def fresh() -> Decoder:
         kinds = {"dtype": dtype, "scan_layers": scan_layers, "remat": True}
-        return Llama(config, rngs=nnx.Rngs(0), mesh=mesh, **kinds)
+        return Decoder(config, rngs=nnx.Rngs(0), mesh=mesh, **kinds)
 
     graph, state = nnx.split(nnx.eval_shape(fresh))
     shapes = nnx.to_pure_dict(state)
@@ -186,8 +186,7 @@ def training(
 
         return step
 
-    axes = layer_blocks(params) if scan_layers else None
-    return Case(step_of, params, batch, clips=True, block_axes=axes)
+    return Case(step_of, params, batch, clips=True, block_axes=BLOCK_AXES)
 
 
 def placed(shapes: Any, places: Any) -> Any:

@@ -16,13 +16,14 @@ import tqdm
 
 import mofo_jax
 from examples.benchmarks import timing
-from examples.finetune.command.config import LEARNING_RATE, Config
+from examples.finetune.command.config import Config
+from examples.finetune.command.options import LEARNING_RATES
 from examples.finetune.data.batches import Batch, training_batches
 from examples.finetune.data.encoding import encode_rows
 from examples.finetune.data.tasks import TASKS
 from examples.finetune.model import parameters, pretrained, sharding
 from examples.finetune.training.optimizers import make
-from examples.finetune.training.train import init_state, make_step
+from examples.finetune.training.step import init_state, make_step
 
 Entry = dict[str, Any]
 
@@ -89,7 +90,7 @@ class _Arm:
         self, name: str, config: Config, graph: Any, start: Any, places: Any
     ) -> None:
         """Places the parameters that the run starts from."""
-        transformation = make(name, config, float(LEARNING_RATE))
+        transformation = make(name, config, LEARNING_RATES["adamw"])
         self._params = parameters.place(start, places)
         self._state = init_state(transformation, self._params)
         self._step = make_step(graph, transformation, 1, self._params, self._state)

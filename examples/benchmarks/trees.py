@@ -5,11 +5,11 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from examples.finetune.model.llama_config import LlamaConfig, parameter_shapes
+from examples.finetune.model.decoder_config import DecoderConfig, parameter_shapes
 
 Shape = tuple[int, ...]
 
-SMOLLM2_135M = LlamaConfig(
+SMOLLM2_135M = DecoderConfig(
     vocab_size=49152,
     hidden_size=576,
     intermediate_size=1536,
@@ -23,7 +23,7 @@ SMOLLM2_135M = LlamaConfig(
     tied_embedding=True,
 )
 # The shapes of Llama 3.2 1B: 1.2 billion coordinates.
-LLAMA_1B = LlamaConfig(
+LLAMA_1B = DecoderConfig(
     vocab_size=128256,
     hidden_size=2048,
     intermediate_size=8192,
@@ -37,7 +37,7 @@ LLAMA_1B = LlamaConfig(
     tied_embedding=True,
 )
 # The shapes of Llama 2 7B: 291 tensors.
-LLAMA_7B = LlamaConfig(
+LLAMA_7B = DecoderConfig(
     vocab_size=32000,
     hidden_size=4096,
     intermediate_size=11008,
@@ -109,13 +109,13 @@ def whole(*shapes: Shape) -> Tree:
     return Tree(named, dict.fromkeys(named, ()))
 
 
-def llama(config: LlamaConfig) -> Tree:
+def llama(config: DecoderConfig) -> Tree:
     """Returns a Llama with a tensor for each kernel of each layer."""
     shapes = parameter_shapes(config)
     return Tree(shapes, dict.fromkeys(shapes, ()))
 
 
-def scanned(config: LlamaConfig) -> Tree:
+def scanned(config: DecoderConfig) -> Tree:
     """Returns a Llama whose layers are stacked on axis 0, each of them a block."""
     shapes = parameter_shapes(dataclasses.replace(config, num_layers=1))
     stacked = {

@@ -1,1 +1,1 @@
-"""EleutherAI's lm-evaluation-harness on the Llama of these examples."""
+"""EleutherAI's lm-evaluation-harness on the decoder of these examples."""

@@ -9,7 +9,7 @@ from flax import nnx
 
 from examples.finetune.data.batches import Batch, round_up
 from examples.finetune.model import parameters, sharding
-from examples.finetune.model.llama import Llama
+from examples.finetune.model.decoder import Decoder
 from examples.finetune.model.tokenizer import Tokenizer
 
 # The shortest padded row of a batch.
@@ -41,7 +41,9 @@ class Placed:
     window: int
 
     @classmethod
-    def of(cls, model: Llama, tokenizer: Tokenizer, rows: int, window: int) -> "Placed":
+    def of(
+        cls, model: Decoder, tokenizer: Tokenizer, rows: int, window: int
+    ) -> "Placed":
         """Splits a model into structure and parameters.
 
         The rows are rounded up to a multiple of the mesh's parts of a batch.

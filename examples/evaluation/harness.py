@@ -1,4 +1,4 @@
-"""The Llama of these examples as a language model of lm-evaluation-harness.
+"""The decoder of these examples as a language model of lm-evaluation-harness.
 
     from lm_eval import simple_evaluate
 
@@ -28,18 +28,18 @@ from examples.evaluation.batching import Placed
 from examples.evaluation.continuing import continuations
 from examples.evaluation.scoring import Pair, log_likelihoods
 from examples.finetune.command.errors import InputError
-from examples.finetune.model.llama import Llama
+from examples.finetune.model.decoder import Decoder
 from examples.finetune.model.tokenizer import Tokenizer
 
 MAX_GEN_TOKS = 256  # the harness's default for tasks that set none
 
 
 class NnxLlama(TemplateLM):
-    """A Llama from which the harness requests log-likelihoods and text."""
+    """A decoder from which the harness requests log-likelihoods and text."""
 
     def __init__(
         self,
-        model: Llama,
+        model: Decoder,
         tokenizer: Tokenizer,
         *,
         name: str,
@@ -137,7 +137,7 @@ class NnxLlama(TemplateLM):
         ids = tokenizer.encode(string)
         begun = ids[:1] == [tokenizer.bos_id]
         if add_special_tokens or (add_special_tokens is None and not begun):
-            return tokenizer.encode(string, add_special_tokens=True)
+            return tokenizer.encode_from_start(string)
         return ids
 
     def _loglikelihood_tokens(

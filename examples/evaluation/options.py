@@ -5,9 +5,9 @@ import pathlib
 from collections.abc import Sequence
 
 from examples.finetune.command import config
-from examples.finetune.command.config import Precision
 from examples.finetune.command.errors import InputError
-from examples.finetune.model.default_model import DEFAULT_MODEL
+from examples.finetune.command.options import Precision
+from examples.finetune.model.packaged import DEFAULT_MODEL
 
 PROGRAM = "python -m examples.evaluation"
 SMALLEST = {"batch_size": 1, "limit": 1, "num_fewshot": 0, "bootstrap_iters": 0}

@@ -14,6 +14,7 @@ import sys
 from examples.finetune.command import config
 from examples.finetune.command.status import BAD_INPUT, exit_status
 from examples.finetune.running import checks
+from examples.finetune.system import quiet
 
 
 def main(arguments: list[str]) -> int:
@@ -23,13 +24,13 @@ def main(arguments: list[str]) -> int:
       arguments: the words after the program's name.
 
     Returns:
-      The exit status, as `command.exit_status` has it.
+      The exit status, as `status.exit_status` describes it.
     """
 
     def work() -> None:
         settings = config.parse(arguments)
         checks.check_options(settings)
-        # JAX and the rest only now, so that --help and mistakes answer at once.
+        # JAX is imported only here, so that --help and mistakes are answered at once.
         from examples.finetune.system import hosts
 
         with hosts.joined(settings):
@@ -37,7 +38,10 @@ def main(arguments: list[str]) -> int:
 
             run(settings)
 
-    return exit_status(work, "the same command goes on from the last checkpoint.")
+    # Orbax's and asyncio's messages, and tensorboardX's thread, repeat at length what
+    # the program reports in a sentence.
+    with quiet.loggers("absl", "asyncio"), quiet.threads(OSError):
+        return exit_status(work, "the same command goes on from the last checkpoint.")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from examples.finetune.command.config import Precision
+from examples.finetune.command.options import Precision
 
 Name = Literal["cpu", "gpu", "smallest"]
 

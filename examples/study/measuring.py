@@ -56,7 +56,7 @@ class Scales:
         self._trainer = trainer
         self.retained = tuple(retained)
         shards = row_shards(trainer.mesh)
-        rows = round_up(evaluate.TOKEN_ROWS, shards)
+        rows = round_up(token_losses.ROWS, shards)
         self._items = {**tasks, **retained}
         self._sets = {
             name: _token_set(name, items, rows, "prompts" if name in tasks else "all")

@@ -22,7 +22,7 @@ import numpy as np
 import optax
 
 from examples.finetune.command.config import Config
-from examples.finetune.training.train import gradients
+from examples.finetune.training.step import gradients
 from examples.study.measuring import Measured, Reference, Scales
 from examples.study.training import Course, Params, Trainer, assemble
 
@@ -174,7 +174,7 @@ def fisher_product(
     from flax import nnx
 
     from examples.finetune.data.batches import loss_targets
-    from examples.finetune.model.llama import causal_mask
+    from examples.finetune.model.attention import causal_mask
 
     @jax.jit
     def one(params: Params, batch: Mapping[str, jax.Array], along: Params) -> Params:

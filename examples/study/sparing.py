@@ -7,7 +7,7 @@ import optax
 
 import mofo_jax
 from examples.finetune.command.config import Config
-from examples.finetune.training.optimizers import block_axes
+from examples.finetune.training.optimizers import BLOCK_AXES
 
 Transformation = optax.GradientTransformationExtraArgs
 
@@ -30,7 +30,7 @@ def _behind_mofo(config: Config, covariances: Any) -> Any:
     selected = mofo_jax.scale_by_mofo(
         *(config.b1, config.b2, config.eps),
         update_fraction=config.update_fraction,
-        block_axes=block_axes(config),
+        block_axes=BLOCK_AXES,
     )
     return _behind(selected, config, covariances)
 
@@ -40,7 +40,7 @@ def _filtered(config: Config, covariances: Any) -> Any:
     return mofo_jax.momentum_filter(
         _inverse(config, covariances),
         update_fraction=config.update_fraction,
-        block_axes=block_axes(config),
+        block_axes=BLOCK_AXES,
         score="update",
     )
 

@@ -75,7 +75,7 @@ def _digest(trainer: Trainer, texts: Texts) -> str:
     """Returns a digest of everything that determines the healed weights."""
     budget, neutral = trainer.budget, texts.neutral
     settings = {
-        "start": parameters.sha256(trainer.quantized),
+        "start": _sha256(trainer.quantized),
         "rate": HEALING_RATE,
         "steps": budget.healing_steps,
         "warmup_steps": budget.healing_steps // WARMUP,
@@ -85,6 +85,16 @@ def _digest(trainer: Trainer, texts: Texts) -> str:
         "texts": [example.ids for example in neutral.training],
     }
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
+
+
+def _sha256(params: Params) -> str:
+    """A digest of paths, types, shapes and values, in the order of the paths."""
+    digest = hashlib.sha256()
+    for path, leaf in parameters.flat(params).items():
+        digest.update(f"{path}\n{leaf.dtype.name}\n{leaf.shape}\n".encode())
+        little = leaf.astype(leaf.dtype.newbyteorder("<"), copy=False)
+        digest.update(np.ascontiguousarray(little).tobytes())
+    return digest.hexdigest()
 
 
 def _read(file: pathlib.Path, like: Params) -> Params:

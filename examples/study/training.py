@@ -27,9 +27,9 @@ from examples.finetune.data.batches import (
 )
 from examples.finetune.data.encoding import Example
 from examples.finetune.model import lora, parameters, pretrained, sharding
-from examples.finetune.model.llama import causal_mask
-from examples.finetune.training import fisher, optimizers
-from examples.finetune.training.train import gradients
+from examples.finetune.model.attention import causal_mask
+from examples.finetune.training import information, optimizers, own_text
+from examples.finetune.training.step import gradients
 from examples.study import sparing
 from examples.study.budget import Budget
 
@@ -114,9 +114,13 @@ class Trainer:
 
     def fisher(self, start: Params) -> Params:
         """Returns a start's Fisher information, on the host."""
-        config = Config(fisher_sequences=self.budget.fisher_sequences)
-        given = self.begin(start), self.source.tokenizer, self.place
-        return parameters.to_host(fisher.of_base(config, self.graph, *given))
+        params, length = self.begin(start), Config().sequence_length
+        writer = own_text.Writer(
+            self.graph, params, self.source.tokenizer, self.place, length, seed=0
+        )
+        texts = own_text.batch(writer.texts(self.budget.fisher_sequences), length)
+        found = information.fisher(self.graph, params, texts, self.place)
+        return parameters.to_host(found)
 
     def covariances(self, start: Params, written: Sequence[Example]) -> Params:
         """Returns the covariances of the inputs of a start's kernels.

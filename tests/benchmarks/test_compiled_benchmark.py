@@ -17,9 +17,9 @@ from examples.benchmarks import (
 from examples.benchmarks.programs import build
 from examples.benchmarks.trees import LLAMA_7B, TREES, llama, whole
 from examples.finetune.model import sharding
-from examples.finetune.model.llama_config import LlamaConfig
+from examples.finetune.model.decoder_config import DecoderConfig
 
-TINY_LLAMA = LlamaConfig(32, 16, 24, 2, 2, 1, 8, 1e4, 1e-5, 64, False)
+TINY_LLAMA = DecoderConfig(32, 16, 24, 2, 2, 1, 8, 1e4, 1e-5, 64, False)
 
 
 def test_trees_have_the_sizes_of_their_models() -> None:

@@ -11,7 +11,7 @@ from flax import nnx
 
 from examples.evaluation.batching import Placed
 from examples.finetune.model import pretrained
-from examples.finetune.model.llama import Llama
+from examples.finetune.model.decoder import Decoder
 from examples.finetune.model.tokenizer import Tokenizer
 from tests.finetune import small
 
@@ -61,19 +61,19 @@ def tokenizer(model_directory: pathlib.Path) -> Tokenizer:
 
 
 @pytest.fixture(scope="session")
-def model(model_directory: pathlib.Path) -> Llama:
+def model(model_directory: pathlib.Path) -> Decoder:
     """The tiny model, which tests must not change."""
     source = pretrained.open_model(str(model_directory))
     return pretrained.build(source, scan_layers=True)
 
 
 @pytest.fixture(scope="session")
-def placed(model: Llama, tokenizer: Tokenizer) -> Placed:
+def placed(model: Decoder, tokenizer: Tokenizer) -> Placed:
     """The model for scoring, with rows of four and a window of 40 tokens."""
     return Placed.of(model, tokenizer, rows=4, window=40)
 
 
 @pytest.fixture(scope="session")
-def reference(model: Llama) -> Reference:
+def reference(model: Decoder) -> Reference:
     """The reference for the tiny model."""
     return Reference(*nnx.split(model))

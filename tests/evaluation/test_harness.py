@@ -16,7 +16,7 @@ from examples.evaluation.continuing import until
 from examples.evaluation.harness import NnxLlama
 from examples.finetune.command.errors import InputError
 from examples.finetune.evaluation import generate
-from examples.finetune.model.llama import Llama
+from examples.finetune.model.decoder import Decoder
 from examples.finetune.model.tokenizer import Tokenizer
 from tests.evaluation.conftest import Reference
 from tests.finetune import tiny
@@ -25,7 +25,7 @@ WINDOW = 24
 
 
 @pytest.fixture(scope="module")
-def harnessed(model: Llama, tokenizer: Tokenizer) -> NnxLlama:
+def harnessed(model: Decoder, tokenizer: Tokenizer) -> NnxLlama:
     return NnxLlama(
         model, tokenizer, name="owner/tiny", batch_size=4, max_length=WINDOW
     )
@@ -202,7 +202,7 @@ def test_special_tokens_are_added_once(harnessed: NnxLlama) -> None:
     ],
 )
 def test_numbers_out_of_range_are_errors(
-    model: Llama, tokenizer: Tokenizer, options: dict[str, int], message: str
+    model: Decoder, tokenizer: Tokenizer, options: dict[str, int], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
         NnxLlama(model, tokenizer, name="tiny", **options)

@@ -24,7 +24,7 @@ from examples.finetune.data import word_problems
 from examples.finetune.data.encoding import encode_rows
 from examples.finetune.data.retention import knowledge_questions
 from examples.finetune.evaluation import choices, evaluate, generate
-from examples.finetune.model.llama import Llama
+from examples.finetune.model.decoder import Decoder
 from examples.finetune.model.tokenizer import Tokenizer
 from tests.finetune import small
 
@@ -41,7 +41,7 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
 
 
 def evaluated(
-    model: Llama, tokenizer: Tokenizer, task: str, limit: int, **options: Any
+    model: Decoder, tokenizer: Tokenizer, task: str, limit: int, **options: Any
 ) -> Any:
     tasks, manager = run.load_tasks((task,))
     return simple_evaluate(
@@ -55,7 +55,7 @@ def evaluated(
 
 
 def test_knowledge_equals_our_own_scorer(
-    model: Llama, tokenizer: Tokenizer, placed: Placed
+    model: Decoder, tokenizer: Tokenizer, placed: Placed
 ) -> None:
     found = evaluated(model, tokenizer, "general_knowledge", ITEMS)
     asked = choices.encode(knowledge_questions()[:ITEMS], tokenizer.encode)
@@ -71,7 +71,7 @@ def test_knowledge_equals_our_own_scorer(
 
 
 def test_word_problems_equal_our_own_answers(
-    model: Llama, tokenizer: Tokenizer, placed: Placed
+    model: Decoder, tokenizer: Tokenizer, placed: Placed
 ) -> None:
     options = {"apply_chat_template": True, "gen_kwargs": {"max_gen_toks": 16}}
     found = evaluated(model, tokenizer, "word_problems", 8, **options)

@@ -76,7 +76,7 @@ def table(rows: Mapping[str, Row]) -> str:
         f"promised; they took {minutes:.0f} minutes, in one run or several (`--only` "
         "does some again and leaves the other rows). A fine-tuning run has four steps "
         "unless another number is given; bit for bit means an unbroken run's "
-        "`params_sha256`.",
+        "`params_checksum`.",
         "",
         "| fault | promised | what happened | lost | passed |",
         "|---|---|---|---|---|",

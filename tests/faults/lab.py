@@ -231,7 +231,7 @@ class Lab:
     def digest(self, run: pathlib.Path) -> str:
         """Returns the digest of a finished run's parameters."""
         summary = json.loads((run / "summary.json").read_text())
-        return summary["arms"][ARM]["params_sha256"]
+        return summary["arms"][ARM]["params_checksum"]
 
 
 def largest(directory: pathlib.Path) -> pathlib.Path:

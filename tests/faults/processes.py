@@ -139,7 +139,7 @@ def _one_of_two(lab: Lab, number: signal.Signals) -> Outcome:
         assert statuses == [128 + number] * 2, first.errors[-1000:]
         happened = f"both: status {first.status}"
     (restored,) = again.ended[1].seen["restored"]
-    digests = [made.summary["arms"][ARM]["params_sha256"] for made in (whole, again)]
+    digests = [made.summary["arms"][ARM]["params_checksum"] for made in (whole, again)]
     assert digests[0] == digests[1], "other parameters than unbroken"
     step = restored[0]
     assert step == (2 if number == signal.SIGKILL else NEWEST)
@@ -152,7 +152,7 @@ def _twice(lab: Lab) -> Outcome:
     run = lab.new()
     assert lab.run(run).status == 0
     assert lab.digest(run) == lab.sha256
-    return Outcome("the same params_sha256")
+    return Outcome("the same params_checksum")
 
 
 _LIMITED = """
@@ -245,7 +245,7 @@ CASES = [
     ),
     Case(
         "the same command twice, in two directories",
-        "the same params_sha256",
+        "the same params_checksum",
         _twice,
         quick=True,
     ),

@@ -5,8 +5,8 @@ import pathlib
 import pytest
 
 from examples.finetune.command.errors import InputError
-from examples.finetune.model import pretrained
-from examples.finetune.model.llama import Llama
+from examples.finetune.model import packaged, pretrained
+from examples.finetune.model.decoder import Decoder
 from examples.finetune.model.pretrained import Source
 from tests.finetune import tiny
 
@@ -15,7 +15,7 @@ from tests.finetune import tiny
 def default_model_file() -> pathlib.Path:
     """The default model's file, fetched once and kept in the user's cache."""
     try:
-        return pretrained.default_model_file()
+        return packaged.model_file()
     except InputError as error:
         if not str(error).startswith("Cannot fetch"):
             raise
@@ -29,7 +29,7 @@ def default_source(default_model_file: pathlib.Path) -> Source:
 
 
 @pytest.fixture(scope="session")
-def default_model(default_source: Source) -> Llama:
+def default_model(default_source: Source) -> Decoder:
     """The default model with its weights. Not to be changed."""
     return pretrained.build(default_source)
 

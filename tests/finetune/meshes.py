@@ -19,9 +19,9 @@ from jax.sharding import AxisType, Mesh
 
 from examples.finetune.command.config import Config
 from examples.finetune.model import parameters, pretrained, sharding
-from examples.finetune.model.llama_config import parameter_shapes
-from examples.finetune.training import train
+from examples.finetune.model.decoder_config import parameter_shapes
 from examples.finetune.training.optimizers import make
+from examples.finetune.training.step import init_state, make_step
 from tests.finetune import tiny
 from tests.finetune.training.test_train import CONFIG, batches
 
@@ -51,8 +51,8 @@ def train_on(source: pretrained.Source, mesh: Mesh, config: Config) -> dict[str,
     split = any(not leaf.is_fully_replicated for leaf in jax.tree.leaves(params))
     start = parameters.flat(parameters.to_host(params))
     transformation = make("mofo", config, 1e-3)
-    state = train.init_state(transformation, params)
-    step = train.make_step(graph, transformation, 1, params, state)
+    state = init_state(transformation, params)
+    step = make_step(graph, transformation, 1, params, state)
     losses, data = [], batches(config)
     for _ in range(STEPS):
         batch = jax.device_put(next(data), sharding.batch_sharding(mesh))

@@ -1,4 +1,4 @@
-"""Compares our Llama with transformers, and keeps the logits of that for the tests.
+"""Compares our decoder with transformers, and keeps the logits of that for the tests.
 
 Run outside the test suite, where torch, transformers and accelerate are installed
 beside this project's `examples` extra:
@@ -19,15 +19,11 @@ from typing import Any
 
 import numpy as np
 
+from examples.finetune.model.decoder import Decoder
 from examples.finetune.model.export import export
-from examples.finetune.model.llama import Llama
-from examples.finetune.model.pretrained import (
-    DEFAULT_MODEL,
-    build,
-    default_model_file,
-    open_model,
-)
-from tests.finetune import logits, tiny
+from examples.finetune.model.packaged import DEFAULT_MODEL, model_file
+from examples.finetune.model.pretrained import build, open_model
+from tests.finetune import families, logits, tiny
 from tests.finetune.tiny import forward
 
 PROMPTS = (
@@ -45,7 +41,7 @@ MESSAGES = [
 ]
 
 
-def ours(model: Llama, ids_BxT: np.ndarray) -> np.ndarray:
+def ours(model: Decoder, ids_BxT: np.ndarray) -> np.ndarray:
     """Returns our model's logits [B, T, V] for rows without padding."""
     return forward(model, ids_BxT, np.ones(ids_BxT.shape, np.int32))
 
@@ -63,7 +59,7 @@ def default_model() -> tuple[list[dict[str, Any]], dict[str, float]]:
     import torch  # pyright: ignore[reportMissingImports]  # not a test dependency
     import transformers  # pyright: ignore[reportMissingImports]  # the same
 
-    file = default_model_file()
+    file = model_file()
     reading: Any = {"gguf_file": file.name}
     tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, **reading)
     reading["dtype"] = torch.float32
@@ -136,8 +132,47 @@ def tiny_model() -> tuple[dict[str, Any], dict[str, float]]:
     }
 
 
+def family_model(family: str) -> tuple[dict[str, Any], dict[str, float]]:
+    """Returns shapes and logits of a family's tiny model, and the differences found."""
+    import torch  # pyright: ignore[reportMissingImports]  # not a test dependency
+    import transformers  # pyright: ignore[reportMissingImports]  # the same
+
+    read = transformers.AutoModelForCausalLM.from_pretrained
+    ids_BxT = families.token_ids()
+    with tempfile.TemporaryDirectory() as temporary:
+        directory = tiny.write_model(
+            pathlib.Path(temporary), families.CONFIGS[family], {}
+        )
+        # Its own classes read the configuration and say what tensors there are.
+        config = transformers.AutoConfig.from_pretrained(directory)
+        empty = transformers.AutoModelForCausalLM.from_config(config)
+        shapes = {
+            name: list(x.shape)
+            for name, x in empty.state_dict().items()
+            if not (config.tie_word_embeddings and name == "lm_head.weight")
+        }
+        families.write_model(directory, family, shapes)
+        model = read(directory, dtype=torch.float32)
+        source = open_model(str(directory))
+        our_model = build(source)
+    with exported(our_model, source.tokenizer) as directory:
+        again = read(directory, dtype=torch.float32)
+    expected = theirs(model, ids_BxT)
+    return {"shapes": shapes, "logits": logits.summarise(expected[0])}, {
+        f"{family}, ours against transformers": largest(
+            [ours(our_model, ids_BxT) - expected]
+        ),
+        f"{family}, export in transformers against the original": largest(
+            [theirs(again, ids_BxT) - expected]
+        ),
+        f"{family}, weights of export against the original": largest(
+            weight_differences(again, model)
+        ),
+    }
+
+
 @contextlib.contextmanager
-def exported(model: Llama, tokenizer: Any) -> Any:
+def exported(model: Decoder, tokenizer: Any) -> Any:
     """Gives the directory of a model's export, gone afterwards."""
     with tempfile.TemporaryDirectory() as temporary:
         directory = pathlib.Path(temporary) / "export"
@@ -168,6 +203,10 @@ def main() -> None:
     prompts, differences = default_model()
     tiny_reference, tiny_differences = tiny_model()
     differences |= tiny_differences
+    stored = {}
+    for family in families.CONFIGS:
+        stored[family], found = family_model(family)
+        differences |= found
     about = {
         "made_by": "python -m tests.finetune.reference",
         "transformers": transformers.__version__,
@@ -175,6 +214,7 @@ def main() -> None:
         "largest_differences": differences,
     }
     content = {"about": about, "default": prompts, "tiny": tiny_reference}
+    content["families"] = stored
     text = json.dumps(content, indent=None, separators=(",", ":"))
     logits.PATH.write_text(text + "\n", encoding="utf-8")
     print(json.dumps(about, indent=2))

@@ -16,7 +16,7 @@ from flax import nnx
 from tokenizers import decoders, models, pre_tokenizers
 
 from examples.finetune.model.attention import causal_mask
-from examples.finetune.model.llama import Llama
+from examples.finetune.model.decoder import Decoder
 
 SIZES: dict[str, Any] = {
     "vocab_size": 272,
@@ -121,7 +121,9 @@ def write_model(
     return directory
 
 
-def forward(model: Llama, ids_BxT: np.ndarray, segments_BxT: np.ndarray) -> np.ndarray:
+def forward(
+    model: Decoder, ids_BxT: np.ndarray, segments_BxT: np.ndarray
+) -> np.ndarray:
     """Returns a model's logits [B, T, V]; positions count within each segment."""
     graph, params = nnx.split(model)
     starts_BxT = np.diff(segments_BxT, axis=1, prepend=-1) != 0

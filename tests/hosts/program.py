@@ -65,8 +65,8 @@ def watch(options: dict[str, Any]) -> None:
     """Wraps parts of the command to observe them."""
     from examples.finetune.data.batches import Batch
     from examples.finetune.evaluation import evaluate
-    from examples.finetune.model import parameters
     from examples.finetune.running import run
+    from examples.finetune.storage import checksums
     from examples.finetune.storage.checkpoints import ArmFiles
     from examples.finetune.system import hosts
 
@@ -81,7 +81,7 @@ def watch(options: dict[str, Any]) -> None:
 
     def saved(files: ArmFiles, position: Any, *trees: Any) -> None:
         save(files, position, *trees)
-        digests = [parameters.sha256(tree) for tree in trees[:2]]
+        digests = [checksums.of_tree(tree) for tree in trees[:2]]
         seen["saved"][position.step] = digests
         if position.step == 2 and "copy" in options:
             hosts.by_first(
@@ -93,7 +93,7 @@ def watch(options: dict[str, Any]) -> None:
 
     def restored(files: ArmFiles, *arguments: Any) -> Any:
         found = restore(files, *arguments)
-        digests = [parameters.sha256(tree) for tree in found[:2]]
+        digests = [checksums.of_tree(tree) for tree in found[:2]]
         seen["restored"].append([found[2].step, digests])
         return found
 

@@ -112,7 +112,7 @@ def check_bits(pair: Run, resumed: Run) -> None:
             step: unbroken["saved"][step] for step in ("3", "4")
         }
     for made in (pair, resumed):
-        digest = made.summary["arms"]["mofo"]["params_sha256"]
+        digest = made.summary["arms"]["mofo"]["params_checksum"]
         assert digest == unbroken["saved"]["4"][0]
 
 

@@ -109,7 +109,7 @@ def test_categories_of_nnx() -> None:
         ("params/decoder/layers/mlp/wi_0/kernel", "feed-forward"),
         ("params/decoder/moe_layers/DeepSeekMoeBlock_0/wo", "feed-forward"),
         ("params/decoder/decoder_norm/scale", "norms"),
-        # The Llama of the examples.
+        # The decoder of the examples.
         ("embed/embedding", "always"),
         ("layers/attention/query/kernel", "attention"),
         ("layers/attention_norm/scale", "norms"),

@@ -1,6 +1,6 @@
 """`block_rules` on the parameter trees of real models.
 
-Flax's models are initialized abstractly here, and our Llama in
+Flax's models are initialized abstractly here, and our decoder in
 `finetune/model/test_layout.py`. `test_layouts_of_maxtext.py` and
 `test_layouts_of_tunix.py` have the models of these trainers.
 """

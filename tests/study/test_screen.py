@@ -12,9 +12,9 @@ from flax import nnx
 
 from examples.finetune.command.config import Config
 from examples.finetune.data.batches import evaluation_batches, loss_targets
-from examples.finetune.model.llama import causal_mask
+from examples.finetune.model.attention import causal_mask
 from examples.finetune.training.optimizers import assemble
-from examples.finetune.training.train import gradients
+from examples.finetune.training.step import gradients
 from examples.study import own_texts, pictures, screen, screening, texts
 from examples.study.options import Options
 from examples.study.study import Study, open_study

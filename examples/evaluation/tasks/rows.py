@@ -5,7 +5,7 @@ from typing import Any
 
 import datasets  # pyright: ignore[reportMissingImports]  # comes with lm-eval
 
-from examples.finetune.command.config import EVALUATION_ROWS, TRAINING_ROWS
+from examples.finetune.command.options import EVALUATION_ROWS, TRAINING_ROWS
 from examples.finetune.data import word_problems
 from examples.finetune.evaluation import evaluate
 

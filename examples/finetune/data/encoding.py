@@ -21,9 +21,14 @@ class ChatTokenizer(Protocol):
 
     eos_id: int
     stop_ids: frozenset[int]
+    beginning: tuple[int, ...]
 
     def encode(self, text: str) -> list[int]:
         """Returns the ids of a text, special tokens in it recognised, none added."""
+        ...
+
+    def encode_from_start(self, text: str) -> list[int]:
+        """Returns the ids of a text that begins here, after `beginning`."""
         ...
 
     def chat(
@@ -91,7 +96,10 @@ def encode_rows(
         except InputError as error:
             reason = str(error).rstrip(".")
             raise InputError(f"Line {number} of {source_name}: {reason}.") from None
-        examples += _pieces(example, max_length) if "text" in row else [example]
+        if "text" in row:
+            examples += _pieces(example, max_length, tokenizer.beginning)
+        else:
+            examples.append(example)
     kept = [example for example in examples if len(example.ids) <= max_length]
     if not kept:
         shortest = min((len(example.ids) for example in examples), default=0)
@@ -119,10 +127,10 @@ def _encode(row: Mapping[str, Any], tokenizer: ChatTokenizer) -> Example:
         messages = [{"role": role, "content": content} for role, content in turns]
         return _encode_chat(messages, tokenizer)
     if form == "text":
-        ids = tuple(tokenizer.encode(row["text"]))
+        ids = tuple(tokenizer.encode_from_start(row["text"]))
         return Example((), ids, (True,) * len(ids), "")
     prompt, completion = row["prompt"], row["completion"]
-    ids = tokenizer.encode(prompt)
+    ids = tokenizer.encode_from_start(prompt)
     learned = _following(ids, prompt, prompt + completion, tokenizer)
     learned = [*learned, tokenizer.eos_id]
     loss = (False,) * len(ids) + (True,) * len(learned)
@@ -173,14 +181,22 @@ def _following(
     The rest is tokenised alone only where a token would cross the border: tokenizers
     of the SentencePiece family put a space before whatever they are given.
     """
-    whole = tokenizer.encode(longer)
-    if whole[: len(ids)] == list(ids):
-        return whole[len(ids) :]
+    for whole in (tokenizer.encode(longer), tokenizer.encode_from_start(longer)):
+        if whole[: len(ids)] == list(ids):
+            return whole[len(ids) :]
     return tokenizer.encode(longer[len(text) :])
 
 
-def _pieces(example: Example, length: int) -> Iterator[Example]:
-    """Cuts plain text; a last piece of one token is left out, it predicts nothing."""
-    for start in range(0, max(len(example.ids) - 1, 1), length):
-        ids = example.ids[start : start + length]
-        yield Example((), ids, (True,) * len(ids), "")
+def _pieces(
+    example: Example, length: int, beginning: tuple[int, ...]
+) -> Iterator[Example]:
+    """Cuts plain text; a last piece of one token is left out, it predicts nothing.
+
+    Every piece begins as a text of its own: models that were trained with a first
+    token predict badly without it.
+    """
+    ids = example.ids[len(beginning) :]
+    room = length - len(beginning)
+    for start in range(0, max(len(ids) - 1, 1), room):
+        piece = (*beginning, *ids[start : start + room])
+        yield Example((), piece, (True,) * len(piece), "")

@@ -41,17 +41,20 @@ class Row(NamedTuple):
 
 
 def encode(
-    questions: Sequence[Question], encode_text: Callable[[str], list[int]]
+    questions: Sequence[Question],
+    encode_text: Callable[[str], list[int]],
+    beginning: Sequence[int] = (),
 ) -> list[Row]:
     """Tokenises questions as `Question: ...`, `Answer:` and each choice after a space.
 
     Args:
       questions: with four choices each.
       encode_text: the tokenizer's, adding nothing to the text.
+      beginning: what comes before a text, see `tokenizer.Tokenizer`.
     """
     return [
         Row(
-            encode_text(f"Question: {question.question}\nAnswer:"),
+            [*beginning, *encode_text(f"Question: {question.question}\nAnswer:")],
             [encode_text(f" {choice}") for choice in question.choices],
             question.answer,
         )

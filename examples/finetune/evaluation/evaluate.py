@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 # Rows in one pass. Wide decoding costs little more a step than narrow: a step reads
 # all the weights either way.
-TOKEN_ROWS = 8
 CHOICE_ROWS = 20
 DECODING_ROWS = 32
 
@@ -102,13 +101,13 @@ def make_suite(
         return TokenSet.of(
             name,
             examples,
-            batch_size=round_up(TOKEN_ROWS, row_multiple),
+            batch_size=round_up(token_losses.ROWS, row_multiple),
             sequence_length=config.sequence_length,
             divergence="prompts" if name == "task" else "all",
         )
 
     asked = spread(retention.knowledge_questions(), config.knowledge_questions)
-    rows = choices.encode(asked, tokenizer.encode)
+    rows = choices.encode(asked, tokenizer.encode, tokenizer.beginning)
     held_out = list(task[: config.evaluation_rows])
     return Suite(
         task=token_set("task", held_out),

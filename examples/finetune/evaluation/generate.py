@@ -118,6 +118,8 @@ def answers(
     max_new_tokens: int,
     stop_ids: Collection[int],
     length: int | None = None,
+    key: jax.Array | None = None,
+    keep_stop: bool = False,
 ) -> list[list[int]]:
     """Continues any number of prompts, in batches of one shape.
 
@@ -131,9 +133,11 @@ def answers(
       stop_ids: tokens that end one.
       length: what prompts are padded to; None for what the longest asks, rounded up
         to a multiple of 16.
+      key: draws each token as the model predicts it; None takes the likeliest.
+      keep_stop: whether the token that ended a continuation is a part of it.
 
     Returns:
-      The continuation of each prompt, without the token that ended it.
+      The continuation of each prompt.
     """
     longest = max(map(len, prompts))
     length = length or round_up(longest, LENGTH_STEP)
@@ -156,12 +160,13 @@ def answers(
             placed["lengths"],
             max_new_tokens=max_new_tokens,
             stop_ids=stops,
+            key=None if key is None else jax.random.fold_in(key, start),
         )
         written = fetch(written_BxN)[: len(part)]
-        continued += [_until(ids, stops) for ids in written]
+        continued += [_until(ids, stops, keep_stop) for ids in written]
     return continued
 
 
-def _until(ids: np.ndarray, stop_ids: Sequence[int]) -> list[int]:
+def _until(ids: np.ndarray, stop_ids: Sequence[int], keep_stop: bool) -> list[int]:
     stopped = np.flatnonzero(np.isin(ids, stop_ids))
-    return ids[: stopped[0] if stopped.size else None].tolist()
+    return ids[: stopped[0] + keep_stop if stopped.size else None].tolist()

@@ -24,6 +24,9 @@ from examples.finetune.model.attention import causal_mask
 from examples.finetune.system.files import replacing
 from examples.finetune.system.hosts import fetch
 
+# Rows in one pass. A pass reads all the weights, however many rows it has.
+ROWS = 8
+
 Place = Callable[[Batch], dict[str, jax.Array]]
 Hidden = list[np.ndarray]
 
@@ -103,7 +106,7 @@ def _sums(
     )
     base = nnx.merge(graph, {**params, **base_head})
     base_logits_BxTxV = base.logits(base_hidden_BxTxD.astype(hidden_BxTxD.dtype))
-    divergence_BxT = _forward_kl(base_logits_BxTxV, logits_BxTxV)
+    divergence_BxT = forward_kl(base_logits_BxTxV, logits_BxTxV)
     return (
         jnp.sum(losses_BxT * batch["loss_weights"], axis=1),
         jnp.sum(divergence_BxT * batch["divergence_weights"], axis=1),
@@ -111,9 +114,58 @@ def _sums(
     )
 
 
-def _forward_kl(base_logits: jax.Array, logits: jax.Array) -> jax.Array:
+def forward_kl(base_logits: jax.Array, logits: jax.Array) -> jax.Array:
+    """The Kullback-Leibler divergence from the base model's predictions, in nats.
+
+    Args:
+      base_logits: the base model's, [..., V].
+      logits: another model's, of the same shape.
+
+    Returns:
+      [...].
+    """
     base_log = jax.nn.log_softmax(base_logits)
     return jnp.sum(jnp.exp(base_log) * (base_log - jax.nn.log_softmax(logits)), -1)
+
+
+@functools.partial(jax.jit, static_argnames="graph")
+def _hidden(
+    graph: nnx.GraphDef, params: Mapping[str, Any], batch: Mapping[str, jax.Array]
+) -> jax.Array:
+    hidden_BxTxD = nnx.merge(graph, params).hidden(
+        batch["tokens"], batch["positions"], causal_mask(batch["segments"])
+    )
+    return hidden_BxTxD.astype(jnp.float32)
+
+
+def hidden_states(
+    graph: nnx.GraphDef,
+    params: Mapping[str, Any],
+    batch: Batch,
+    place: Place,
+    batch_size: int,
+) -> np.ndarray:
+    """The final hidden states of a model, which its head makes logits of.
+
+    Args:
+      graph: the model's structure.
+      params: its parameters.
+      batch: `tokens`, `positions` and `segments`, [B, T].
+      place: puts a batch on the devices.
+      batch_size: rows at a time.
+
+    Returns:
+      float32 [B, T, D].
+    """
+    found = []
+    rows = len(batch["tokens"])
+    for start in range(0, rows, batch_size):
+        names = ("tokens", "positions", "segments")
+        part = {name: batch[name][start : start + batch_size] for name in names}
+        missing = batch_size - len(part["tokens"])
+        part = {name: np.pad(x, ((0, missing), (0, 0))) for name, x in part.items()}
+        found.append(fetch(_hidden(graph, params, place(part)))[: batch_size - missing])
+    return np.concatenate(found)
 
 
 def measure(

@@ -5,18 +5,26 @@ attended over, ``D`` width of the residual stream, ``N`` query heads, ``K`` key-
 heads, ``H`` width of a head, ``L`` layers.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from examples.finetune.model.llama_config import LlamaConfig
+from examples.finetune.model.decoder_config import DecoderConfig
+from examples.finetune.model.norm import MakeNorm
 from examples.finetune.model.rotary import Rotary
 
-MakeLinear = Callable[[int, int], nnx.Linear]
+
+class MakeLinear(Protocol):
+    """Makes a linear map of a layer."""
+
+    def __call__(
+        self, in_features: int, out_features: int, *, use_bias: bool = False
+    ) -> nnx.Linear:
+        """Returns a map from so many features to so many."""
+        ...
 
 
 class Cache(NamedTuple):
@@ -25,22 +33,39 @@ class Cache(NamedTuple):
     Attributes:
       key: shape ``[L, B, S, K, H]``, rotated.
       value: shape ``[L, B, S, K, H]``.
+      positions: int32 ``[B, S]``, of the tokens in the slots.
       next: int32 scalar, the first free slot of the ``S``.
     """
 
     key: jax.Array
     value: jax.Array
+    positions: jax.Array
     next: jax.Array
 
 
 def init_cache(
-    config: LlamaConfig, batch: int, length: int, dtype: DTypeLike = jnp.float32
+    config: DecoderConfig, batch: int, length: int, dtype: DTypeLike = jnp.float32
 ) -> Cache:
     """Returns an empty cache with ``length`` slots for each of ``batch`` rows."""
     shape = (config.num_layers, batch, length, config.num_kv_heads, config.head_dim)
     return Cache(
-        jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((), jnp.int32)
+        jnp.zeros(shape, dtype),
+        jnp.zeros(shape, dtype),
+        jnp.zeros((batch, length), jnp.int32),
+        jnp.zeros((), jnp.int32),
     )
+
+
+class Sight(NamedTuple):
+    """What a layer's tokens see, and how positions turn their queries and keys.
+
+    Attributes:
+      mask_BxTxS: bool, which keys each token may see.
+      rotary: the turns at the tokens' positions.
+    """
+
+    mask_BxTxS: jax.Array
+    rotary: Rotary
 
 
 def causal_mask(segments_BxT: jax.Array) -> jax.Array:
@@ -59,22 +84,38 @@ def causal_mask(segments_BxT: jax.Array) -> jax.Array:
     return same_BxTxT & jnp.tri(T, dtype=bool)[None]
 
 
+def within_window(
+    mask_BxTxS: jax.Array,
+    positions_BxT: jax.Array,
+    key_positions_BxS: jax.Array,
+    window: int,
+) -> jax.Array:
+    """Leaves of a mask the keys that are less than ``window`` positions away."""
+    distance_BxTxS = positions_BxT[:, :, None] - key_positions_BxS[:, None, :]
+    return mask_BxTxS & (distance_BxTxS < window)
+
+
 class Attention(nnx.Module):
     """Causal self-attention with rotary positions and grouped key-value heads."""
 
-    def __init__(self, config: LlamaConfig, linear: MakeLinear) -> None:
-        D, H = config.hidden_size, config.head_dim
+    def __init__(
+        self, config: DecoderConfig, linear: MakeLinear, norm: MakeNorm
+    ) -> None:
+        D, H, bias = config.hidden_size, config.head_dim, config.qkv_bias
         self.head_dim = H
-        self.query = linear(D, config.num_heads * H)
-        self.key = linear(D, config.num_kv_heads * H)
-        self.value = linear(D, config.num_kv_heads * H)
+        self.scale = config.attention_scale
+        self.query = linear(D, config.num_heads * H, use_bias=bias)
+        self.key = linear(D, config.num_kv_heads * H, use_bias=bias)
+        self.value = linear(D, config.num_kv_heads * H, use_bias=bias)
         self.output = linear(config.num_heads * H, D)
+        self.normed = config.qk_norm
+        if config.qk_norm:
+            self.query_norm, self.key_norm = norm(H), norm(H)
 
     def __call__(
         self,
         x_BxTxD: jax.Array,
-        rotary: Rotary,
-        mask_BxTxS: jax.Array,
+        sight: Sight,
         cache: Cache | None,
         index: int | jax.Array,
     ) -> tuple[jax.Array, Cache | None]:
@@ -82,8 +123,7 @@ class Attention(nnx.Module):
 
         Args:
           x_BxTxD: normed residual stream.
-          rotary: the turns at the tokens' positions.
-          mask_BxTxS: bool, which keys each token may see.
+          sight: what the tokens see.
           cache: keys and values so far, written and attended to if there is one.
           index: this layer's number, its place in the cache.
 
@@ -91,9 +131,14 @@ class Attention(nnx.Module):
           What to add to the residual stream, and the new cache or None.
         """
         heads = (*x_BxTxD.shape[:2], -1, self.head_dim)
-        query_BxTxNxH = rotary.turn(self.query(x_BxTxD).reshape(heads))
-        key_BxSxKxH = rotary.turn(self.key(x_BxTxD).reshape(heads))
+        query_BxTxNxH = self.query(x_BxTxD).reshape(heads)
+        key_BxSxKxH = self.key(x_BxTxD).reshape(heads)
         value_BxSxKxH = self.value(x_BxTxD).reshape(heads)
+        if self.normed:
+            query_BxTxNxH = self.query_norm(query_BxTxNxH)
+            key_BxSxKxH = self.key_norm(key_BxSxKxH)
+        query_BxTxNxH = sight.rotary.turn(query_BxTxNxH)
+        key_BxSxKxH = sight.rotary.turn(key_BxSxKxH)
         if cache is not None:
             # The whole cache is updated in place and read back by layer: stacking
             # per-layer results instead would copy all of it for every token.
@@ -105,7 +150,11 @@ class Attention(nnx.Module):
             key_BxSxKxH = cache.key[index].astype(query_BxTxNxH.dtype)
             value_BxSxKxH = cache.value[index].astype(query_BxTxNxH.dtype)
         mixed_BxTxNxH = jax.nn.dot_product_attention(
-            query_BxTxNxH, key_BxSxKxH, value_BxSxKxH, mask=mask_BxTxS[:, None]
+            query_BxTxNxH,
+            key_BxSxKxH,
+            value_BxSxKxH,
+            mask=sight.mask_BxTxS[:, None],
+            scale=self.scale,
         )
         return self.output(mixed_BxTxNxH.reshape(*x_BxTxD.shape[:2], -1)), cache
 

@@ -12,9 +12,9 @@ import safetensors.numpy
 from flax import nnx
 
 from examples.finetune.command.errors import InputError
-from examples.finetune.model import huggingface, weight_files
-from examples.finetune.model.llama import Llama
-from examples.finetune.model.llama_config import parameter_shapes
+from examples.finetune.model import families, huggingface, weight_files
+from examples.finetune.model.decoder import Decoder
+from examples.finetune.model.decoder_config import parameter_shapes
 from examples.finetune.model.sharding import parameter_path
 from examples.finetune.model.tokenizer import Tokenizer
 from examples.finetune.system import hosts
@@ -44,7 +44,7 @@ def check_directory(directory: pathlib.Path) -> None:
         raise _cannot_write(directory, error) from error
 
 
-def export(model: Llama, tokenizer: Tokenizer, directory: pathlib.Path) -> None:
+def export(model: Decoder, tokenizer: Tokenizer, directory: pathlib.Path) -> None:
     """Writes a model directory that transformers loads.
 
     It holds ``config.json``, ``generation_config.json``, the tokenizer with its chat
@@ -74,7 +74,7 @@ def export(model: Llama, tokenizer: Tokenizer, directory: pathlib.Path) -> None:
             new = pathlib.Path(temporary) / "new"
             new.mkdir()
             dtype = _write_weights(model, new)
-            config = huggingface.config_json(model.config) | ids | _MARK
+            config = families.write(model.config) | ids | _MARK
             write_object(new / huggingface.CONFIG_FILE, config | {"torch_dtype": dtype})
             write_object(new / _GENERATION_FILE, ids)
             tokenizer.save(new)
@@ -121,46 +121,35 @@ def _token_ids(tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
-def _write_weights(model: Llama, directory: pathlib.Path) -> str:
+def _write_weights(model: Decoder, directory: pathlib.Path) -> str:
     """Writes the safetensors and, for several, their index; returns the dtype."""
+    from huggingface_hub import split_state_dict_into_shards_factory
+
     params = _parameters(model)
     dtype = params["embed/embedding"].dtype
-    groups = _groups(parameter_shapes(model.config), dtype.itemsize)
-    files: dict[str, str] = {}
-    for number, paths in enumerate(groups, 1):
-        name = f"model-{number:05}-of-{len(groups):05}.safetensors"
-        name = weight_files.WEIGHTS_FILE if len(groups) == 1 else name
-        tensors = {
-            huggingface.tensor_name(path): _tensor(params, path) for path in paths
-        }
-        files |= dict.fromkeys(tensors, name)
+    shapes = parameter_shapes(model.config)
+    paths = {families.tensor_name(path, model.config): path for path in shapes}
+    split = split_state_dict_into_shards_factory(
+        {name: math.prod(shapes[path]) for name, path in paths.items()},
+        get_storage_size=lambda size: size * dtype.itemsize,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=_FILE_BYTES,
+    )
+    for name, tensors in split.filename_to_tensors.items():
+        values = {tensor: _tensor(params, paths[tensor]) for tensor in tensors}
         # transformers refuses files that do not say for which framework they are.
-        safetensors.numpy.save_file(tensors, directory / name, {"format": "pt"})
+        safetensors.numpy.save_file(values, directory / name, {"format": "pt"})
         # It makes files that only their owner may read.
         (directory / name).chmod(0o644)
-    if len(groups) > 1:
-        index = {"metadata": {}, "weight_map": files}
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         write_object(directory / weight_files.INDEX_FILE, index)
     return dtype.name
 
 
-def _parameters(model: Llama) -> dict[str, jax.Array]:
+def _parameters(model: Decoder) -> dict[str, jax.Array]:
     leaves = jax.tree_util.tree_leaves_with_path(nnx.state(model))
     return {parameter_path(path): leaf for path, leaf in leaves}
-
-
-def _groups(shapes: dict[str, tuple[int, ...]], itemsize: int) -> list[list[str]]:
-    """Cuts the parameters into runs that each fit a file."""
-    groups: list[list[str]] = [[]]
-    used = 0
-    for path, shape in shapes.items():
-        size = math.prod(shape) * itemsize
-        if groups[-1] and used + size > _FILE_BYTES:
-            groups.append([])
-            used = 0
-        groups[-1].append(path)
-        used += size
-    return groups
 
 
 def _tensor(params: dict[str, jax.Array], path: str) -> np.ndarray:

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from examples.finetune.command.config import Config
 from examples.finetune.command.errors import InputError
 from examples.finetune.model.attention import MakeLinear
-from examples.finetune.model.llama_config import LlamaConfig, parameter_shapes
+from examples.finetune.model.decoder_config import DecoderConfig, parameter_shapes
 from examples.finetune.model.parameters import place, shardings, to_host
 from examples.finetune.model.sharding import param_shardings, parameter_path
 
@@ -49,7 +49,7 @@ def adapter_of(config: Config) -> Adapter | None:
     return Adapter(config.lora, alpha)
 
 
-def check_rank(adapter: Adapter | None, model: LlamaConfig) -> None:
+def check_rank(adapter: Adapter | None, model: DecoderConfig) -> None:
     """Checks that the factors are smaller than what they adapt.
 
     Raises:
@@ -63,14 +63,14 @@ def check_rank(adapter: Adapter | None, model: LlamaConfig) -> None:
         )
 
 
-def trained_count(adapter: Adapter | None, model: LlamaConfig) -> int:
+def trained_count(adapter: Adapter | None, model: DecoderConfig) -> int:
     """How many numbers are trained."""
     if adapter is None:
         return sum(math.prod(shape) for shape in parameter_shapes(model).values())
     return adapter.rank * sum(sum(shape) for shape in _adapted_shapes(model))
 
 
-def _adapted_shapes(model: LlamaConfig) -> list[tuple[int, ...]]:
+def _adapted_shapes(model: DecoderConfig) -> list[tuple[int, ...]]:
     return [
         shape
         for path, shape in parameter_shapes(model).items()
@@ -104,11 +104,16 @@ class AdaptedLinear(nnx.LoRALinear):
 
 def linear_maker(adapter: Adapter | None, **kinds: Any) -> MakeLinear:
     """What makes the linear maps of a layer; `kinds` are arguments of `nnx.Linear`."""
-    if adapter is None:
-        return lambda inputs, outputs: nnx.Linear(inputs, outputs, **kinds)
-    return lambda inputs, outputs: AdaptedLinear(
-        inputs, outputs, adapter=adapter, **kinds
-    )
+
+    def make(
+        in_features: int, out_features: int, *, use_bias: bool = False
+    ) -> nnx.Linear:
+        own: dict[str, Any] = kinds | {"use_bias": use_bias}
+        if adapter is None:
+            return nnx.Linear(in_features, out_features, **own)
+        return AdaptedLinear(in_features, out_features, adapter=adapter, **own)
+
+    return make
 
 
 @dataclasses.dataclass(frozen=True)

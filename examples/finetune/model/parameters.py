@@ -4,9 +4,7 @@ Training and evaluation are pure functions of a nested dict of arrays; the NNX m
 is put together from it inside them.
 """
 
-import functools
-import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -17,10 +15,10 @@ from examples.finetune.model.sharding import parameter_path
 from examples.finetune.system.hosts import fetch
 
 if TYPE_CHECKING:
-    from examples.finetune.model.llama import Llama
+    from examples.finetune.model.decoder import Decoder
 
 
-def split(model: "Llama") -> tuple[nnx.GraphDef, dict[str, Any]]:
+def split(model: "Decoder") -> tuple[nnx.GraphDef, dict[str, Any]]:
     """Takes a model apart into its structure and its parameters.
 
     Returns:
@@ -96,29 +94,3 @@ def place(host: Any, places: Any) -> Any:
 def shardings(tree: Any) -> Any:
     """Where every array of a tree lies."""
     return jax.tree.map(lambda leaf: leaf.sharding, tree)
-
-
-def sha256(params: Mapping[str, Any]) -> str:
-    """A digest of parameters that does not depend on how they are laid out.
-
-    Over the leaves in sorted path order: path, dtype, shape (each as text with a
-    newline after it), then the values as little-endian bytes.
-    """
-    digest = hashlib.sha256()
-    for path, leaf in flat(params).items():
-        digest.update(f"{path}\n{leaf.dtype.name}\n{leaf.shape}\n".encode())
-        for array in _in_parts(leaf):
-            little = array.astype(array.dtype.newbyteorder("<"), copy=False)
-            digest.update(np.ascontiguousarray(little).tobytes())
-    return digest.hexdigest()
-
-
-def _in_parts(leaf: Any) -> Iterator[np.ndarray]:
-    """An array's values in order: layer by layer where devices of several hosts hold
-    stacked layers, since no device may have room for the whole."""
-    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable and leaf.ndim > 2:
-        # The index as a number to compute with: one program is compiled, not one each.
-        layer = functools.partial(jax.lax.dynamic_index_in_dim, leaf, keepdims=False)
-        yield from (fetch(layer(np.int32(index))) for index in range(leaf.shape[0]))
-    else:
-        yield fetch(leaf) if isinstance(leaf, jax.Array) else np.asarray(leaf)

@@ -13,14 +13,12 @@ from jax.sharding import Mesh, NamedSharding
 from jax.typing import DTypeLike
 
 from examples.finetune.command.errors import InputError
-from examples.finetune.model.default_model import DEFAULT_MODEL as DEFAULT_MODEL
-from examples.finetune.model.default_model import (
-    default_model_file as default_model_file,
-)
-from examples.finetune.model.default_model import open_default_model
+from examples.finetune.model.decoder import Decoder
+from examples.finetune.model.gguf_file import open_gguf
 from examples.finetune.model.huggingface import open_directory, open_repository
-from examples.finetune.model.llama import Llama
 from examples.finetune.model.lora import Adapter
+from examples.finetune.model.packaged import DEFAULT_MODEL as DEFAULT_MODEL
+from examples.finetune.model.packaged import PACKAGES, model_file
 from examples.finetune.model.sharding import param_shardings, parameter_path
 from examples.finetune.model.source import Source as Source
 
@@ -29,23 +27,23 @@ def open_model(model: str) -> Source:
     """Finds a model and checks it, without reading its weights.
 
     Args:
-      model: ``DEFAULT_MODEL``, a directory in Hugging Face layout, or the id of a
-        Hugging Face repository (``owner/name``), whose files are then downloaded.
+      model: one of `packaged.PACKAGES`, a directory in Hugging Face layout, or the id
+        of a Hugging Face repository (``owner/name``), whose files are then downloaded.
 
     Raises:
-      InputError: if there is no such model, it cannot be fetched, it is not a Llama,
-        or a file of it is missing or malformed.
+      InputError: if there is no such model, it cannot be fetched, it is not a supported
+        decoder, or a file of it is missing or malformed.
     """
-    if model == DEFAULT_MODEL:
-        return open_default_model()
+    if model in PACKAGES:
+        return open_gguf(model_file(model), model)
     directory = pathlib.Path(model).expanduser()
     if model and directory.is_dir():
         return open_directory(directory, name=directory.resolve().name)
     if re.fullmatch(r"\w[\w.-]*/[\w.-]+", model):
         return open_repository(model)
     raise InputError(
-        f"There is no model {model!r}: --model takes {DEFAULT_MODEL}, a directory in "
-        "Hugging Face layout, or a Hugging Face repository id such as "
+        f"There is no model {model!r}: --model takes {', '.join(PACKAGES)}, a "
+        "directory in Hugging Face layout, or a Hugging Face repository id such as "
         "HuggingFaceTB/SmolLM2-135M-Instruct."
     )
 
@@ -75,8 +73,8 @@ def structure(
       The model's graph and the shapes of its parameters.
     """
 
-    def fresh() -> Llama:
-        return Llama(
+    def fresh() -> Decoder:
+        return Decoder(
             source.config,
             rngs=nnx.Rngs(0),
             dtype=dtype,
@@ -96,7 +94,7 @@ def build(
     scan_layers: bool = False,
     mesh: Mesh | None = None,
     **options: Any,
-) -> Llama:
+) -> Decoder:
     """Reads a model's weights, one parameter at a time, straight to where they lie.
 
     Args:

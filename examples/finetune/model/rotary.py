@@ -10,21 +10,22 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """Llama 3's stretch of the rotary frequencies to a longer context.
+    """A stretch of the rotary frequencies to a longer context.
 
     Attributes:
       factor: how many times slower the slowest frequencies turn, >= 1.
       low_frequency_factor: frequencies that turn fewer times than this within the
         original context are divided by ``factor``.
       high_frequency_factor: those that turn more often stay; between the two the
-        divisor is interpolated.
-      original_max_positions: the context of pre-training, in tokens.
+        divisor is interpolated, as in Llama 3.
+      original_max_positions: the context of pre-training, in tokens. None divides all
+        frequencies by ``factor``, and the two before are not used.
     """
 
     factor: float
-    low_frequency_factor: float
-    high_frequency_factor: float
-    original_max_positions: int
+    low_frequency_factor: float = 1.0
+    high_frequency_factor: float = 4.0
+    original_max_positions: int | None = None
 
     def __post_init__(self) -> None:
         low, high = self.low_frequency_factor, self.high_frequency_factor
@@ -41,17 +42,19 @@ def frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> np.
     Args:
       head_dim: width of a head, ``H``, even.
       theta: base of the frequencies; pair ``i`` turns by ``theta ** (-2 i / H)``.
-      scaling: Llama 3's scaling, or None.
+      scaling: their stretch, or None.
 
     Returns:
       float32 ``[H / 2]``, in radians.
     """
     turning = theta ** -(np.arange(0, head_dim, 2) / head_dim)
-    if scaling is not None:
+    if scaling is not None and scaling.original_max_positions:
         turns = scaling.original_max_positions * turning / (2 * np.pi)
         low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
         kept = np.clip((turns - low) / (high - low), 0, 1)
         turning = turning * (kept + (1 - kept) / scaling.factor)
+    elif scaling is not None:
+        turning = turning / scaling.factor
     return turning.astype(np.float32)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -21,16 +22,17 @@ AXES = ("data", "fsdp", "tensor")
 # works on its own heads and columns and one sum ends the layer.
 _TABLE: dict[str, tuple[str | None, ...]] = {
     "embed/embedding": ("tensor", "fsdp"),
-    "attention_norm/scale": (None,),
+    "norm/scale": (None,),
     "attention/query/kernel": ("fsdp", "tensor"),
     "attention/key/kernel": ("fsdp", "tensor"),
     "attention/value/kernel": ("fsdp", "tensor"),
+    "attention/query/bias": ("tensor",),
+    "attention/key/bias": ("tensor",),
+    "attention/value/bias": ("tensor",),
     "attention/output/kernel": ("tensor", "fsdp"),
-    "mlp_norm/scale": (None,),
     "mlp/gate/kernel": ("fsdp", "tensor"),
     "mlp/up/kernel": ("fsdp", "tensor"),
     "mlp/down/kernel": ("tensor", "fsdp"),
-    "final_norm/scale": (None,),
     "head/kernel": ("fsdp", "tensor"),
 }
 # LoRA's factors, [in, rank] and [rank, out], are split as their kernel's own sides are.
@@ -213,3 +215,33 @@ def keep_rows(x: jax.Array, mesh: Mesh | None) -> jax.Array:
     if mesh is None or x.shape[0] % row_shards(mesh):
         return x
     return jax.lax.with_sharding_constraint(x, batch_sharding(mesh))
+
+
+def beside(x: jax.Array, y: jax.Array, mesh: Mesh | None) -> jax.Array:
+    """Puts the rows of two batches into one; no row leaves its device.
+
+    Args:
+      x: ``[B, ...]``, split as a batch over the mesh.
+      y: ``[R, ...]``, likewise.
+      mesh: from ``make_mesh``; None for one device.
+
+    Returns:
+      ``[B + R, ...]``, the rows of each device side by side.
+    """
+    shards = 1 if mesh is None else row_shards(mesh)
+    parts = [each.reshape(shards, -1, *each.shape[1:]) for each in (x, y)]
+    return keep_rows(jnp.concatenate(parts, 1).reshape(-1, *x.shape[1:]), mesh)
+
+
+def apart(xy: jax.Array, rows: int, mesh: Mesh | None) -> tuple[jax.Array, jax.Array]:
+    """Undoes ``beside``.
+
+    Args:
+      xy: what it returned, or something of the same rows.
+      rows: B, the number of rows of the first batch.
+      mesh: as for ``beside``.
+    """
+    shards = 1 if mesh is None else row_shards(mesh)
+    parts = jnp.split(xy.reshape(shards, -1, *xy.shape[1:]), [rows // shards], 1)
+    x, y = (keep_rows(part.reshape(-1, *xy.shape[1:]), mesh) for part in parts)
+    return x, y

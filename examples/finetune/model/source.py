@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from examples.finetune.model.llama_config import LlamaConfig
+from examples.finetune.model.decoder_config import DecoderConfig
 from examples.finetune.model.tokenizer import Tokenizer
 
 
@@ -21,7 +21,7 @@ class Source:
         layers apart, kernels ``[in, out]``), into a new array in host memory.
     """
 
-    config: LlamaConfig
+    config: DecoderConfig
     tokenizer: Tokenizer
     name: str
     tensors: Callable[[str], np.ndarray]

@@ -10,13 +10,9 @@ import jinja2.sandbox
 import tokenizers
 
 from examples.finetune.command.errors import InputError
+from examples.finetune.model import gguf_tokenizer
 from examples.finetune.system.json_files import read_optional_object, write_object
 
-# The pre-tokenizers of GGUF files that we can rebuild; each is a way to cut the text
-# before merging. SmolLM's cuts digits one by one, then as GPT-2 does.
-_GGUF_SPLITS = {"smollm": tokenizers.pre_tokenizers.Digits(individual_digits=True)}
-# GGUF token types, from its specification.
-_GGUF_CONTROL, _GGUF_USER_DEFINED = 3, 4
 _NAMED = ("bos_token", "eos_token", "pad_token", "unk_token")
 _TEMPLATE_FILE = "chat_template.jinja"
 
@@ -29,6 +25,8 @@ class Tokenizer:
       eos_id: the token that ends a text or a turn.
       pad_id: fills rows; never learned from.
       stop_ids: generation ends at any of these.
+      beginning: what the model's own tokenizer puts before a text, such as Llama's and
+        Gemma's beginning of text; empty for many.
       vocab_size: one more than the largest id.
     """
 
@@ -60,6 +58,7 @@ class Tokenizer:
         self.pad_id = eos_id if pad_id is None else pad_id
         self.stop_ids = frozenset({eos_id, *stop_ids})
         self.vocab_size = max(core.get_vocab(with_added_tokens=True).values()) + 1
+        self.beginning = _beginning(core)
         self._template = _compile(self.settings.get("chat_template"))
 
     @classmethod
@@ -72,38 +71,19 @@ class Tokenizer:
         Raises:
           InputError: if the file's kind of tokenizer is not supported.
         """
-        kind = metadata["tokenizer.ggml.model"], metadata["tokenizer.ggml.pre"]
-        if kind[0] != "gpt2" or kind[1] not in _GGUF_SPLITS:
-            raise InputError(
-                f"The GGUF tokenizer {'/'.join(kind)} is not supported; supported are "
-                f"{', '.join(f'gpt2/{name}' for name in _GGUF_SPLITS)}."
-            )
+        core = gguf_tokenizer.core(metadata)
         tokens = metadata["tokenizer.ggml.tokens"]
-        merges = [tuple(pair.split(" ")) for pair in metadata["tokenizer.ggml.merges"]]
-        vocabulary = {token: index for index, token in enumerate(tokens)}
-        core = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, merges))
-        core.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
-            [
-                _GGUF_SPLITS[kind[1]],
-                tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False),
-            ]
-        )
-        core.decoder = tokenizers.decoders.ByteLevel()
-        types = metadata["tokenizer.ggml.token_type"]
-        for token, token_type in zip(tokens, types, strict=True):
-            if token_type == _GGUF_CONTROL:
-                core.add_special_tokens([token])
-            elif token_type == _GGUF_USER_DEFINED:
-                core.add_tokens([token])
         named = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
         settings = {
             f"{name}_token": tokens[metadata[f"tokenizer.ggml.{key}_token_id"]]
             for name, key in named.items()
             if f"tokenizer.ggml.{key}_token_id" in metadata
         }
-        settings["chat_template"] = metadata.get("tokenizer.chat_template")
+        template, stop = gguf_tokenizer.chat_template(metadata)
+        settings["chat_template"] = template
         settings["clean_up_tokenization_spaces"] = False
-        return cls(core, settings)
+        stops = [] if stop is None else [core.get_vocab()[stop]]
+        return cls(core, settings, stops)
 
     @classmethod
     def from_directory(cls, directory: pathlib.Path) -> "Tokenizer":
@@ -148,17 +128,16 @@ class Tokenizer:
             settings["eos_token"] = core.id_to_token(min(stop_ids))
         return cls(core, settings, stop_ids)
 
-    def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
-        """Returns the text's token ids.
+    def encode(self, text: str) -> list[int]:
+        """Returns the text's token ids, without `beginning`.
 
         Special tokens written out in the text become their ids.
-
-        Args:
-          text: any.
-          add_special_tokens: whether to add those with which the model's own tokenizer
-            surrounds a text, such as Llama's beginning of text. Many have none.
         """
-        return self._core.encode(text, add_special_tokens=add_special_tokens).ids
+        return self._core.encode(text, add_special_tokens=False).ids
+
+    def encode_from_start(self, text: str) -> list[int]:
+        """Returns the token ids of a text that begins here, with `beginning`."""
+        return [*self.beginning, *self.encode(text)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Returns the text of token ids, special tokens left out."""
@@ -225,6 +204,13 @@ class Tokenizer:
         if index is None:
             raise InputError(f"The tokenizer has no token {token!r} for its {name}.")
         return index
+
+
+def _beginning(core: tokenizers.Tokenizer) -> tuple[int, ...]:
+    alone = core.encode("a", add_special_tokens=False).ids
+    whole = core.encode("a", add_special_tokens=True).ids
+    places = [n for n in range(len(whole)) if whole[n : n + len(alone)] == alone]
+    return tuple(whole[: places[0]]) if places else ()
 
 
 def _compile(template: str | list[dict[str, str]] | None) -> jinja2.Template | None:

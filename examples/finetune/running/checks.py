@@ -5,9 +5,9 @@ import pathlib
 import shutil
 from collections.abc import Mapping
 
-from examples.finetune.command.config import Config, learning_rates, option
+from examples.finetune.command.config import REPLAY, Config, arms, option
 from examples.finetune.command.errors import InputError
-from examples.finetune.training.optimizers import NEEDS_FISHER, OPTIMIZERS
+from examples.finetune.command.optimizers import NOT_WITH_LORA, OPTIMIZERS
 
 # Names that are measured in any case.
 RESERVED = ("task", "knowledge", "prose", "code", "task_prompts")
@@ -19,7 +19,9 @@ SMALLEST = {
     "accumulation_steps": 1,
     "sequence_length": 2,
     "lora": 0,
-    "fisher_sequences": 1,
+    "replay": 0,
+    "replay_batch_size": 0,
+    "own_texts": 1,
     "seed": 0,
     "checkpoint_every": 1,
     "log_every": 1,
@@ -45,7 +47,7 @@ def check_options(config: Config) -> None:
     for field in ("b1", "b2"):
         _require(config, field, 0 <= getattr(config, field) < 1, "in [0, 1)")
     _require(config, "eps", 0 < config.eps < math.inf, "positive")
-    for field in ("weight_decay", "clip_norm"):
+    for field in ("weight_decay", "clip_norm", "replay_weight"):
         _require(config, field, 0 <= getattr(config, field) < math.inf, ">= 0")
     _require(
         config,
@@ -56,7 +58,8 @@ def check_options(config: Config) -> None:
     _require(config, "unselected_scale", 0 <= config.unselected_scale < 1, "in [0, 1)")
     _require(config, "exponent", 0 <= config.exponent <= 1, "in [0, 1]")
     _require(config, "strength", 0 <= config.strength < math.inf, ">= 0")
-    _require(config, "damping", 0 < config.damping < math.inf, "positive")
+    for field in ("damping", "covariance_damping"):
+        _require(config, field, 0 < getattr(config, field) < math.inf, "positive")
     _require(config, "after_share", 0 < config.after_share <= 1, "in (0, 1]")
     _check_optimizers(config)
     _check_processes(config)
@@ -105,14 +108,17 @@ def _check_optimizers(config: Config) -> None:
     known = ", ".join(OPTIMIZERS)
     if not config.optimizer:
         raise InputError(f"--optimizer needs at least one of {known}")
-    for name in config.optimizer:
+    for entry in config.optimizer:
+        name = entry.removesuffix(REPLAY)
         if name not in OPTIMIZERS:
-            raise InputError(f"--optimizer must be of {known}, got {name!r}")
-        if config.optimizer.count(name) > 1:
-            raise InputError(f"--optimizer names {name} twice")
-        if config.lora and name in (*NEEDS_FISHER, "half"):
+            raise InputError(f"--optimizer must be of {known}, got {entry!r}")
+        if config.optimizer.count(entry) > 1:
+            raise InputError(f"--optimizer names {entry} twice")
+        if entry != name and not config.replay:
+            raise InputError(f"--optimizer {entry} needs --replay, the number of texts")
+        if config.lora and name in NOT_WITH_LORA:
             raise InputError(f"--optimizer {name} trains kernels, which --lora freezes")
-    learning_rates(config)
+    arms(config)
 
 
 def retention_files(config: Config) -> dict[str, pathlib.Path]:
@@ -184,14 +190,15 @@ def _amount(size: int) -> str:
 
 
 def check_rows(config: Config, multiple: int) -> None:
-    """Checks that a batch can be dealt out to the devices that share it.
+    """Checks that batches can be divided among the devices that share them.
 
     Args:
       config: the run's settings.
-      multiple: how many parts the mesh cuts a batch into.
+      multiple: into how many parts the mesh divides a batch.
 
     Raises:
-      InputError: it cannot.
+      InputError: they cannot.
     """
     allowed = f"a multiple of {multiple}, the mesh's data and fsdp devices"
-    _require(config, "batch_size", config.batch_size % multiple == 0, allowed)
+    for field in ("batch_size", "replay_batch_size"):
+        _require(config, field, getattr(config, field) % multiple == 0, allowed)

@@ -1,64 +1,28 @@
 """The whole run: load, measure the base, train and measure each arm, report."""
 
 import contextlib
-import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 from flax import nnx
-from jax.sharding import NamedSharding
 
-from examples.finetune.command.config import Config, learning_rates, option, to_json
+from examples.finetune.command.config import Arm, Config, arms
 from examples.finetune.command.errors import InputError
 from examples.finetune.data.batches import Batch, training_batches
-from examples.finetune.data.encoding import Example
 from examples.finetune.evaluation import evaluate
-from examples.finetune.model import export, lora, parameters, pretrained, sharding
-from examples.finetune.running import inputs, report
+from examples.finetune.model import export, sharding
+from examples.finetune.running import report
+from examples.finetune.running.known import Known
+from examples.finetune.running.setup import Setup, prepare, say, say_step
+from examples.finetune.storage import checksums
 from examples.finetune.storage.checkpoints import ArmFiles
-from examples.finetune.storage.run_directory import RESULT, claim, finished_arms
+from examples.finetune.storage.run_directory import RESULT, finished_arms
 from examples.finetune.system import hosts
 from examples.finetune.system.files import write_json
-from examples.finetune.training import after, fisher, movement
-from examples.finetune.training.optimizers import NEEDS_FISHER
-from examples.finetune.training.train import Arm, train
-
-
-@dataclasses.dataclass(frozen=True)
-class Setup:
-    """What every arm shares.
-
-    Attributes:
-      config: the run's settings.
-      source: the opened model.
-      graph: the model's structure.
-      trained: the part of it that is trained.
-      start: its parameters on the host, as `parameters.keep` keeps them.
-      places: their shardings.
-      spec: how the rows of a batch lie on the devices.
-      training: examples to learn from.
-      suite: what to measure on.
-    """
-
-    config: Config
-    source: pretrained.Source
-    graph: nnx.GraphDef
-    trained: lora.Trained
-    start: Any
-    places: Any
-    spec: NamedSharding
-    training: list[Example]
-    suite: evaluate.Suite
-
-    def begin(self) -> Any:
-        """The parameters with which every arm begins, on the devices."""
-        return parameters.place(self.start, self.places)
-
-    def place(self, batch: Batch) -> dict[str, jax.Array]:
-        """Puts a batch of which this process has all rows on the devices."""
-        return sharding.place_batch(batch, self.spec)
+from examples.finetune.training import after, movement
+from examples.finetune.training.train import Given, train
 
 
 def run(config: Config) -> None:
@@ -75,66 +39,31 @@ def run(config: Config) -> None:
 
 
 def _run(config: Config, held: contextlib.ExitStack) -> None:
-    setup, base_params = _prepare(config, held)
-    arms = [Arm(name, peak) for name, peak in learning_rates(config).items()]
+    setup, base_params = prepare(config, held)
+    chosen = arms(config)
     # All of them before the first trains: another rate is refused at once.
-    files = {arm.name: ArmFiles(config.output, arm.name, arm.peak) for arm in arms}
+    files = {arm.name: ArmFiles(config.output, arm.name, arm.peak) for arm in chosen}
+    if config.keeps_master_weights:
+        say(
+            f"Parameters are {config.param_dtype}; the optimizer keeps in float32 what "
+            "they cannot hold of their steps (--master-weights off: it does not)"
+        )
     say("Measuring the base model")
     base = evaluate.base_record(
         config.output, setup.graph, base_params, setup.suite, setup.place, say_step
     )
+    known = Known(setup, base_params, chosen)
     del base_params
-    for arm in arms:
+    for arm in chosen:
         with files[arm.name] as kept:
-            _run_arm(setup, arm, kept, base)
-    hosts.by_first(lambda: _report(setup, base))
+            _run_arm(setup, arm, kept, base, known)
+    names = [arm.name for arm in chosen]
+    hosts.by_first(lambda: _report(setup, base, names))
 
 
-def say(text: str) -> None:
-    """Tells the user what begins."""
-    if hosts.is_first():
-        print(text, flush=True)
-
-
-def say_step(text: str) -> None:
-    """Tells the user a part of what goes on."""
-    say(f"  {text}")
-
-
-def _prepare(config: Config, held: contextlib.ExitStack) -> tuple[Setup, Any]:
-    given = hosts.together(lambda: inputs.find(config))
-    source, mesh = given.source, given.mesh
-    started = {option(name): value for name, value in to_json(config).items()}
-    del started[option("process_id")]
-    hosts.check_alike(started | given.settings)
-    # Held until the run ends: nobody else may work there.
-    hosts.by_first(lambda: held.enter_context(claim(config.output, given.settings)))
-    say(f"Loading {source.name}")
-    options: dict[str, Any] = {
-        "dtype": config.compute_dtype,
-        "param_dtype": config.param_dtype,
-        "scan_layers": config.scan_layers,
-        "remat": config.remat,
-        "mesh": mesh,
-    }
-    adapter = lora.adapter_of(config)
-    graph, params = parameters.split(pretrained.build(source, **options))
-    adapted = pretrained.structure(source, **options, adapter=adapter)
-    setup = Setup(
-        config=config,
-        source=source,
-        graph=graph,
-        trained=lora.Trained(*adapted, adapter, config.seed, mesh),
-        start=parameters.keep(params),
-        places=parameters.shardings(params),
-        spec=sharding.batch_sharding(mesh),
-        training=given.training,
-        suite=given.suite,
-    )
-    return setup, params
-
-
-def _run_arm(setup: Setup, arm: Arm, files: ArmFiles, base: evaluate.Base) -> None:
+def _run_arm(
+    setup: Setup, arm: Arm, files: ArmFiles, base: evaluate.Base, known: Known
+) -> None:
     config = setup.config
     if hosts.by_first((files.path / RESULT).exists):
         say(f"{arm.name} is finished already")
@@ -145,7 +74,7 @@ def _run_arm(setup: Setup, arm: Arm, files: ArmFiles, base: evaluate.Base) -> No
         learned = setup.trained.finish(files.restore_params(trained), frozen)
         params = after.change(config, learned, setup.begin)
     else:
-        params = _train_and_measure(setup, arm, files, base)
+        params = _train_and_measure(setup, arm, files, base, known)
     if config.export:
         say(f"Exporting {arm.name} to {config.export / arm.name}")
         model = nnx.merge(setup.graph, params)
@@ -153,7 +82,7 @@ def _run_arm(setup: Setup, arm: Arm, files: ArmFiles, base: evaluate.Base) -> No
 
 
 def _train_and_measure(
-    setup: Setup, arm: Arm, files: ArmFiles, base: evaluate.Base
+    setup: Setup, arm: Arm, files: ArmFiles, base: evaluate.Base, known: Known
 ) -> Any:
     config, graph, part = setup.config, setup.graph, setup.trained
     say(f"Training with {arm.name}, learning rate {arm.peak:g}")
@@ -167,18 +96,19 @@ def _train_and_measure(
         pack=config.pack,
     )
     start, frozen = part.begin(setup.begin())
-    information = None
-    if arm.name in NEEDS_FISHER:
-        say_step("Fisher information")
-        own = setup.source.tokenizer, setup.place
-        information = fisher.of_base(config, graph, start, *own)
 
     def place(batch: Batch) -> dict[str, jax.Array]:
         arrays = {name: x for name, x in batch.items() if name != "count"}
         return sharding.place_rows(arrays, setup.spec, rows)
 
-    given = config, arm, part.graph, start, iter(batches), place, files
-    trained, position = train(*given, frozen, information)
+    given = Given(
+        iter(batches),
+        place,
+        frozen,
+        information=known.information(arm, start, frozen),
+        term=known.term(arm, start, frozen),
+    )
+    trained, position = train(config, arm, part.graph, start, given, files)
     params = after.change(config, part.finish(trained, frozen), setup.begin)
     del trained, frozen
     say(f"Measuring {arm.name}")
@@ -190,7 +120,7 @@ def _train_and_measure(
         "skipped_steps": position.skipped,
         "tokens": position.tokens,
         "learning_rate": arm.peak,
-        "params_sha256": parameters.sha256(params),
+        "params_checksum": checksums.of_tree(params),
     }
     hosts.by_first(lambda: _keep_result(files, measured, answers))
     return params
@@ -215,9 +145,9 @@ def _keep_result(
     write_json(files.path / RESULT, {"result": result, "answers": answers})
 
 
-def _report(setup: Setup, base: evaluate.Base) -> None:
+def _report(setup: Setup, base: evaluate.Base, names: Sequence[str]) -> None:
     config = setup.config
-    kept = finished_arms(config.output, config.optimizer)
+    kept = finished_arms(config.output, names)
     arms = {name: result["result"] for name, (result, _) in kept.items()}
     metrics = {name: rows for name, (_, rows) in kept.items()}
     samples = {}

@@ -3,7 +3,6 @@
 import contextlib
 import importlib.util
 import pathlib
-import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,7 +22,6 @@ class Board:
         if self._writer is None:
             from tensorboardX import SummaryWriter
 
-            threading.excepthook = _tell_but_of_files
             # Steps after the checkpoint are done again; the first time is dropped.
             self._writer = SummaryWriter(str(self._path), purge_step=row["step"])
         for name, value in row.items():
@@ -36,9 +34,3 @@ class Board:
             with contextlib.suppress(OSError):
                 self._writer.close()
             self._writer = None
-
-
-def _tell_but_of_files(failed: threading.ExceptHookArgs) -> None:
-    # Its thread meets a full disk as the run itself does, which says so in a sentence.
-    if not isinstance(failed.exc_value, OSError):
-        threading.__excepthook__(failed)

@@ -1,7 +1,6 @@
 """The files of one arm: checkpoints that say whether they are good, metrics, result."""
 
 import dataclasses
-import logging
 import pathlib
 import shutil
 import sys
@@ -78,9 +77,6 @@ class ArmFiles:
             refuse_differences(run, {option: (stored, learning_rate)})
 
     def __enter__(self) -> "ArmFiles":
-        # Orbax's threads tell of their failures at length, also after our sentence.
-        for name in ("absl", "asyncio"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
         self._manager = ocp.CheckpointManager(
             self.path.absolute() / "checkpoints",
             options=ocp.CheckpointManagerOptions(

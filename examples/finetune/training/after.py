@@ -5,7 +5,7 @@ from typing import Any
 
 import mofo_jax
 from examples.finetune.command.config import Config
-from examples.finetune.training.optimizers import block_axes
+from examples.finetune.training.optimizers import BLOCK_AXES
 
 
 def change(config: Config, params: Any, begin: Callable[[], Any]) -> Any:
@@ -23,8 +23,7 @@ def change(config: Config, params: Any, begin: Callable[[], Any]) -> Any:
     if config.after == "interpolate":
         return mofo_jax.baselines.interpolate_weights(begin(), params, share)
     if config.after == "prune":
-        axes = block_axes(config)
         return mofo_jax.baselines.prune_difference(
-            begin(), params, share, block_axes=axes
+            begin(), params, share, block_axes=BLOCK_AXES
         )
     return params

@@ -1,15 +1,22 @@
 """The optimizers that can be compared, by name.
 
-To add one, write a function of the same signature and give it a line in OPTIMIZERS.
+To add one, write a function that takes `Inputs` and give it an entry in OPTIMIZERS, and
+a description in `examples.finetune.command.optimizers`.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+import optax
+
+import mofo_jax
 from examples.finetune.command.config import Config
+from examples.finetune.command.optimizers import FISHER, NEEDS
 
-if TYPE_CHECKING:
-    import optax
+# One block a layer where layers are stacked, as without the stacking.
+BLOCK_AXES = mofo_jax.block_rules("llama", "layer")
+# These are given the Fisher information of the base model on its own samples.
+NEEDS_FISHER = tuple(name for name, need in NEEDS.items() if need == FISHER)
 
 
 class Inputs(NamedTuple):
@@ -18,127 +25,107 @@ class Inputs(NamedTuple):
     Attributes:
       config: the run's settings.
       rate: the learning rate by step.
-      fisher: the Fisher information of the base model, a tree like the parameters; None
-        for optimizers that are not in NEEDS_FISHER.
+      information: what `command.optimizers.NEEDS` says that the optimizer is told of
+        the base model: its Fisher information, a tree like the parameters, or the
+        covariances of its kernels' inputs, as `mofo_jax.input_covariances` returns
+        them. None for the other optimizers.
     """
 
     config: Config
-    rate: "optax.Schedule"
-    fisher: Any = None
+    rate: optax.Schedule
+    information: Any = None
 
 
-Factory = Callable[[Inputs], "optax.GradientTransformation"]
+Factory = Callable[[Inputs], optax.GradientTransformation]
 
 
-def _adamw(inputs: Inputs) -> "optax.GradientTransformation":
-    import optax
-
+def _adamw(inputs: Inputs) -> optax.GradientTransformation:
     config = inputs.config
     return optax.adamw(
         inputs.rate, config.b1, config.b2, config.eps, weight_decay=config.weight_decay
     )
 
 
-def _lion(inputs: Inputs) -> "optax.GradientTransformation":
-    import optax
+def _adam(config: Config) -> optax.GradientTransformation:
+    return optax.scale_by_adam(config.b1, config.b2, config.eps)
 
+
+def _lion(inputs: Inputs) -> optax.GradientTransformation:
+    return optax.lion(inputs.rate, weight_decay=inputs.config.weight_decay)
+
+
+def _padam(inputs: Inputs) -> optax.GradientTransformation:
     config = inputs.config
-    return optax.lion(inputs.rate, weight_decay=config.weight_decay)
-
-
-def _padam(inputs: Inputs) -> "optax.GradientTransformation":
-    import optax
-
-    import mofo_jax
-
-    config = inputs.config
-    return optax.chain(
-        mofo_jax.baselines.scale_by_padam(
-            config.b1,
-            config.b2,
-            config.eps,
-            exponent=config.exponent,
-            block_axes=block_axes(config),
-        ),
-        *_ending(inputs),
+    padam = mofo_jax.baselines.scale_by_padam(
+        config.b1,
+        config.b2,
+        config.eps,
+        exponent=config.exponent,
+        block_axes=BLOCK_AXES,
     )
+    return optax.chain(padam, *_ending(inputs))
 
 
-def _natural_gradient(inputs: Inputs) -> "optax.GradientTransformation":
-    import optax
-
-    import mofo_jax
-
+def _natural_gradient(inputs: Inputs) -> optax.GradientTransformation:
     config = inputs.config
+    natural = mofo_jax.baselines.scale_by_natural_gradient(
+        inputs.information, damping=config.damping, b1=config.b1
+    )
+    return optax.chain(natural, *_ending(inputs))
+
+
+def _inverse_covariance(inputs: Inputs) -> optax.GradientTransformation:
     return optax.chain(
-        mofo_jax.baselines.scale_by_natural_gradient(
-            inputs.fisher, damping=config.damping, b1=config.b1
+        _adam(inputs.config),
+        mofo_jax.scale_by_inverse_covariance(
+            inputs.information, inputs.config.covariance_damping
         ),
         *_ending(inputs),
     )
 
 
 def _pulled(norm: str) -> Factory:
-    def make(inputs: Inputs) -> "optax.GradientTransformation":
-        import optax
-
-        import mofo_jax
-
-        config = inputs.config
-        return optax.chain(
-            optax.scale_by_adam(config.b1, config.b2, config.eps),
-            mofo_jax.pull_to_start(config.strength, norm),
-            *_ending(inputs),
-        )
+    def make(inputs: Inputs) -> optax.GradientTransformation:
+        pull = mofo_jax.pull_to_start(inputs.config.strength, norm)
+        return optax.chain(_adam(inputs.config), pull, *_ending(inputs))
 
     return make
 
 
-def _ewc(inputs: Inputs) -> "optax.GradientTransformation":
-    import optax
-
-    import mofo_jax
-
-    strength = inputs.config.strength
-    return optax.chain(
-        mofo_jax.baselines.elastic_weight_consolidation(strength, inputs.fisher),
-        _adamw(inputs),
+def _ewc(inputs: Inputs) -> optax.GradientTransformation:
+    consolidation = mofo_jax.baselines.elastic_weight_consolidation(
+        inputs.config.strength, inputs.information
     )
+    return optax.chain(consolidation, _adamw(inputs))
 
 
-def _projected(inputs: Inputs) -> "optax.GradientTransformation":
-    import mofo_jax
-
-    config = inputs.config
+def _projected(inputs: Inputs) -> optax.GradientTransformation:
     return mofo_jax.baselines.selective_projection_decay(
-        _adamw(inputs), config.strength, block_axes=block_axes(config)
+        _adamw(inputs), inputs.config.strength, block_axes=BLOCK_AXES
     )
 
 
-def _half(inputs: Inputs) -> "optax.GradientTransformation":
-    import mofo_jax
-
-    config = inputs.config
-    layers = mofo_jax.block_rules("llama", "layer")
+def _half(inputs: Inputs) -> optax.GradientTransformation:
     return mofo_jax.baselines.half_fine_tuning(
-        _adamw(inputs),
-        seed=config.seed,
-        stacked_axes=layers if config.scan_layers else (),
+        _adamw(inputs), seed=inputs.config.seed, stacked_axes=BLOCK_AXES
     )
+
+
+def _with_fisher(inputs: Inputs) -> optax.GradientTransformation:
+    known = mofo_jax.baselines.keep_fisher(inputs.information)
+    return optax.chain(known, _adamw(inputs))
 
 
 def _filtered(inner: Factory, score: Any = "momentum") -> Factory:
-    """The filter around another optimizer."""
+    """The filter around another optimizer, by a score or what makes one of inputs."""
 
-    def make(inputs: Inputs) -> "optax.GradientTransformation":
-        import mofo_jax
-
+    def make(inputs: Inputs) -> optax.GradientTransformation:
         config = inputs.config
         chosen: Any = score(inputs) if callable(score) else score
         return mofo_jax.momentum_filter(
             inner(inputs),
             update_fraction=config.update_fraction,
-            block_axes=block_axes(config),
+            block_axes=BLOCK_AXES,
             score=chosen,
             unselected_scale=config.unselected_scale,
         )
@@ -147,35 +134,19 @@ def _filtered(inner: Factory, score: Any = "momentum") -> Factory:
 
 
 def _adam_ratio(inputs: Inputs) -> Any:
-    import mofo_jax
-
     return mofo_jax.scores.adam_ratio(inputs.config.b2, inputs.config.eps)
 
 
 def _random(inputs: Inputs) -> Any:
-    import mofo_jax
-
     return mofo_jax.scores.random(inputs.config.seed)
 
 
 def _gain(inputs: Inputs) -> Any:
-    import mofo_jax
-
     return mofo_jax.scores.gain_for_cost(inputs.config.exponent)
 
 
 def _gain_for_fisher(inputs: Inputs) -> Any:
-    import mofo_jax
-
     return mofo_jax.scores.gain_for_fisher(inputs.config.damping)
-
-
-def _with_fisher(inputs: Inputs) -> "optax.GradientTransformation":
-    import optax
-
-    import mofo_jax
-
-    return optax.chain(mofo_jax.baselines.keep_fisher(inputs.fisher), _adamw(inputs))
 
 
 OPTIMIZERS: dict[str, Factory] = {
@@ -183,6 +154,7 @@ OPTIMIZERS: dict[str, Factory] = {
     "lion": _lion,
     "padam": _padam,
     "natural_gradient": _natural_gradient,
+    "inverse_covariance": _inverse_covariance,
     "mofo": _filtered(_adamw),
     "mofo_gradient": _filtered(_adamw, "gradient"),
     "mofo_adam_ratio": _filtered(_adamw, _adam_ratio),
@@ -192,6 +164,7 @@ OPTIMIZERS: dict[str, Factory] = {
     "mofo_agreement": _filtered(_adamw, "agreement"),
     "mofo_gain": _filtered(_adamw, _gain),
     "mofo_fisher": _filtered(_with_fisher, _gain_for_fisher),
+    "mofo_inverse_covariance": _filtered(_inverse_covariance, "update"),
     "mofo_lion": _filtered(_lion),
     "mofo_padam": _filtered(_padam),
     "half": _half,
@@ -201,41 +174,15 @@ OPTIMIZERS: dict[str, Factory] = {
     "projection": _projected,
 }
 
-# These are given the Fisher information of the base model on its own samples.
-NEEDS_FISHER = ("natural_gradient", "mofo_fisher", "ewc")
 
-
-def _ending(inputs: Inputs) -> "list[optax.GradientTransformation]":
-    import optax
-
+def _ending(inputs: Inputs) -> list[optax.GradientTransformation]:
     decay = inputs.config.weight_decay
     ending = [optax.scale_by_learning_rate(inputs.rate)]
     return [optax.add_decayed_weights(decay), *ending] if decay else ending
 
 
-def block_axes(config: Config) -> Any:
-    """One block a layer where layers are stacked, as without the stacking."""
-    return layer_blocks if config.scan_layers else None
-
-
-def layer_blocks(params: Any) -> Any:
-    """Block axes for parameters whose layers are stacked on axis 0.
-
-    Returns:
-      The tree with (0,) at the leaves under `layers`, so that each layer is a block
-      of its own as without the stacking, and () elsewhere.
-    """
-    import jax
-
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: (0,) if path[0].key == "layers" else (), params
-    )
-
-
-def schedule(config: Config, peak: float) -> "optax.Schedule":
+def schedule(config: Config, peak: float) -> optax.Schedule:
     """The learning rate by step: a linear warm-up, then a cosine to 0 or constant."""
-    import optax
-
     # The first step already moves: its rate is one part of the warm-up, not 0.
     first = peak / (config.warmup_steps + 1)
     if config.schedule == "constant":
@@ -246,19 +193,28 @@ def schedule(config: Config, peak: float) -> "optax.Schedule":
 
 
 def make(
-    name: str, config: Config, peak: float, fisher: Any = None
-) -> "optax.GradientTransformationExtraArgs":
-    """The whole transformation of one arm: clipping, then the named optimizer."""
-    return assemble(name, config, schedule(config, peak), fisher)
+    name: str, config: Config, peak: float, information: Any = None
+) -> optax.GradientTransformationExtraArgs:
+    """The whole transformation of one arm.
+
+    Args:
+      name: of the optimizer.
+      config: the run's settings.
+      peak: the highest learning rate.
+      information: as `Inputs` describes it.
+
+    Returns:
+      Clipping, then the named optimizer, with master weights around both where the
+      settings ask for them.
+    """
+    return assemble(name, config, schedule(config, peak), information)
 
 
 def assemble(
-    name: str, config: Config, rate: "optax.Schedule", fisher: Any = None
-) -> "optax.GradientTransformationExtraArgs":
+    name: str, config: Config, rate: optax.Schedule, information: Any = None
+) -> optax.GradientTransformationExtraArgs:
     """As `make`, with any learning rate by step, which may be traced."""
-    import optax
-
-    optimizer = OPTIMIZERS[name](Inputs(config, rate, fisher))
-    if not config.clip_norm:
-        return optax.chain(optimizer)
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
+    optimizer = OPTIMIZERS[name](Inputs(config, rate, information))
+    parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    whole = optax.chain(*parts, optimizer)
+    return mofo_jax.master_weights(whole) if config.keeps_master_weights else whole

@@ -20,11 +20,15 @@ class Letters:
     """A stand-in: one token a letter, the special tokens first."""
 
     eos_id = SPECIAL.index("<|eos|>")
+    beginning: tuple[int, ...] = ()
     stop_ids = frozenset({SPECIAL.index("<|end|>"), SPECIAL.index("<|eos|>")})
 
     def encode(self, text: str) -> list[int]:
         parts = re.findall(r"<\|\w+\|>|.", text, re.DOTALL)
         return [SPECIAL.index(p) if p in SPECIAL else 10 + ord(p) for p in parts]
+
+    def encode_from_start(self, text: str) -> list[int]:
+        return [*self.beginning, *self.encode(text)]
 
     def decode(self, ids: Sequence[int]) -> str:
         return "".join(SPECIAL[i] if i < 10 else chr(i - 10) for i in ids)

@@ -11,8 +11,8 @@ from jax.sharding import AxisType, PartitionSpec
 
 from examples.finetune.command.errors import InputError
 from examples.finetune.model.attention import causal_mask
+from examples.finetune.model.decoder import Decoder
 from examples.finetune.model.export import export
-from examples.finetune.model.llama import Llama
 from examples.finetune.model.pretrained import Source, build
 from examples.finetune.model.sharding import (
     batch_sharding,
@@ -69,7 +69,9 @@ def test_every_parameter_and_its_moments_have_a_sharding(
 ) -> None:
     config = dataclasses.replace(tiny_source.config, tied_embedding=tied)
     params = nnx.state(
-        nnx.eval_shape(lambda: Llama(config, rngs=nnx.Rngs(0), scan_layers=scan_layers))
+        nnx.eval_shape(
+            lambda: Decoder(config, rngs=nnx.Rngs(0), scan_layers=scan_layers)
+        )
     )
     mesh = make_mesh("fsdp=4,tensor=2")
     specs = jax.tree.map(lambda leaf: leaf.spec, param_shardings(params, mesh))

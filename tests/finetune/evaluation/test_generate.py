@@ -6,7 +6,7 @@ from flax import nnx
 
 from examples.finetune.evaluation import generate
 from examples.finetune.model import pretrained
-from examples.finetune.model.llama import Llama
+from examples.finetune.model.decoder import Decoder
 from examples.finetune.model.pretrained import Source
 from tests.finetune import small
 
@@ -15,11 +15,11 @@ NEW = 12
 
 
 @pytest.fixture(scope="module")
-def model(tiny_source: Source) -> Llama:
+def model(tiny_source: Source) -> Decoder:
     return pretrained.build(tiny_source)
 
 
-def plainly(model: Llama, prompt: list[int], stops: set[int]) -> list[int]:
+def plainly(model: Decoder, prompt: list[int], stops: set[int]) -> list[int]:
     """Continues one prompt, running the model on all of it for every token."""
     graph, params = nnx.split(model)
     ids = list(prompt)
@@ -31,7 +31,7 @@ def plainly(model: Llama, prompt: list[int], stops: set[int]) -> list[int]:
     return ids[len(prompt) :]
 
 
-def decoded(model: Llama, stops: set[int], batch_size: int) -> list[list[int]]:
+def decoded(model: Decoder, stops: set[int], batch_size: int) -> list[list[int]]:
     graph, params = nnx.split(model)
     return generate.answers(
         graph,
@@ -45,14 +45,14 @@ def decoded(model: Llama, stops: set[int], batch_size: int) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("batch_size", [4, 3])
-def test_equals_decoding_without_a_cache(model: Llama, batch_size: int) -> None:
+def test_equals_decoding_without_a_cache(model: Decoder, batch_size: int) -> None:
     never = {271}
     expected = [plainly(model, prompt, never) for prompt in PROMPTS]
     assert decoded(model, never, batch_size) == expected
     assert len({tuple(ids) for ids in expected}) == len(PROMPTS)
 
 
-def test_each_row_ends_at_its_own_stop(model: Llama) -> None:
+def test_each_row_ends_at_its_own_stop(model: Decoder) -> None:
     free = [plainly(model, prompt, set()) for prompt in PROMPTS]
     stops = {free[0][0], free[1][4]}
     expected = [plainly(model, prompt, stops) for prompt in PROMPTS]

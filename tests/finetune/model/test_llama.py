@@ -9,8 +9,8 @@ from flax import nnx
 
 from examples.finetune.command.errors import InputError
 from examples.finetune.model.attention import Cache, causal_mask, init_cache
-from examples.finetune.model.llama import Llama
-from examples.finetune.model.llama_config import parameter_shapes
+from examples.finetune.model.decoder import Decoder
+from examples.finetune.model.decoder_config import parameter_shapes
 from examples.finetune.model.pretrained import Source, build
 from examples.finetune.model.rotary import RopeScaling, frequencies
 from examples.finetune.model.sharding import parameter_path
@@ -25,7 +25,7 @@ VARIANTS = [
 
 
 def test_the_default_model_gives_the_logits_that_transformers_gives(
-    default_model: Llama,
+    default_model: Decoder,
 ) -> None:
     prompts = logits.load()["default"]
     lengths = [len(prompt["ids"]) for prompt in prompts]
@@ -60,7 +60,7 @@ def test_the_reference_notices_a_missing_rotary_scaling(tiny_source: Source) -> 
     assert logits.difference(found_BxTxV[0], rows[0]) > 0.01
 
 
-def loss_gradients(model: Llama) -> dict[str, np.ndarray]:
+def loss_gradients(model: Decoder) -> dict[str, np.ndarray]:
     graph, params = nnx.split(model)
     ids_BxT = jnp.asarray(tiny.token_ids()[:, :12])
     positions_BxT = jnp.broadcast_to(jnp.arange(ids_BxT.shape[1]), ids_BxT.shape)
@@ -106,8 +106,8 @@ def test_scanned_and_plain_models_start_from_the_same_values(
     tiny_source: Source,
 ) -> None:
     config = dataclasses.replace(tiny_source.config, num_layers=2)
-    plain = Llama(config, rngs=nnx.Rngs(3))
-    scanned = Llama(config, rngs=nnx.Rngs(3), scan_layers=True)
+    plain = Decoder(config, rngs=nnx.Rngs(3))
+    scanned = Decoder(config, rngs=nnx.Rngs(3), scan_layers=True)
     first = nnx.to_pure_dict(nnx.state(plain))["layers"][1]["mlp"]["up"]["kernel"]
     second = nnx.to_pure_dict(nnx.state(scanned))["layers"]["mlp"]["up"]["kernel"]
     np.testing.assert_array_equal(second[1], first)
@@ -119,7 +119,7 @@ def test_parameters_have_the_paths_and_shapes_that_are_promised(
     tiny_source: Source, tied: bool
 ) -> None:
     config = dataclasses.replace(tiny_source.config, tied_embedding=tied)
-    model = nnx.eval_shape(lambda: Llama(config, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0)))
     leaves = jax.tree_util.tree_leaves_with_path(nnx.state(model))
     found = {parameter_path(path): leaf.shape for path, leaf in leaves}
     assert found == parameter_shapes(config)

@@ -22,8 +22,9 @@ from examples.finetune.model.attention import causal_mask
 from examples.finetune.model.export import export
 from examples.finetune.model.pretrained import Source
 from examples.finetune.running import checks
-from examples.finetune.training import train as training
+from examples.finetune.storage import checksums
 from examples.finetune.training.optimizers import make
+from examples.finetune.training.step import State, init_state, make_step
 from tests.finetune import small, tiny
 from tests.finetune.training.test_train import CONFIG, batches, place
 
@@ -98,7 +99,7 @@ def test_at_the_start_nothing_has_changed(built: Built) -> None:
         logits(built.trained.graph, factors, frozen), logits(built.graph, built.params)
     )
     merged = built.trained.finish(factors, frozen)
-    assert parameters.sha256(merged) == parameters.sha256(built.params)
+    assert checksums.of_tree(merged) == checksums.of_tree(built.params)
     first = parameters.flat(factors)
     assert all(
         np.any(np.asarray(leaf)) == path.endswith("a") for path, leaf in first.items()
@@ -154,7 +155,7 @@ class Run(NamedTuple):
 
     start: Any
     factors: Any
-    state: training.State
+    state: State
     metrics: list[dict[str, float]]
 
 
@@ -164,10 +165,8 @@ def train_some(built: Built, name: str, steps: int = 3) -> Run:
     factors, frozen = built.trained.begin(built.params)
     start = parameters.to_host(factors)
     transformation = make(name, settings, 1e-2)
-    state = training.init_state(transformation, factors)
-    step = training.make_step(
-        built.trained.graph, transformation, 1, factors, state, frozen
-    )
+    state = init_state(transformation, factors)
+    step = make_step(built.trained.graph, transformation, 1, factors, state, frozen)
     batch, metrics = place(next(batches(settings))), []
     for _ in range(steps):
         factors, state, measured = step(factors, state, batch)
@@ -184,9 +183,9 @@ def test_only_the_factors_are_trained(tiny_source: Source, name: str) -> None:
     losses = []
     for scan in (False, True) if name == "adamw" else (True,):
         built = build(tiny_source, scan)
-        before = parameters.sha256(built.params)
+        before = checksums.of_tree(built.params)
         run = train_some(built, name)
-        assert parameters.sha256(built.params) == before
+        assert checksums.of_tree(built.params) == before
         losses.append([row["loss"] for row in run.metrics])
         assert losses[-1][2] < losses[-1][0] - 0.01
         number = sum(leaf.size for leaf in jax.tree.leaves(run.start))

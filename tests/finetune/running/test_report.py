@@ -30,7 +30,7 @@ def arm(**changed: Any) -> dict[str, Any]:
         "tokens": 1234567,
         "learning_rate": 3e-4,
         "seconds_per_step": 1.25,
-        "params_sha256": "0" * 64,
+        "params_checksum": "0" * 64,
         **changed,
     }
 

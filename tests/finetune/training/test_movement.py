@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from examples.finetune.model import parameters, pretrained
-from examples.finetune.model.llama_config import parameter_shapes
+from examples.finetune.model.decoder_config import parameter_shapes
 from examples.finetune.model.pretrained import Source
 from examples.finetune.training import movement
 

@@ -14,11 +14,12 @@ import pytest
 import mofo_jax
 from examples.finetune.command.config import Config
 from examples.finetune.command.errors import InputError
+from examples.finetune.command.optimizers import NEEDS
 from examples.finetune.model import parameters, pretrained, sharding
 from examples.finetune.model.pretrained import Source
 from examples.finetune.running import checks
-from examples.finetune.training import after, fisher, optimizers
-from examples.finetune.training.train import gradients
+from examples.finetune.training import after, information, optimizers, own_text
+from examples.finetune.training.step import gradients
 from tests.finetune import small
 from tests.helpers import assert_same_bits, random_generator
 
@@ -48,6 +49,25 @@ def tree(seed: int) -> dict[str, Any]:
 FISHER = jax.tree.map(jnp.abs, tree(9))
 
 
+def covariances() -> Any:
+    """Returns covariances of the kernels' inputs, stacked layers each their own."""
+    rng = random_generator(8)
+
+    def one(path: tuple[Any, ...], leaf: jax.Array) -> mofo_jax.InputCovariance | None:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if not name.endswith("kernel"):
+            return None
+        layers, width, _ = leaf.shape
+        inputs = rng.normal(size=(layers, 30, width))
+        matrix = jnp.asarray(np.einsum("lnd,lne->lde", inputs, inputs) / 30, "float32")
+        return mofo_jax.InputCovariance(matrix, (1,), (0,), name)
+
+    return jax.tree_util.tree_map_with_path(one, tree(0))
+
+
+INFORMATION = {"fisher": FISHER, "covariances": covariances()}
+
+
 def by_hand(name: str, rate: optax.Schedule) -> Any:
     """Returns what a name stands for, composed of the library's parts."""
     adam = {"b1": CONFIG.b1, "b2": CONFIG.b2, "eps": CONFIG.eps}
@@ -68,6 +88,11 @@ def by_hand(name: str, rate: optax.Schedule) -> Any:
     }
     natural = mofo_jax.baselines.scale_by_natural_gradient(FISHER, damping=1e-6)
     consolidation = mofo_jax.baselines.elastic_weight_consolidation(0.5, FISHER)
+    sparing = optax.chain(
+        optax.scale_by_adam(**adam),
+        mofo_jax.scale_by_inverse_covariance(INFORMATION["covariances"], 0.1),
+        *ending,
+    )
 
     def mofo(inner: Any = adamw, score: Any = "momentum") -> Any:
         return mofo_jax.momentum_filter(inner, block_axes=layers, score=score)
@@ -77,6 +102,8 @@ def by_hand(name: str, rate: optax.Schedule) -> Any:
         "lion": lion,
         "padam": padam,
         "natural_gradient": optax.chain(natural, *ending),
+        "inverse_covariance": sparing,
+        "mofo_inverse_covariance": mofo(sparing, "update"),
         "mofo": mofo(),
         "mofo_gradient": mofo(score="gradient"),
         "mofo_adam_ratio": mofo(score="adam_ratio"),
@@ -100,7 +127,8 @@ def by_hand(name: str, rate: optax.Schedule) -> Any:
 @pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
 def test_each_name_is_what_it_says(name: str) -> None:
     expected = by_hand(name, optimizers.schedule(CONFIG, 1e-2))
-    made = optimizers.make(name, CONFIG, 1e-2, FISHER)
+    given = INFORMATION.get(NEEDS.get(name, ""))
+    made = optimizers.make(name, CONFIG, 1e-2, given)
     params = [tree(0), tree(0)]
     pair = expected, made
     states = [tx.init(params[0]) for tx in pair]
@@ -119,7 +147,7 @@ def test_names_that_need_the_information_are_known() -> None:
             optimizers.make(name, CONFIG, 1e-2).init(tree(0))
         except (TypeError, ValueError):
             needed.append(name)
-    assert sorted(needed) == sorted(optimizers.NEEDS_FISHER)
+    assert sorted(needed) == sorted(NEEDS)
 
 
 @pytest.mark.parametrize("scan", [True, False])
@@ -148,17 +176,21 @@ def test_after(scan: bool) -> None:
 def test_fisher_information_is_that_of_the_models_own_text(
     tiny_source: Source,
 ) -> None:
-    config = dataclasses.replace(Config(), fisher_sequences=4, sequence_length=12)
-    source, mesh = tiny_source, sharding.make_mesh("")
-    model = pretrained.build(source, scan_layers=True, mesh=mesh)
+    mesh = sharding.make_mesh("")
+    model = pretrained.build(tiny_source, scan_layers=True, mesh=mesh)
     graph, params = parameters.split(model)
     spec = sharding.batch_sharding(mesh)
 
     def place(batch: Any) -> Any:
         return jax.device_put(batch, spec)
 
-    found = fisher.of_base(config, graph, params, source.tokenizer, place)
-    batch = fisher._written(config, graph, params, source.tokenizer, place)
+    rng = random_generator(7)
+    texts = [
+        own_text.Text([int(i) for i in rng.integers(0, 256, length)], 1)
+        for length in (12, 5, 9, 12)
+    ]
+    batch = place(own_text.batch(texts, 12))
+    found = information.fisher(graph, params, own_text.batch(texts, 12), place)
     # Another way to the same: the gradient of each sequence's mean loss, squared, times
     # its number of tokens.
     total = jax.tree.map(jnp.zeros_like, params)
@@ -172,10 +204,6 @@ def test_fisher_information_is_that_of_the_models_own_text(
         found,
         total,
     )
-    # What was written is random, and ends where it ends.
-    tokens = np.asarray(batch["tokens"])
-    assert len({tuple(row) for row in tokens}) == 4
-    assert (np.asarray(batch["loss_mask"])[:, 0] == 0).all()
 
 
 @pytest.mark.parametrize(
@@ -189,7 +217,7 @@ def test_fisher_information_is_that_of_the_models_own_text(
         ({"strength": -1.0}, "--strength must be >= 0, got -1.0"),
         ({"damping": 0.0}, "--damping must be positive, got 0.0"),
         ({"after_share": 0.0}, "--after-share must be in (0, 1], got 0.0"),
-        ({"fisher_sequences": 0}, "--fisher-sequences must be >= 1, got 0"),
+        ({"own_texts": 0}, "--own-texts must be >= 1, got 0"),
         ({"optimizer": ("ewc",), "lora": 4}, "--optimizer ewc trains kernels"),
     ],
 )
@@ -202,7 +230,7 @@ def test_the_command_runs_with_them(tmp_path: pathlib.Path) -> None:
     model, output = small.write_model(tmp_path / "model"), tmp_path / "run"
     extra = ["--optimizer", "ewc", "mofo_fisher", "--after", "interpolate"]
     status, said, complaint = small.run(
-        *small.options(model, output), *extra, "--fisher-sequences", "8"
+        *small.options(model, output), *extra, "--own-texts", "8"
     )
     assert status == 0, complaint
     assert "Fisher information" in said

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from examples.finetune.command.config import Config
+from examples.finetune.command.config import Arm, Config
 from examples.finetune.data.batches import (
     Batch,
     evaluation_batches,
@@ -22,9 +22,17 @@ from examples.finetune.data.batches import (
 from examples.finetune.data.encoding import Example
 from examples.finetune.model import parameters, pretrained, sharding
 from examples.finetune.model.pretrained import Source
+from examples.finetune.storage import checksums
 from examples.finetune.storage.checkpoints import ArmFiles, Position
 from examples.finetune.training import train
-from examples.finetune.training.optimizers import layer_blocks, make, schedule
+from examples.finetune.training.optimizers import make, schedule
+from examples.finetune.training.step import (
+    State,
+    Step,
+    gradients,
+    init_state,
+    make_step,
+)
 from tests.finetune import small
 from tests.helpers import assert_same_bits
 
@@ -92,7 +100,7 @@ def test_the_loss_is_the_mean_over_what_is_to_be_learned(built: Built) -> None:
         for index in range(1, len(example.ids)):
             if example.loss[index]:
                 losses.append(-logs[index - 1, example.ids[index]])
-    loss, _ = train.gradients(graph, params, place(batch), 1)
+    loss, _ = gradients(graph, params, place(batch), 1)
     assert float(loss) == pytest.approx(np.mean(losses), rel=1e-5)
 
 
@@ -101,8 +109,8 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(built: Built) -> Non
     batch = next(batches(dataclasses.replace(CONFIG, accumulation_steps=2)))
     counted = loss_targets(batch)[1].sum(axis=1)
     assert counted[::2].sum() != counted[1::2].sum()
-    whole = train.gradients(graph, params, place(batch), 1)
-    parts = train.gradients(graph, params, place(batch), 2)
+    whole = gradients(graph, params, place(batch), 1)
+    parts = gradients(graph, params, place(batch), 2)
     jax.tree.map(
         lambda one, two: np.testing.assert_allclose(one, two, rtol=1e-3, atol=1e-6),
         *(whole, parts),
@@ -122,8 +130,8 @@ def test_a_step(
 ) -> None:
     graph, start = built
     transformation = make(name, CONFIG, 1e-3)
-    state = train.init_state(transformation, params)
-    step = train.make_step(graph, transformation, 1, params, state)
+    state = init_state(transformation, params)
+    step = make_step(graph, transformation, 1, params, state)
     batch = place(next(batches(CONFIG)))
     with jax.log_compiles(), caplog.at_level("WARNING"):
         new, new_state, metrics = step(params, state, batch)
@@ -156,7 +164,7 @@ def check_the_guard_changes_nothing(
     built: Built,
     transformation: optax.GradientTransformationExtraArgs,
     batch: Any,
-    stepped: tuple[Any, train.State],
+    stepped: tuple[Any, State],
 ) -> None:
     """The step without the guard, compiled apart from the gradients, has its bits."""
     graph, start = built
@@ -166,13 +174,13 @@ def check_the_guard_changes_nothing(
         updates, state = transformation.update(grads, state, params)
         return optax.apply_updates(params, updates), state
 
-    _, grads = jax.jit(lambda params: train.gradients(graph, params, batch, 1))(start)
+    _, grads = jax.jit(lambda params: gradients(graph, params, batch, 1))(start)
     params, state = move(grads, transformation.init(start), start)
     assert_same_bits((stepped[0], stepped[1].optimizer), (params, state))
 
 
 def check_a_step_without_gradients(
-    step: train.Step, params: Any, state: Any, batch: Any
+    step: Step, params: Any, state: Any, batch: Any
 ) -> None:
     """Loss and gradients that are not finite move nothing, in parameters or state."""
     before = parameters.to_host((params, state))
@@ -185,14 +193,6 @@ def check_a_step_without_gradients(
     assert float(metrics["moved_fraction"]) == 0
     kept = params, state.optimizer
     jax.tree.map(np.testing.assert_array_equal, kept, (before[0], before[1].optimizer))
-
-
-def test_blocks_of_stacked_layers(built: Built) -> None:
-    blocks = parameters.flat(
-        jax.tree.map(str, layer_blocks(built[1]), is_leaf=lambda x: type(x) is tuple)
-    )
-    assert blocks["layers/mlp/up/kernel"] == blocks["layers/mlp_norm/scale"] == "(0,)"
-    assert blocks["embed/embedding"] == blocks["final_norm/scale"] == "()"
 
 
 @pytest.mark.parametrize("kind", ["cosine", "constant"])
@@ -216,13 +216,12 @@ def test_an_interrupted_arm_ends_as_an_unbroken_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     graph, start = built
-    arm = train.Arm(name, 1e-3)
+    arm = Arm(name, name, 1e-3, replay=False)
 
     def once(run: pathlib.Path, params: Any) -> tuple[Any, Position]:
         with ArmFiles(run, name, arm.peak) as files:
-            found = train.train(
-                CONFIG, arm, graph, params, batches(CONFIG), place, files
-            )
+            given = train.Given(batches(CONFIG), place)
+            found = train.train(CONFIG, arm, graph, params, given, files)
             metrics[run.name] = files.metrics()
         return found
 
@@ -245,11 +244,11 @@ def test_an_interrupted_arm_ends_as_an_unbroken_one(
     assert logged == [1, 2, 3, 3, 4]
     assert again.step == position.step == 4
     assert again.tokens == position.tokens > 0
-    assert parameters.sha256(resumed) == parameters.sha256(unbroken)
+    assert checksums.of_tree(resumed) == checksums.of_tree(unbroken)
     losses = [[row["loss"] for row in rows] for rows in metrics.values()]
     assert losses[0] == losses[1]
     # The copy that arms start from is as it was.
-    assert parameters.sha256(host) == parameters.sha256(start)
+    assert checksums.of_tree(host) == checksums.of_tree(start)
 
 
 @pytest.mark.skipif(

@@ -1,75 +1,85 @@
-"""The Llama architecture in Flax NNX: Llama 1 to 3, TinyLlama, SmolLM2.
+"""A decoder in Flax NNX: Llama, Mistral, Qwen2, Qwen3, Gemma 3 and what is like them.
 
-Capital letters in names are dimensions: ``B`` batch, ``T`` tokens, ``S`` slots
-attended over, ``D`` width of the residual stream, ``V`` vocabulary.
+`decoder_config.DecoderConfig` says in what they differ. Capital letters in names are
+dimensions: ``B`` batch, ``T`` tokens, ``S`` slots attended over, ``D`` width of the
+residual stream, ``V`` vocabulary.
 """
 
-import functools
-from collections.abc import Callable
 from typing import overload
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from examples.finetune.model.attention import Attention, MakeLinear
-from examples.finetune.model.attention import Cache as Cache
-from examples.finetune.model.attention import causal_mask as causal_mask
-from examples.finetune.model.attention import init_cache as init_cache
-from examples.finetune.model.llama_config import LlamaConfig as LlamaConfig
+from examples.finetune.model.attention import (
+    Attention,
+    Cache,
+    MakeLinear,
+    Sight,
+    within_window,
+)
+from examples.finetune.model.decoder_config import DecoderConfig
 from examples.finetune.model.lora import Adapter, linear_maker
-from examples.finetune.model.rotary import RopeScaling as RopeScaling
+from examples.finetune.model.norm import MakeNorm, norm_maker
 from examples.finetune.model.rotary import Rotary, frequencies
 from examples.finetune.model.sharding import keep_rows
 
 
 class FeedForward(nnx.Module):
-    """The gated feed-forward layer, ``down(silu(gate(x)) * up(x))``."""
+    """The gated feed-forward layer, ``down(activation(gate(x)) * up(x))``."""
 
-    def __init__(self, config: LlamaConfig, linear: MakeLinear) -> None:
+    def __init__(self, config: DecoderConfig, linear: MakeLinear) -> None:
         self.gate = linear(config.hidden_size, config.intermediate_size)
         self.up = linear(config.hidden_size, config.intermediate_size)
         self.down = linear(config.intermediate_size, config.hidden_size)
+        self.activation = config.activation
 
     def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
         """Returns what to add to the residual stream, given it normed."""
-        return self.down(jax.nn.silu(self.gate(x_BxTxD)) * self.up(x_BxTxD))
+        activation = jax.nn.silu if self.activation == "silu" else jax.nn.gelu
+        return self.down(activation(self.gate(x_BxTxD)) * self.up(x_BxTxD))
 
 
 class Layer(nnx.Module):
     """One block: attention, then feed-forward, each on the normed residual stream."""
 
     def __init__(
-        self,
-        config: LlamaConfig,
-        linear: MakeLinear,
-        norm: Callable[[], nnx.RMSNorm],
+        self, config: DecoderConfig, linear: MakeLinear, norm: MakeNorm
     ) -> None:
-        self.attention_norm = norm()
-        self.attention = Attention(config, linear)
-        self.mlp_norm = norm()
+        self.attention_norm = norm(config.hidden_size)
+        self.attention = Attention(config, linear, norm)
+        self.mlp_norm = norm(config.hidden_size)
         self.mlp = FeedForward(config, linear)
+        self.post_norms = config.post_norms
+        if config.post_norms:
+            self.attention_post_norm = norm(config.hidden_size)
+            self.mlp_post_norm = norm(config.hidden_size)
 
     def __call__(
         self,
         x_BxTxD: jax.Array,
-        rotary: Rotary,
-        mask_BxTxS: jax.Array,
+        sight: Sight,
         cache: Cache | None,
         index: int | jax.Array,
     ) -> tuple[jax.Array, Cache | None]:
         """Returns the residual stream after the block; arguments as for attention."""
         mixed_BxTxD, cache = self.attention(
-            self.attention_norm(x_BxTxD), rotary, mask_BxTxS, cache, index
+            self.attention_norm(x_BxTxD), sight, cache, index
         )
+        if self.post_norms:
+            mixed_BxTxD = self.attention_post_norm(mixed_BxTxD)
         x_BxTxD = x_BxTxD + mixed_BxTxD
-        return x_BxTxD + self.mlp(self.mlp_norm(x_BxTxD)), cache
+        fed_BxTxD = self.mlp(self.mlp_norm(x_BxTxD))
+        if self.post_norms:
+            fed_BxTxD = self.mlp_post_norm(fed_BxTxD)
+        return x_BxTxD + fed_BxTxD, cache
 
 
-class Llama(nnx.Module):
-    """A Llama language model without biases.
+class Decoder(nnx.Module):
+    """A decoder-only language model.
 
     Parameters, by path: ``embed/embedding [V, D]``, ``layers/<i>/...``,
     ``final_norm/scale [D]`` and, when the head is not tied, ``head/kernel [D, V]``;
@@ -79,7 +89,7 @@ class Llama(nnx.Module):
 
     def __init__(
         self,
-        config: LlamaConfig,
+        config: DecoderConfig,
         *,
         rngs: nnx.Rngs,
         dtype: DTypeLike = jnp.float32,
@@ -92,7 +102,7 @@ class Llama(nnx.Module):
         """Makes a randomly initialised model.
 
         Args:
-          config: the sizes.
+          config: what makes it.
           rngs: source of the initial values; equal seeds give equal values whether
             or not layers are scanned.
           dtype: of the computation; softmax, norms and logits stay float32.
@@ -109,10 +119,10 @@ class Llama(nnx.Module):
         """
         kinds = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         normal = nnx.initializers.normal(0.02)
-        linear = {"use_bias": False, "kernel_init": normal, **kinds}
-        norm = functools.partial(
-            nnx.RMSNorm, config.hidden_size, epsilon=config.norm_eps, **kinds
+        norm = norm_maker(
+            from_one=config.norms_from_one, epsilon=config.norm_eps, **kinds
         )
+        linear = linear_maker(adapter, kernel_init=normal, **kinds)
         self.config = config
         self.dtype = dtype
         self.remat = remat
@@ -120,12 +130,17 @@ class Llama(nnx.Module):
         self.embed = nnx.Embed(
             config.vocab_size, config.hidden_size, embedding_init=normal, **kinds
         )
-        adapted = linear_maker(adapter, **linear)
-        layers = [Layer(config, adapted, norm) for _ in range(config.num_layers)]
+        layers = [Layer(config, linear, norm) for _ in range(config.num_layers)]
         self.layers = _stacked(layers) if scan_layers else nnx.List(layers)
-        self.final_norm = norm()
+        self.final_norm = norm(config.hidden_size)
         if not config.tied_embedding:
-            self.head = nnx.Linear(config.hidden_size, config.vocab_size, **linear)
+            self.head = nnx.Linear(
+                config.hidden_size,
+                config.vocab_size,
+                use_bias=False,
+                kernel_init=normal,
+                **kinds,
+            )
 
     @overload
     def hidden(
@@ -165,35 +180,68 @@ class Llama(nnx.Module):
           the new cache.
         """
         config = self.config
-        turning = frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
-        rotary = Rotary.at(positions_BxT, turning)
+        positions_BxS = positions_BxT
+        if cache is not None:
+            start = (0, cache.next)
+            positions_BxS = jax.lax.dynamic_update_slice(
+                cache.positions, positions_BxT.astype(jnp.int32), start
+            )
+            cache = cache._replace(positions=positions_BxS)
+        sights = self._sights(positions_BxT, mask_BxTxS, positions_BxS)
         layers = self.layers
         graph = nnx.graphdef(layers if isinstance(layers, Layer) else layers[0])
 
         def run(
             carry: tuple[jax.Array, Cache | None],
-            layer_and_index: tuple[nnx.State, int | jax.Array],
+            layer: tuple[nnx.State, int | jax.Array, bool | jax.Array],
         ) -> tuple[tuple[jax.Array, Cache | None], None]:
-            (x_BxTxD, cache), (state, index) = carry, layer_and_index
-            layer = nnx.merge(graph, state)  # all layers have the same graph
-            x_BxTxD, cache = layer(x_BxTxD, rotary, mask_BxTxS, cache, index)
+            (x_BxTxD, cache), (state, index, slides) = carry, layer
+            made = nnx.merge(graph, state)  # all layers have the same graph
+            sight = _chosen(sights, slides)
+            x_BxTxD, cache = made(x_BxTxD, sight, cache, index)
             return (keep_rows(x_BxTxD, self.mesh), cache), None
 
         if self.remat:
             # Inside a scan the compiler cannot merge the recomputation away.
             run = jax.checkpoint(run, prevent_cse=not isinstance(layers, Layer))
-        carry = (keep_rows(self.embed(tokens_BxT), self.mesh), cache)
+        x_BxTxD = self.embed(tokens_BxT)
+        if config.embedding_scale != 1:
+            x_BxTxD *= jnp.asarray(config.embedding_scale, x_BxTxD.dtype)
+        carry = (keep_rows(x_BxTxD, self.mesh), cache)
+        slides = config.sliding_layers or (False,) * config.num_layers
         if isinstance(layers, Layer):
-            states = nnx.state(layers)
-            carry, _ = jax.lax.scan(run, carry, (states, jnp.arange(config.num_layers)))
+            indices = np.arange(config.num_layers)
+            given = nnx.state(layers), jnp.asarray(indices), jnp.asarray(slides)
+            carry, _ = jax.lax.scan(run, carry, given)
         else:
             for index, layer in enumerate(layers):
-                carry, _ = run(carry, (nnx.state(layer), index))
+                carry, _ = run(carry, (nnx.state(layer), index, slides[index]))
         x_BxTxD, cache = carry
         x_BxTxD = self.final_norm(x_BxTxD)
         if cache is None:
             return x_BxTxD
         return x_BxTxD, cache._replace(next=cache.next + tokens_BxT.shape[1])
+
+    def _sights(
+        self,
+        positions_BxT: jax.Array,
+        mask_BxTxS: jax.Array,
+        key_positions_BxS: jax.Array,
+    ) -> tuple[Sight, Sight | None]:
+        """What tokens see in layers that see everything, and in those that slide."""
+        config = self.config
+        turning = frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
+        wide = Sight(mask_BxTxS, Rotary.at(positions_BxT, turning))
+        if not any(config.sliding_layers):
+            return wide, None
+        near_BxTxS = within_window(
+            mask_BxTxS, positions_BxT, key_positions_BxS, config.sliding_window or 0
+        )
+        rotary = wide.rotary
+        if config.sliding_rope_theta is not None:
+            local = frequencies(config.head_dim, config.sliding_rope_theta, None)
+            rotary = Rotary.at(positions_BxT, local)
+        return wide, Sight(near_BxTxS, rotary)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Returns the float32 logits ``[..., V]`` of hidden states ``[..., D]``."""
@@ -213,6 +261,13 @@ class Llama(nnx.Module):
     ) -> jax.Array:
         """Returns the float32 logits ``[B, T, V]``; arguments as for ``hidden``."""
         return self.logits(self.hidden(tokens_BxT, positions_BxT, mask_BxTxT))
+
+
+def _chosen(sights: tuple[Sight, Sight | None], slides: bool | jax.Array) -> Sight:
+    wide, near = sights
+    if near is None:
+        return wide
+    return jax.tree.map(lambda x, y: jnp.where(slides, x, y), near, wide)
 
 
 def _stacked(layers: list[Layer]) -> Layer:

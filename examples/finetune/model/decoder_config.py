@@ -1,7 +1,8 @@
-"""The sizes that make one Llama."""
+"""What makes one decoder: its sizes, and in what it differs from Llama."""
 
 import dataclasses
 import math
+from typing import Literal
 
 from examples.finetune.command.errors import InputError
 from examples.finetune.model.rotary import RopeScaling
@@ -11,8 +12,11 @@ MAX_LAYERS = 2000
 
 
 @dataclasses.dataclass(frozen=True)
-class LlamaConfig:
-    """The sizes that make one Llama; all are positive and at most 2**31 - 1.
+class DecoderConfig:
+    """What makes one decoder.
+
+    The defaults of what follows `tied_embedding` are Llama's. Integers are positive and
+    at most 2**31 - 1.
 
     Attributes:
       vocab_size: rows of the embedding, ``V``.
@@ -26,11 +30,25 @@ class LlamaConfig:
       norm_eps: added to the mean square in RMSNorm.
       max_positions: the longest context.
       tied_embedding: whether the head is the embedding's transpose.
-      rope_scaling: Llama 3's frequency scaling, or None.
+      rope_scaling: how rotary frequencies are stretched, or None.
+      family: the ``model_type`` of Hugging Face, which decides names in files.
+      qkv_bias: whether queries, keys and values have biases (Qwen2).
+      qk_norm: whether queries and keys are normed by head (Qwen3, Gemma 3).
+      post_norms: whether what attention and feed-forward layers add to the residual
+        stream is normed too (Gemma 3).
+      norms_from_one: whether a norm multiplies by 1 plus its parameter (Gemma).
+      activation: of the feed-forward layer's gate; ``"gelu"`` by its approximation with
+        tanh.
+      embedding_scale: embeddings are multiplied by it.
+      attention_scale: products of queries and keys are multiplied by it; None for
+        ``H ** -0.5``.
+      sliding_window: in sliding layers a token sees so many tokens, itself among them.
+      sliding_layers: which layers slide, one for each; empty for none.
+      sliding_rope_theta: base of the rotary frequencies of sliding layers, which are
+        not stretched; None for those of the others.
 
     Raises:
-      InputError: if a size is out of its range, or the head counts or the head width
-        do not fit together.
+      InputError: if a value is out of its range, or two do not fit together.
     """
 
     vocab_size: int
@@ -45,15 +63,29 @@ class LlamaConfig:
     max_positions: int
     tied_embedding: bool
     rope_scaling: RopeScaling | None = None
+    family: str = "llama"
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    post_norms: bool = False
+    norms_from_one: bool = False
+    activation: Literal["silu", "gelu"] = "silu"
+    embedding_scale: float = 1.0
+    attention_scale: float | None = None
+    sliding_window: int | None = None
+    sliding_layers: tuple[bool, ...] = ()
+    sliding_rope_theta: float | None = None
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             largest = MAX_LAYERS if field.name == "num_layers" else 2**31 - 1
-            if field.type == "int" or field.type is int:
+            if field.type is int or (field.name == "sliding_window" and value):
                 _require(field.name, value, largest)
-        for name in ("rope_theta", "norm_eps"):
+        for name in ("rope_theta", "norm_eps", "embedding_scale"):
             _require(name, getattr(self, name), math.inf)
+        for name in ("attention_scale", "sliding_rope_theta"):
+            if (value := getattr(self, name)) is not None:
+                _require(name, value, math.inf)
         if self.num_heads % self.num_kv_heads:
             raise InputError(
                 f"The number of query heads, {self.num_heads}, must be a multiple of "
@@ -61,6 +93,13 @@ class LlamaConfig:
             )
         if self.head_dim % 2:
             raise InputError(f"The head width must be even, got {self.head_dim}.")
+        if len(self.sliding_layers) not in (0, self.num_layers):
+            raise InputError(
+                f"There must be a kind for each of {self.num_layers} layers, got "
+                f"{len(self.sliding_layers)}."
+            )
+        if any(self.sliding_layers) and self.sliding_window is None:
+            raise InputError("Layers with a sliding window need its length.")
 
 
 def _require(name: str, value: float, largest: float) -> None:
@@ -70,12 +109,12 @@ def _require(name: str, value: float, largest: float) -> None:
         raise InputError(f"{name} must be positive and {most}, got {value}.")
 
 
-def parameter_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
+def parameter_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
     """Returns the shape of every parameter by its path, the layers apart."""
     D, F, V = config.hidden_size, config.intermediate_size, config.vocab_size
     queries = config.num_heads * config.head_dim
     keys = config.num_kv_heads * config.head_dim
-    layer = {
+    layer: dict[str, tuple[int, ...]] = {
         "attention_norm/scale": (D,),
         "attention/query/kernel": (D, queries),
         "attention/key/kernel": (D, keys),
@@ -86,6 +125,19 @@ def parameter_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
         "mlp/up/kernel": (D, F),
         "mlp/down/kernel": (F, D),
     }
+    if config.qkv_bias:
+        layer |= {
+            "attention/query/bias": (queries,),
+            "attention/key/bias": (keys,),
+            "attention/value/bias": (keys,),
+        }
+    if config.qk_norm:
+        layer |= {
+            "attention/query_norm/scale": (config.head_dim,),
+            "attention/key_norm/scale": (config.head_dim,),
+        }
+    if config.post_norms:
+        layer |= {"attention_post_norm/scale": (D,), "mlp_post_norm/scale": (D,)}
     shapes = {"embed/embedding": (V, D), "final_norm/scale": (D,)}
     if not config.tied_embedding:
         shapes["head/kernel"] = (D, V)

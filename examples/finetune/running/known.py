@@ -1,0 +1,127 @@
+"""What arms are given of the base model's own texts: replay, and information."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+from examples.finetune.command.config import Arm
+from examples.finetune.command.optimizers import FISHER, NEEDS
+from examples.finetune.data.batches import Batch, round_up
+from examples.finetune.evaluation import token_losses
+from examples.finetune.model import sharding
+from examples.finetune.running.setup import Setup, say_step
+from examples.finetune.storage import checksums
+from examples.finetune.system import hosts
+from examples.finetune.training import information, own_text, replay
+
+_HIDDEN = "own_text.npz"
+
+
+class Known:
+    """Texts that the base model wrote, and what is computed of them when needed."""
+
+    def __init__(self, setup: Setup, params: Any, arms: Sequence[Arm]) -> None:
+        """Writes the texts that the arms need, or reads them from the run directory.
+
+        Args:
+          setup: what arms share.
+          params: the base model's parameters.
+          arms: all arms of the run.
+
+        Raises:
+          InputError: the file of the texts is damaged, or the model writes none.
+        """
+        config = self._config = setup.config
+        self._setup = setup
+        self._texts: list[own_text.Text] = []
+        self._replayed: replay.Texts | None = None
+        replays = any(arm.replay for arm in arms)
+        informs = any(arm.optimizer in NEEDS for arm in arms)
+        count = max(config.replay * replays, config.own_texts * informs)
+        if not count:
+            return
+        say_step("texts of its own")
+        self._texts = own_text.kept(
+            config.output,
+            own_text.Writer(
+                setup.graph,
+                params,
+                setup.source.tokenizer,
+                setup.place,
+                config.sequence_length,
+                config.seed,
+                setup.row_shards,
+            ),
+            count,
+            setup.measured_texts(),
+        )
+        if replays:
+            self._replayed = self._predictions(params)
+
+    def _predictions(self, params: Any) -> replay.Texts:
+        config, setup = self._config, self._setup
+        texts = self._texts[: config.replay]
+        rows = own_text.batch(texts, config.sequence_length)
+        name = checksums.of_json([text.ids for text in texts])
+        path = config.output / _HIDDEN
+        if hosts.by_first(path.exists):
+            kept = token_losses.load_hidden(path)
+        else:
+            size = round_up(token_losses.ROWS, setup.row_shards)
+            given = setup.graph, params, rows, setup.place, size
+            kept = {name: [token_losses.hidden_states(*given)]}
+            hosts.by_first(lambda: token_losses.save_hidden(path, kept))
+        (hidden,) = kept[name]
+        return replay.Texts(texts, config.sequence_length, hidden, config.seed)
+
+    def information(self, arm: Arm, params: Any, frozen: Any) -> Any:
+        """What the arm's optimizer is told of the base model, or None.
+
+        Args:
+          arm: with the optimizer.
+          params: what will be trained, before training.
+          frozen: the rest of the model's parameters, or None.
+        """
+        config, setup = self._config, self._setup
+        need = NEEDS.get(arm.optimizer)
+        if need is None:
+            return None
+        count = config.own_texts - config.own_texts % setup.row_shards
+        texts = own_text.batch(self._texts[:count], config.sequence_length)
+        graph = setup.trained.graph
+        if need == FISHER:
+            say_step("Fisher information")
+            return information.fisher(graph, params, texts, setup.place)
+        say_step("covariances of the kernels' inputs")
+        rows = round_up(information.ROWS, setup.row_shards)
+        while count % rows:
+            rows -= setup.row_shards
+        given = graph, params, texts, setup.place, frozen, rows
+        return information.covariances(*given)
+
+    def term(
+        self, arm: Arm, params: Any, frozen: Any
+    ) -> Callable[[int], replay.Term] | None:
+        """What makes an arm's term of replay from a step's number, or None.
+
+        Args:
+          arm: trained with replay or not.
+          params: as for `information`, like `frozen`.
+          frozen: see there.
+        """
+        if not arm.replay or self._replayed is None:
+            return None
+        config, setup, texts = self._config, self._setup, self._replayed
+        count = setup.replay_rows * config.accumulation_steps
+        own = sharding.own_rows(setup.spec, count)
+        head = replay.head(params, frozen)
+        weight = jnp.float32(config.replay_weight)
+
+        def term(step: int) -> replay.Term:
+            rows: Batch = texts.at(step, count, own)
+            return replay.Term(
+                sharding.place_rows(rows, setup.spec, count), head, weight
+            )
+
+        return term

@@ -1,0 +1,84 @@
+"""What optimizers are told of the base model, estimated on texts that it wrote itself.
+
+No other data is needed: the texts are distributed as the model's own predictions are,
+as the Fisher information asks.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+import mofo_jax
+from examples.finetune.data.batches import Batch, loss_targets
+from examples.finetune.model.attention import causal_mask
+from examples.finetune.training.own_text import Place
+from examples.finetune.training.step import summed_loss
+
+# Texts in one forward pass.
+ROWS = 8
+
+
+def fisher(graph: nnx.GraphDef, params: Any, texts: Batch, place: Place) -> Any:
+    """Estimates the diagonal Fisher information of a model.
+
+    Args:
+      graph: the model's structure.
+      params: its parameters.
+      texts: its own, from `own_text.batch`.
+      place: puts a batch on the devices.
+
+    Returns:
+      A tree like `params`, float32: the mean over texts of the squared gradient of the
+      log-likelihood, for each token that the model wrote.
+    """
+
+    def log_likelihood(params: Any, sample: dict[str, jax.Array]) -> jax.Array:
+        batch = {name: row[None] for name, row in sample.items()}
+        loss = summed_loss(nnx.merge(graph, params), batch)
+        tokens = jnp.maximum(jnp.sum(loss_targets(batch)[1]), 1)
+        # Divided by the root, its square is the mean over tokens.
+        return -loss / jnp.sqrt(tokens)
+
+    estimate = jax.jit(mofo_jax.baselines.fisher_information, static_argnums=0)
+    return estimate(log_likelihood, params, place(texts))
+
+
+def covariances(
+    graph: nnx.GraphDef,
+    params: Any,
+    texts: Batch,
+    place: Place,
+    frozen: Any = None,
+    rows: int = ROWS,
+) -> Any:
+    """Estimates the uncentered covariances of the inputs of a model's kernels.
+
+    Args:
+      graph: the model's structure.
+      params: the parameters whose inputs are meant.
+      texts: as for `fisher`.
+      place: puts a batch on the devices.
+      frozen: the rest of its parameters, if `params` are not all.
+      rows: texts in one forward pass, a divisor of their number.
+
+    Returns:
+      As `mofo_jax.input_covariances`.
+    """
+
+    def apply(params: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
+        model = nnx.merge(graph, params, frozen or {})
+        mask = causal_mask(batch["segments"])
+        return model(batch["tokens"], batch["positions"], mask)
+
+    def real(batch: Mapping[str, jax.Array]) -> jax.Array:
+        return (batch["segments"] != 0).astype(jnp.float32)
+
+    count = len(texts["tokens"])
+    parts = (
+        place({name: x[start : start + rows] for name, x in texts.items()})
+        for start in range(0, count, rows)
+    )
+    return mofo_jax.input_covariances(apply, params, parts, weights=real)

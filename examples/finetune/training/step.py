@@ -1,0 +1,246 @@
+"""The training step of one arm: loss, gradient, and what moves."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from examples.finetune.data.batches import loss_targets
+from examples.finetune.model.attention import causal_mask
+from examples.finetune.model.decoder import Decoder
+from examples.finetune.model.parameters import shardings
+from examples.finetune.model.sharding import param_shardings
+from examples.finetune.training import movement, replay
+
+Params = Any
+
+
+class State(NamedTuple):
+    """What a step leaves to the next, beside the parameters.
+
+    Attributes:
+      optimizer: the optimizer's state.
+      selected: where the step's update was not zero, a boolean for each coordinate: a
+        quarter of the memory of float32 parameters, so that successive selections can
+        be compared.
+    """
+
+    optimizer: optax.OptState
+    selected: Params
+
+
+Step = Callable[..., tuple[Params, State, movement.Metrics]]
+
+
+def summed_loss(model: Decoder, batch: Mapping[str, jax.Array]) -> jax.Array:
+    """The cross-entropy of a batch, summed over the tokens that carry loss.
+
+    Args:
+      model: the language model.
+      batch: as `data.training_batches` makes them, arrays [B, T].
+
+    Returns:
+      A float32 scalar.
+    """
+    hidden_BxTxD = model.hidden(
+        batch["tokens"], batch["positions"], causal_mask(batch["segments"])
+    )
+    return _summed_cross_entropy(model, hidden_BxTxD, batch)
+
+
+def _summed_cross_entropy(
+    model: Decoder, hidden_BxTxD: jax.Array, batch: Mapping[str, jax.Array]
+) -> jax.Array:
+    targets_BxT, counted_BxT = loss_targets(batch)
+    losses_BxT = optax.softmax_cross_entropy_with_integer_labels(
+        model.logits(hidden_BxTxD), targets_BxT
+    )
+    return jnp.sum(losses_BxT, where=counted_BxT)
+
+
+def gradients(
+    graph: nnx.GraphDef,
+    params: Params,
+    batch: Mapping[str, jax.Array],
+    accumulation_steps: int,
+    frozen: Params | None = None,
+) -> tuple[jax.Array, Params]:
+    """The mean loss per token that carries loss, and its gradient.
+
+    Args:
+      graph: the model's structure.
+      params: its parameters.
+      batch: arrays [A * B, T] with A = accumulation_steps; B rows at a time go through
+        the model. However they are split, every token counts the same.
+      accumulation_steps: at least 1.
+      frozen: the rest of its parameters, if `params` are not all.
+
+    Returns:
+      The loss, a float32 scalar, and a tree like `params`.
+    """
+    means, grads = mean_gradients(graph, params, batch, accumulation_steps, frozen)
+    return means["loss"], grads
+
+
+def mean_gradients(
+    graph: nnx.GraphDef,
+    params: Params,
+    batch: Mapping[str, jax.Array],
+    accumulation_steps: int,
+    frozen: Params | None = None,
+    term: replay.Term | None = None,
+) -> tuple[dict[str, jax.Array], Params]:
+    """The gradient of the mean loss, with a term of replay or without.
+
+    Args:
+      graph: as for `gradients`, like the next four arguments.
+      term: the replayed texts; arrays [A * R, T], R rows beside B of the task.
+
+    Returns:
+      The means, float32 scalars, `loss` per token that carries loss and, given `term`,
+      `replay_kl` per token that the base model wrote; and the gradient of `loss +
+      term.weight * replay_kl`, a tree like `params`.
+    """
+    own = {} if term is None else term.rows
+    count = jnp.maximum(jnp.sum(loss_targets(batch)[1]), 1)
+    written = 1 if term is None else jnp.maximum(jnp.sum(replay.counted(own)), 1)
+
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def sums_and_gradient(params: Params, parts: Any) -> Any:
+        model = nnx.merge(graph, params, frozen or {})
+        if term is None:
+            loss = summed_loss(model, parts[0])
+            return loss, {"loss": loss}
+        base = replay.base_model(graph, (params, frozen), term)
+        task_hidden, own_hidden = replay.hidden_of_both(model, *parts)
+        loss = _summed_cross_entropy(model, task_hidden, parts[0])
+        rows = parts[0]["tokens"].shape[0]
+        divergence = replay.summed_divergence(model, base, own_hidden, parts[1], rows)
+        # Divided by `count` with the rest below.
+        whole = loss + term.weight * (count / written) * divergence
+        return whole, {"loss": loss, "replay_kl": divergence}
+
+    def sums(parts: Any) -> Any:
+        (_, found), gradient = sums_and_gradient(params, parts)
+        return found, gradient
+
+    given = dict(batch), dict(own)
+    if accumulation_steps == 1:
+        found, total = sums(given)
+    else:
+        # Row r goes to part r % A: each device keeps its own rows, where cutting the
+        # batch into A runs of rows would send them between devices.
+        parts = jax.tree.map(
+            lambda x: x.reshape(-1, accumulation_steps, *x.shape[1:]).swapaxes(0, 1),
+            given,
+        )
+        first = jax.tree.map(lambda x: x[0], parts)
+        nothing = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(sums, first)
+        )
+
+        def add(total: Any, parts: Any) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, sums(parts)), None
+
+        (found, total), _ = jax.lax.scan(add, nothing, parts)
+    counts = {"loss": count, "replay_kl": written}
+    means = {name: x / counts[name] for name, x in found.items()}
+    return means, jax.tree.map(lambda x: (x / count).astype(x.dtype), total)
+
+
+def make_step(
+    graph: nnx.GraphDef,
+    transformation: optax.GradientTransformationExtraArgs,
+    accumulation_steps: int,
+    params: Params,
+    state: State,
+    frozen: Params | None = None,
+) -> Step:
+    """Compiles the training step of one arm.
+
+    Args:
+      graph: the model's structure.
+      transformation: the optimizer, with its learning rate.
+      accumulation_steps: passes summed into one step.
+      params: the parameters, for their sharding.
+      state: from `init_state`, for its sharding.
+      frozen: as for `gradients`.
+
+    Returns:
+      `step(params, state, batch)`, to which a `replay.Term` may be given as well. It
+      returns the new parameters, state and the metrics `loss`, with replay `replay_kl`,
+      `gradient_norm`, those of `movement.of_step`, and `finite`: whether all of the
+      gradient was. Where it was not, parameters and state come back as they were, and
+      nothing has moved. The given parameters and state must not be used again.
+    """
+
+    def move(params: Params, state: State, grads: Params) -> Any:
+        updates, optimizer = transformation.update(grads, state.optimizer, params)
+        new = optax.apply_updates(params, updates)
+        # Measured at every step: under a `cond` on whether it is logged, XLA keeps the
+        # old parameters beside the new, and the optimizer's part took three times as
+        # long.
+        metrics = {
+            "gradient_norm": optax.tree.norm(grads),
+            **movement.of_step(new, params, updates, state.selected),
+        }
+        return new, State(optimizer, movement.selected(updates)), metrics
+
+    def stay(params: Params, state: State, grads: Params) -> Any:
+        shapes = jax.eval_shape(move, params, state, grads)[2]
+        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        return params, state, nothing | {"gradient_norm": jnp.full((), jnp.nan)}
+
+    def step(
+        params: Params,
+        state: State,
+        batch: Mapping[str, jax.Array],
+        frozen: Params | None,
+        term: replay.Term | None,
+    ) -> tuple[Params, State, movement.Metrics]:
+        means, grads = mean_gradients(
+            graph, params, batch, accumulation_steps, frozen, term
+        )
+        finite = jnp.array([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(grads)])
+        # The addition to the parameters is inside, since XLA compiles it together with
+        # the optimizer: apart from it, the last bits of every step would be others.
+        params, state, metrics = jax.lax.cond(
+            jnp.all(finite), move, stay, params, state, grads
+        )
+        return params, state, {**means, "finite": jnp.all(finite), **metrics}
+
+    # The state is returned in argument order, parameters first: donation pairs buffers
+    # with outputs of equal shape by position, and in another order the momentum's
+    # buffer would become the parameter's and every tensor be copied.
+    compiled = jax.jit(
+        step,
+        donate_argnums=(0, 1),
+        out_shardings=(shardings(params), shardings(state), None),
+    )
+
+    def call(
+        params: Params,
+        state: State,
+        batch: Mapping[str, jax.Array],
+        term: replay.Term | None = None,
+    ) -> tuple[Params, State, movement.Metrics]:
+        return compiled(params, state, batch, frozen, term)
+
+    return call
+
+
+def init_state(
+    transformation: optax.GradientTransformationExtraArgs, params: Params
+) -> State:
+    """The first state, sharded as the parameters are; nothing was selected before."""
+    # Eagerly, so that the moments are made where their parameters lie. Counters are
+    # made on no particular device; left so, the second step, which gets them from the
+    # first, would be compiled anew.
+    nothing = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, bool), params)
+    state = State(transformation.init(params), nothing)
+    mesh = jax.tree.leaves(params)[0].sharding.mesh
+    return jax.device_put(state, param_shardings(state, mesh))
