@@ -221,6 +221,7 @@ def test_passes_over_real_momenta_are_counted_by_kind() -> None:
         assert 0 < kinds["all"]["mean"] <= most
 
 
+@pytest.mark.nightly
 def test_the_smallest_run(
     tmp_path: pathlib.Path,
     capsys: pytest.CaptureFixture[str],

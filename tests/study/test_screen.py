@@ -60,6 +60,7 @@ def test_conjugate_gradients_solve():
     np.testing.assert_allclose(ratios, ratios[0], rtol=1e-4)
 
 
+@pytest.mark.nightly
 def test_the_fisher_product_is_that_of_the_predictions(study: Study):
     trainer = study.trainer
     start = trainer.begin(study.start)
@@ -90,6 +91,7 @@ def test_the_fisher_product_is_that_of_the_predictions(study: Study):
     assert float(screen.dot(along, product)) == pytest.approx(wanted, rel=2e-2)
 
 
+@pytest.mark.nightly
 def test_a_direction_is_the_optimizers_next_update(study: Study):
     trainer, task, config = study.trainer, study.task(TASK), Config()
     course = Course(task.training, task.length, 3, 1, 0)
@@ -111,6 +113,7 @@ def test_a_direction_is_the_optimizers_next_update(study: Study):
         assert (share < 0.5) == (name == "mofo")
 
 
+@pytest.mark.nightly
 def test_a_screen_measures_both_sides(
     study: Study, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
 ):

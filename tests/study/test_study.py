@@ -25,6 +25,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return small.write_model(tmp_path_factory.mktemp("tiny"))
 
 
+@pytest.mark.nightly
 def test_a_killed_study_continues(
     tmp_path: pathlib.Path,
     tiny_model: pathlib.Path,
@@ -114,6 +115,7 @@ def _check_rows(found: list[rows.Row], file: pathlib.Path) -> None:
     assert min(losses) > 0 and min(prompts) > 0
 
 
+@pytest.mark.nightly
 def test_frozen_parameters_do_not_move(
     tiny_model: pathlib.Path, tmp_path: pathlib.Path
 ):
@@ -134,6 +136,7 @@ def test_frozen_parameters_do_not_move(
     assert 5e-4 < np.abs(moved).max() < 3e-3
 
 
+@pytest.mark.nightly
 def test_a_batch_control_sees_more_rows(
     tiny_model: pathlib.Path, tmp_path: pathlib.Path
 ):
