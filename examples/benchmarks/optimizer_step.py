@@ -26,7 +26,7 @@ from typing import Any, Literal
 import tyro
 
 from examples.benchmarks import tables
-from examples.benchmarks.results import Results, first_line
+from examples.benchmarks.results import Results, attempted
 from examples.benchmarks.topologies import TOPOLOGIES
 from examples.benchmarks.trees import LLAMA_7B, TREES
 from examples.finetune.command.config import Config
@@ -101,7 +101,7 @@ def _steps(options: Options, results: Results) -> None:
                 )
                 return steps.measure(name, TREES[name], momenta, settings)
 
-            _put(results, "steps", f"{name}, {momenta}", case)
+            results.put("steps", f"{name}, {momenta}", attempted(case))
 
 
 def _pytorch(options: Options, results: Results) -> None:
@@ -112,7 +112,7 @@ def _pytorch(options: Options, results: Results) -> None:
         tree = TREES[options.pytorch_tree]
         return pytorch.measure(options.pytorch_tree, tree, settings)
 
-    _put(results, "pytorch", options.pytorch_tree, case)
+    results.put("pytorch", options.pytorch_tree, attempted(case))
 
 
 def _passes(options: Options, results: Results) -> None:
@@ -121,7 +121,7 @@ def _passes(options: Options, results: Results) -> None:
 
         return passes.measure(options.model, options.run_steps)
 
-    _put(results, "passes", "8 x 128 tokens", case)
+    results.put("passes", "8 x 128 tokens", attempted(case))
 
 
 def _compiled(options: Options, results: Results) -> None:
@@ -138,24 +138,6 @@ def _compiled(options: Options, results: Results) -> None:
             arguments,
             lambda case, entry: results.put("compiled", case, entry),
         )
-
-
-def _put(
-    results: Results, part: Part, name: str, case: Callable[[], dict[str, Any]]
-) -> None:
-    """Stores what a case gives, or why it gives nothing."""
-    import jax
-
-    try:
-        entry = case()
-    except ImportError as error:
-        entry = {"skipped": f"needs {error.name}, which is not installed"}
-    except InputError as error:
-        entry = {"skipped": str(error)}
-    except jax.errors.JaxRuntimeError as error:
-        # Out of memory, for one.
-        entry = {"skipped": f"the runtime refused it: {first_line(error)}"}
-    results.put(part, name, entry)
 
 
 def check(options: Options) -> None:

@@ -7,9 +7,10 @@ import os
 import pathlib
 import platform
 import re
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
+from examples.finetune.command.errors import InputError
 from examples.finetune.system.files import read_json, write_json
 
 Entry = dict[str, Any]
@@ -19,6 +20,14 @@ _PACKAGES = (
     *("mofo_jax", "jax", "jaxlib", "optax", "numpy", "libtpu"),
     *("jax-cuda13-plugin", "torch"),
 )
+
+
+class Found(NamedTuple):
+    """An entry, and the part and the case under which it is stored."""
+
+    part: str
+    case: str
+    entry: Entry
 
 
 def file_name(device_kind: str) -> str:
@@ -90,6 +99,21 @@ class Results:
                 return
             cases[case] = {**entry, "environment": environment()}
             write_json(self.path, {"device": self._device, "parts": parts})
+
+
+def attempted(case: Callable[[], Entry]) -> Entry:
+    """Returns the entry of a case, or the reason under `skipped` if it fails."""
+    import jax
+
+    try:
+        return case()
+    except ImportError as error:
+        return {"skipped": f"needs {error.name}, which is not installed"}
+    except InputError as error:
+        return {"skipped": str(error)}
+    except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
+        # For example, out of memory, or not supported by the compiler.
+        return {"skipped": f"the runtime refused it: {first_line(error)}"}
 
 
 def first_line(error: Exception) -> str:

@@ -33,6 +33,8 @@ RIVALS: dict[str, rivals.KthLargest] = {
     "lax.top_k": rivals.kth_by_top_k,
     "jnp.sort": rivals.kth_by_sort,
 }
+# MoFO's default.
+FRACTION = 0.15
 COMMON = {"learning_rate": 1e-4, "weight_decay": 0.0}
 # Room that is left to the rest of the process and of the machine.
 MEMORY_SHARE = 0.95
@@ -48,12 +50,14 @@ class Settings(NamedTuple):
       seconds: for the timed steps of one; slow ones get fewer rounds.
       slowest: a rival whose step would take longer is left out.
       against: another checkout, whose MoFO is compared instead of the rivals.
+      arms: the optimizers to compare with the baseline; all if None.
     """
 
     rounds: int
     seconds: float
     slowest: float
     against: pathlib.Path | None = None
+    arms: tuple[str, ...] | None = None
 
 
 def library_in(checkout: pathlib.Path) -> ModuleType:
@@ -113,7 +117,8 @@ def measure(name: str, tree: Tree, momenta: str, settings: Settings) -> Entry:
 
     Returns:
       For each optimizer under `arms` its times, temporary bytes and the seconds of its
-      compilation, or under `skipped` why there are none.
+      compilation, or under `skipped` why there are none. Under `passes`, how often the
+      search reads momenta in float32.
     """
     entry: Entry = {"coordinates": tree.coordinates, "tensors": len(tree.shapes)}
     needed = tree.coordinates * (12 + jnp.dtype(momenta).itemsize)
@@ -134,7 +139,10 @@ def measure(name: str, tree: Tree, momenta: str, settings: Settings) -> Entry:
     )
     for arm, row in timing.rows(taken, BASELINE).items():
         arms[arm] = row | built_row(programs[arm])
-    return entry | {"arms": arms}
+    entry["arms"] = arms
+    if jnp.dtype(momenta) == jnp.float32:  # Others are ranked before rounding.
+        entry["passes"] = work.passes(tree)
+    return entry
 
 
 def built_row(program: Program) -> dict[str, Any]:
@@ -166,6 +174,19 @@ class Work:
         self.params, self.state = program.compiled(self.params, self.state, self.grads)
         jax.block_until_ready((self.params, self.state))
 
+    def passes(self, tree: Tree) -> int:
+        """Returns the number of passes over the momenta in one step of MoFO."""
+        # All tensors are searched jointly, until the last search ends.
+        momenta: Any = optax.tree.get(self.state, "mu")
+        return max(
+            int(
+                mofo_jax.selection_passes(
+                    mu, FRACTION, block_axes=tree.block_axes[name]
+                )
+            )
+            for name, mu in momenta.items()
+        )
+
 
 def compile_arm(tree: Tree, optimizer: optax.GradientTransformation) -> Program:
     """Compiles the donated step of an optimizer on a tree."""
@@ -181,6 +202,8 @@ def _programs(
     arms: dict[str, dict[str, Any]] = {}
     programs: dict[str, Program] = {}
     for arm, make in optimizers(tree, momenta, settings.against).items():
+        if settings.arms is not None and arm not in (BASELINE, *settings.arms):
+            continue
         reason = None
         if arm in RIVALS:
             reason = _too_slow(arm, tree, momenta, settings.slowest)

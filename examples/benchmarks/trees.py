@@ -128,6 +128,21 @@ def scanned(config: DecoderConfig) -> Tree:
     return Tree(stacked, axes)
 
 
+def largest_scanned(config: DecoderConfig, most: int) -> Tree:
+    """Returns a scanned Llama with the most layers that fit, but at least one.
+
+    Args:
+      config: the sizes; the number of layers is ignored.
+      most: the largest allowed number of coordinates.
+    """
+    one, two = (
+        scanned(dataclasses.replace(config, num_layers=layers)).coordinates
+        for layers in (1, 2)
+    )
+    layers = 1 + max(0, most - one) // (two - one)
+    return scanned(dataclasses.replace(config, num_layers=layers))
+
+
 TREES: dict[str, Tree] = {
     "small": whole(*_SMALL),
     "matrix": whole((4096, 11008)),
