@@ -31,6 +31,7 @@ TOLERATED = {
     # These import TensorFlow and PyTorch, whose own warnings change frequently.
     "easydel": ("ignore",),
     "kauldron": ("ignore",),
+    "levanter": ("ignore",),
 }
 
 

@@ -1,0 +1,1 @@
+"""MoFO in Levanter; see the README beside it."""

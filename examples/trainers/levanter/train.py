@@ -1,0 +1,102 @@
+"""Trains a tiny Llama with Levanter's `Trainer` and MoFO.
+
+Run it with `python -m examples.trainers.levanter.train`. The Llama has random weights
+and stacked layers, and learns to count.
+"""
+
+# Where Levanter is not installed, the type checker takes this folder for it.
+# pyright: reportMissingImports=false
+
+import dataclasses
+import tempfile
+from typing import Any
+
+import haliax
+import jax
+import numpy as np
+from levanter.checkpoint import CheckpointerConfig
+from levanter.data.dataset import ListAsyncDataset
+from levanter.models.llama import LlamaConfig
+from levanter.models.lm_model import LmExample
+from levanter.optim.config import AdamConfig
+from levanter.tracker.tracker import NoopConfig
+from levanter.trainer import Trainer, TrainerConfig
+
+from examples.trainers.levanter.registration import MoFOConfig
+
+STEPS = 60
+VOCABULARY = 64
+BATCH = 8
+MODEL = LlamaConfig(
+    max_seq_len=16,
+    hidden_dim=32,
+    intermediate_dim=64,
+    num_heads=4,
+    num_kv_heads=2,
+    num_layers=3,
+)
+ADAM: dict[str, Any] = {"learning_rate": 1e-2, "warmup": 0, "lr_schedule": "constant"}
+
+
+def examples(number: int) -> list[Any]:
+    """Returns rows of tokens that count up from a random token."""
+    first = np.random.default_rng(0).integers(VOCABULARY, size=(number, 1))
+    tokens = (first + np.arange(MODEL.max_seq_len)) % VOCABULARY
+    rows = [haliax.named(row.astype(np.int32), MODEL.max_Pos) for row in tokens]
+    return [LmExample.causal(row) for row in rows]
+
+
+def loss_of(model: Any, example: Any, *, key: Any = None) -> Any:
+    """Returns the loss of predicting the next token."""
+    return model.compute_next_token_loss(example, key=key)
+
+
+def make_config(folder: str, steps: int, **options: Any) -> TrainerConfig:
+    """Returns the trainer's configuration, with a checkpoint of every step."""
+    checkpointer = CheckpointerConfig(folder, save_interval=None, keep=[{"every": 1}])
+    return TrainerConfig(
+        id="counting",
+        num_train_steps=steps,
+        train_batch_size=BATCH,
+        tracker=NoopConfig(),
+        checkpointer=checkpointer,
+        require_accelerator=False,
+        log_jaxprs=False,
+        log_xla_hlo=False,
+        **options,
+    )
+
+
+def train(config: TrainerConfig, optimizer: AdamConfig) -> tuple[list[float], Any, Any]:
+    """Returns the losses, and the trainer's state before and after."""
+    losses = []
+    transformation = optimizer.build(config.num_train_steps)
+    with Trainer(config, transformation, loss_of) as trainer:
+        trainer.add_hook(lambda info: losses.append(float(info.loss)), every=1)
+        vocabulary = haliax.Axis("vocab", VOCABULARY)
+        state = trainer.initial_state(
+            jax.random.PRNGKey(1),
+            model_init=lambda: MODEL.build(vocabulary, key=jax.random.PRNGKey(0)),
+        )
+        start = jax.tree.map(np.asarray, state.trainable_model)
+        data = ListAsyncDataset(examples(BATCH * STEPS))
+        loader = trainer.data_loader(data)
+        after = trainer.train(state, loader.iter_from_step(int(state.step))).state
+    return losses, start, after
+
+
+def main() -> None:
+    """Prints the losses of a few steps."""
+    optimizer = MoFOConfig(**ADAM)  # was: AdamConfig(**ADAM)
+    with tempfile.TemporaryDirectory() as folder:
+        config = make_config(folder, STEPS)
+        quiet = dataclasses.replace(
+            config, checkpointer=CheckpointerConfig(folder, save_interval=None)
+        )
+        losses, _, _ = train(quiet, optimizer)
+    for step in range(0, STEPS, 10):
+        print(f"step {step:3}  loss {losses[step]:.4f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""Levanter's trainer: a tiny Llama with stacked layers."""
+
+import pathlib
+
+import numpy as np
+import optax
+
+from tests.trainers.levanter import levanter_runs
+
+
+def test_a_fraction_of_one_trains_as_adam_does() -> None:
+    levanter_runs.assert_equal_runs(
+        levanter_runs.run("everything"), levanter_runs.run("adam")
+    )
+
+
+def test_the_first_step_moves_what_numpy_selects() -> None:
+    levanter_runs.check_first_step()
+
+
+def test_a_run_begun_by_adam_resumes_as_mofo_and_back(tmp_path: pathlib.Path) -> None:
+    folder = str(tmp_path)
+    begun = levanter_runs.run_in(folder, "adam", 2)
+    ours = levanter_runs.run_in(folder, "mofo", 3)
+    back = levanter_runs.run_in(folder, "adam", 4)
+    # MoFO takes over the parameters and the moments of Adam's run.
+    for path, array in begun.params.items():
+        np.testing.assert_array_equal(ours.start[path], array, path)
+    whole = levanter_runs.run("adam")
+    for path, momentum in ours.momenta.items():
+        np.testing.assert_array_equal(momentum, whole.momenta[path], path)
+    levanter_runs.assert_the_largest_moved(ours.start, ours.params, ours.momenta)
+    for path, array in ours.params.items():
+        np.testing.assert_array_equal(back.start[path], array, path)
+    assert int(optax.tree.get(back.state.inner_state, "count")) == 4
+    moved = [np.mean(back.params[path] != back.start[path]) for path in back.start]
+    assert np.mean(moved) > 0.9
+
+
+def test_a_configuration_names_it() -> None:
+    import draccus  # pyright: ignore[reportMissingImports]
+
+    config = {"type": "mofo", "learning_rate": 1e-4, "update_fraction": 0.3}
+    decoded = draccus.decode(levanter_runs.registration.OptimizerConfig, config)
+    assert isinstance(decoded, levanter_runs.registration.MoFOConfig)
+    assert (decoded.learning_rate, decoded.update_fraction) == (1e-4, 0.3)
