@@ -31,6 +31,7 @@ TOLERATED = {
     # These import TensorFlow and PyTorch, whose own warnings change frequently.
     "easydel": ("ignore",),
     "kauldron": ("ignore",),
+    # The warnings of Levanter and its dependencies have not been examined.
     "levanter": ("ignore",),
 }
 
