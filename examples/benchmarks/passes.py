@@ -1,8 +1,8 @@
-"""Part `passes`: a real fine-tuning run, its momenta and its steps' times.
+"""Part `passes`: the momenta and step times of a real fine-tuning run.
 
-AdamW and MoFO fine-tune the same model on the same batches, step by step in turn. At a
-few steps every layer's momentum under MoFO is searched by itself, and the passes over
-it are counted.
+AdamW and MoFO fine-tune the same model on the same batches, alternating steps. At a few
+steps, each layer's momentum under MoFO is searched separately, and the passes over it
+are counted.
 """
 
 from typing import Any
@@ -22,18 +22,18 @@ FRACTION = Config().update_fraction
 
 
 def measure(model: str, steps: int) -> Entry:
-    """Fine-tunes a model with both optimizers, a few steps.
+    """Fine-tunes a model with both optimizers for a few steps.
 
     Args:
-      model: as `examples.finetune` takes it.
-      steps: of each optimizer.
+      model: the model, as in `examples.finetune`.
+      steps: number of steps of each optimizer.
 
     Returns:
       Under `arms` the times of a training step, and under `passes`, by step, dtype and
       kind of tensor, the most and the mean number of passes over one layer's tensor.
 
     Raises:
-      InputError: the model cannot be had.
+      InputError: the model is invalid or cannot be fetched.
     """
     problem = fine_tuning.pretrained_problem(model, SEQUENCE_LENGTH)
     counted = {1, min(10, steps), steps}
@@ -60,10 +60,10 @@ def count_passes(momenta: dict[str, Any]) -> dict[str, dict[str, dict[str, float
     """Counts the passes over each tensor, a layer at a time.
 
     Args:
-      momenta: by parameter path; those of layers are stacked on axis 0.
+      momenta: momenta by parameter path; layers are stacked on axis 0.
 
     Returns:
-      By dtype and kind (kernels, embedding, norms, all), `most` and `mean`.
+      `most` and `mean` by dtype and kind (kernels, embedding, norms, all).
     """
     found: dict[str, dict[str, dict[str, float]]] = {}
     with tqdm.tqdm(

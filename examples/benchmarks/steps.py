@@ -47,8 +47,8 @@ class Settings(NamedTuple):
 
     Attributes:
       rounds: timed steps of each optimizer.
-      seconds: for the timed steps of one; slow ones get fewer rounds.
-      slowest: a rival whose step would take longer is left out.
+      seconds: for all timed steps of an optimizer; slow ones get fewer rounds.
+      slowest: rivals whose step would take longer than these seconds are left out.
       against: another checkout, whose MoFO is compared instead of the rivals.
       arms: the optimizers to compare with the baseline; all if None.
     """
@@ -116,9 +116,9 @@ def measure(name: str, tree: Tree, momenta: str, settings: Settings) -> Entry:
       settings: numbers of rounds and limits of time.
 
     Returns:
-      For each optimizer under `arms` its times, temporary bytes and the seconds of its
-      compilation, or under `skipped` why there are none. Under `passes`, how often the
-      search reads momenta in float32.
+      Each optimizer's times, temporary bytes and seconds of compilation under `arms`,
+      or the reason why there are none under `skipped`. Under `passes`, the number of
+      passes of the search over float32 momenta.
     """
     entry: Entry = {"coordinates": tree.coordinates, "tensors": len(tree.shapes)}
     needed = tree.coordinates * (12 + jnp.dtype(momenta).itemsize)
