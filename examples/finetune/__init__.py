@@ -1,1 +1,1 @@
-"""Fine-tunes a language model and measures what it learned and what it forgot."""
+"""Fine-tunes a language model, and measures what it learned and what it forgot."""

@@ -4,8 +4,9 @@ python -m examples.finetune                     the default comparison
 python -m examples.finetune --preset smoke      the shortest run that shows all
 python -m examples.finetune --help              every option
 
-It ends with status 0 when all is done; with 2 after a sentence that says what must be
-mended first; with 143 or 130 when SIGTERM or Ctrl-C stopped it, after it has saved.
+The exit status is 0 when the run is complete, 2 for invalid input or a full disk, after
+a message that says how to fix it, and 143 or 130 after SIGTERM or Ctrl-C, once the run
+has been saved.
 """
 
 import os
@@ -24,13 +25,13 @@ def main(arguments: list[str]) -> int:
       arguments: the words after the program's name.
 
     Returns:
-      The exit status, as `status.exit_status` describes it.
+      The exit status of `status.exit_status`.
     """
 
     def work() -> None:
         settings = config.parse(arguments)
         checks.check_options(settings)
-        # JAX is imported only here, so that --help and mistakes are answered at once.
+        # JAX is imported here, so that --help and invalid options need no JAX.
         from examples.finetune.system import hosts
 
         with hosts.joined(settings):
@@ -38,8 +39,8 @@ def main(arguments: list[str]) -> int:
 
             run(settings)
 
-    # Orbax's and asyncio's messages, and tensorboardX's thread, repeat at length what
-    # the program reports in a sentence.
+    # Messages of Orbax, asyncio and tensorboardX's thread would repeat at length what
+    # the program reports in one sentence.
     with quiet.loggers("absl", "asyncio"), quiet.threads(OSError):
         return exit_status(work, "the same command goes on from the last checkpoint.")
 
@@ -47,8 +48,8 @@ def main(arguments: list[str]) -> int:
 if __name__ == "__main__":
     status = main(sys.argv[1:])
     if status == BAD_INPUT:
-        # At once: on a full disk the libraries' threads fail too, and would bury the
-        # sentence under tracebacks of their own while Python waits for them.
+        # Ends immediately: on a full disk the libraries' threads fail too, and would
+        # print tracebacks after the message while Python waits for them.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

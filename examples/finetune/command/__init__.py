@@ -1,1 +1,1 @@
-"""What a user of the command meets: options, errors, exit statuses."""
+"""The command line: options, errors and exit statuses."""

@@ -1,4 +1,4 @@
-"""What a run does: one frozen dataclass, its presets, and how the command fills it."""
+"""The settings of a run: a frozen dataclass, its presets, and the command line."""
 
 import argparse
 import dataclasses
@@ -32,7 +32,7 @@ class Config(
 
     @property
     def keeps_master_weights(self) -> bool:
-        """Whether the optimizer keeps what the parameters cannot hold."""
+        """Whether the optimizer keeps what the parameters cannot represent."""
         narrow = self.param_dtype == "bfloat16"
         return {"auto": narrow, "on": True, "off": False}[self.master_weights]
 
@@ -63,8 +63,8 @@ PRESETS: Mapping[str, Config] = {
     ),
 }
 
-# These say where a run lives, how long it keeps things and on what it is computed,
-# not what it computes; a run may go on with others. Arms are compared one by one.
+# Settings of storage, of checkpoints and of devices, which do not affect the results,
+# so that a run may continue with other values. Arms are compared separately.
 FREE_SETTINGS = {
     *("output", "preset", "optimizer", "learning_rate", "mesh"),
     *("coordinator", "num_processes", "process_id", "distributed"),
@@ -73,7 +73,7 @@ FREE_SETTINGS = {
 
 
 def parse(arguments: Sequence[str]) -> Config:
-    """Fills a Config from the command line, over the preset that it names.
+    """Fills a Config from the command line and the preset that it names.
 
     Args:
       arguments: the words after the program's name.
@@ -89,7 +89,7 @@ def parse(arguments: Sequence[str]) -> Config:
     first_look.add_argument("--preset", nargs="?")
     preset = first_look.parse_known_args(arguments)[0].preset
     default = PRESETS.get(preset, Config())
-    # tyro makes a group of help of each nested dataclass.
+    # tyro shows each nested dataclass as a group in the help.
     groups = [(_snake(group), group) for group in options.GROUPS]
     command = dataclasses.make_dataclass("Command", groups, frozen=True)
     command.__doc__ = _Command.__doc__
@@ -112,12 +112,12 @@ def fill(default: Options, program: str, arguments: Sequence[str]) -> Options:
     """Fills a frozen dataclass of options from a command line.
 
     Args:
-      default: the values of options that the command line does not name.
-      program: how the command is started.
-      arguments: the words after that.
+      default: the values of options that the command line does not set.
+      program: the command, for the help.
+      arguments: the arguments after the command.
 
     Returns:
-      Another of the same class; only the types of its values have been checked.
+      A dataclass of the same class; only the types of its values have been checked.
 
     Raises:
       SystemExit: as for `parse`.
@@ -135,10 +135,11 @@ class Arm(NamedTuple):
     """One optimizer at one learning rate.
 
     Attributes:
-      name: in tables, and of its directory.
+      name: its name in tables, and of its directory.
       optimizer: its name in `optimizers.OPTIMIZERS`.
       peak: its peak learning rate.
-      replay: whether its steps keep it close to the base model on --replay texts.
+      replay: whether its steps keep the model close to the base model on --replay
+        texts.
     """
 
     name: str
@@ -148,10 +149,10 @@ class Arm(NamedTuple):
 
 
 def arms(config: Config) -> list[Arm]:
-    """The arms of a run, in the order in which they are trained.
+    """Returns the arms of a run, in the order in which they are trained.
 
     Raises:
-      InputError: an entry of --learning-rate is no number or names no arm.
+      InputError: an entry of --learning-rate is not a number or names no arm.
     """
     chosen = [name for name in config.optimizer if name.endswith(REPLAY)]
     made = []
@@ -165,11 +166,11 @@ def arms(config: Config) -> list[Arm]:
 
 
 def learning_rates(config: Config) -> dict[str, list[float]]:
-    """The peak learning rates of every entry of --optimizer.
+    """Returns the peak learning rates of every entry of --optimizer.
 
     Raises:
-      InputError: an entry of --learning-rate is no number or names no optimizer of the
-        run, or an optimizer has no rate or one rate twice.
+      InputError: an entry of --learning-rate is not a number or does not name an
+        optimizer of the run, or an optimizer has no rate or one rate twice.
     """
     common, own = [], {}
     for entry in config.learning_rate:
@@ -208,7 +209,7 @@ def _usual_rate(name: str) -> float:
 
 
 def to_json(config: Config) -> dict[str, Any]:
-    """The configuration as plain JSON values (paths as text, tuples as lists)."""
+    """Returns the configuration as JSON values (paths as text, tuples as lists)."""
     values = dataclasses.asdict(config)
     return {
         name: str(value)
@@ -221,5 +222,5 @@ def to_json(config: Config) -> dict[str, Any]:
 
 
 def option(field: str) -> str:
-    """The command-line spelling of a field."""
+    """Returns the command-line spelling of a field."""
     return "--" + field.replace("_", "-")

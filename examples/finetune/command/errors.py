@@ -1,9 +1,9 @@
-"""The one error that a user of the command sees."""
+"""The error for invalid input by the user."""
 
 
 class InputError(ValueError):
-    """Something the user gave is wrong; the message is a whole sentence for them.
+    """Invalid input by the user; the message is a whole sentence.
 
-    The command prints the message and exits with status 2. It names the argument,
-    the value and what is allowed.
+    The command prints the message and exits with status 2. The message states the
+    argument, the value and what is allowed.
     """

@@ -1,9 +1,9 @@
-"""The names that `--optimizer` takes, without the modules that make the optimizers.
+"""The names for `--optimizer`, without importing the modules of the optimizers.
 
-`examples.finetune.training.optimizers` makes what is named here.
+`examples.finetune.training.optimizers` makes the optimizers.
 """
 
-# What an optimizer is told of the base model, estimated on texts that it wrote itself.
+# Estimates of the base model, on texts that it generates, that optimizers may need.
 FISHER, COVARIANCES = "fisher", "covariances"
 
 OPTIMIZERS: dict[str, str] = {

@@ -1,7 +1,7 @@
-"""The options of the program, in the groups in which `--help` shows them.
+"""The options of the program, in the groups of `--help`.
 
-Each class is a group, its docstring the heading, and comments are the descriptions.
-`config.Config` has the fields of all of them.
+Each class is a group with its docstring as the heading, and comments are descriptions.
+`config.Config` has the fields of all groups.
 """
 
 import dataclasses
@@ -10,10 +10,10 @@ from typing import Annotated, Literal
 
 import tyro
 
-# The default run is sized for 15 minutes on two CPU cores; these are the numbers to
-# retune together.
+# The default run takes 15 minutes on two CPU cores. These numbers determine its size
+# and should be tuned together.
 OPTIMIZERS = ("adamw", "mofo")
-# Each optimizer's best of the sweep that examples/finetune/README.md records.
+# The best rate of each optimizer in the sweep that examples/finetune/README.md records.
 LEARNING_RATES = {"adamw": 2e-4, "mofo": 2e-4}
 OTHER_LEARNING_RATE = 1e-4
 STEPS = 60
@@ -32,32 +32,32 @@ Precision = Literal["float32", "bfloat16"]
 
 @dataclasses.dataclass(frozen=True)
 class First:
-    """The options that matter first."""
+    """The most important options."""
 
-    # Run directory. A directory of other settings is refused.
+    # Run directory. It must not belong to a run with other settings.
     output: pathlib.Path = pathlib.Path("runs/finetune")
     # smollm2-135m-instruct, a directory in Hugging Face layout, or a Hugging Face
     # repository id.
     model: str = "smollm2-135m-instruct"
-    # JSONL to learn from: messages, prompt/completion, question/answer or text rows.
+    # JSONL for training: messages, prompt/completion, question/answer or text rows.
     # Without it, the generated --task.
     train_file: pathlib.Path | None = None
-    # JSONL that measures what was learned. Required with --train-file.
+    # JSONL for measuring what was learned. Required with --train-file.
     task_eval_file: pathlib.Path | None = None
     # Optimizers to compare, one arm each. NAME+replay is an arm with --replay.
     optimizer: tuple[str, ...] = OPTIMIZERS
     # Peak learning rates: a number for all optimizers, NAME=RATE for one, or both. An
-    # optimizer with several rates has an arm for each, called NAME@RATE. Without it,
-    # what was best on the default task, or 1e-4.
+    # optimizer with several rates has an arm for each, called NAME@RATE. By default,
+    # the best rate on the default task, or 1e-4.
     learning_rate: tuple[str, ...] = ()
-    # Optimizer steps of an arm.
+    # Optimizer steps of each arm.
     steps: int = STEPS
-    # Train LoRA factors of this rank beside every kernel of the layers, with all else
-    # frozen, and merge them at the end; 0 trains the parameters themselves.
+    # Train LoRA factors of this rank for every kernel of the layers, with everything
+    # else frozen, and merge them at the end; 0 trains the parameters themselves.
     lora: int = 0
-    # Texts that the base model writes once, on which every step keeps the model close
-    # to the base model's predictions; 0 for none. If arms are named NAME+replay, in
-    # these alone.
+    # Number of texts that the base model generates once, on which every step keeps the
+    # model close to the base model's predictions. If arms are named NAME+replay, only
+    # these use the texts.
     replay: int = 0
     # Write each arm's final model to DIR/ARM in Hugging Face layout.
     export: pathlib.Path | None = None
@@ -65,26 +65,26 @@ class First:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What is learned, and what is measured."""
+    """What is learned and measured."""
 
-    # Where the other options take their defaults from; smoke is the shortest run that
-    # exercises everything.
+    # Preset for the other options' defaults; smoke is the shortest run that uses all of
+    # the program.
     preset: Literal["default", "smoke"] = "default"
-    # The generated task that is learned without --train-file: sentences to be written
-    # as JSON, or school mathematics.
+    # Generated task without --train-file: rewriting sentences as JSON, or school
+    # mathematics.
     task: Literal["json", "mathematics"] = "json"
-    # NAME=PATH: JSONL that measures what was forgotten, beside the knowledge questions,
-    # prose and code that are always measured. May be repeated.
+    # NAME=PATH: JSONL for measuring what was forgotten, in addition to the knowledge
+    # questions, prose and code that are always measured. May be repeated.
     retention_file: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    # Rows to generate when there is no --train-file.
+    # Number of rows to generate without --train-file.
     training_rows: int = TRAINING_ROWS
-    # Most held-out rows of the task to evaluate on (loss and exact match).
+    # Most held-out rows of the task to evaluate (loss and exact match).
     evaluation_rows: int = EVALUATION_ROWS
     # Most general-knowledge questions to score.
     knowledge_questions: int = KNOWLEDGE_QUESTIONS
-    # Most sequences to evaluate of each retention text.
+    # Most sequences to evaluate for each retention text.
     retention_sequences: int = RETENTION_SEQUENCES
-    # Longest decoded answer; 0 leaves out decoding and exact match.
+    # Length of the longest decoded answer; 0 omits decoding and exact match.
     max_new_tokens: int = MAX_NEW_TOKENS
 
 
@@ -92,13 +92,13 @@ class Task:
 class Optimizing:
     """The optimizers."""
 
-    # Share of each tensor's coordinates that MoFO moves in a step, in (0, 1].
+    # Share of each tensor's coordinates that MoFO updates in a step, in (0, 1].
     update_fraction: float = 0.15
     # Factor on the steps of coordinates that MoFO does not select, in [0, 1).
     unselected_scale: float = 0.0
     # Learning rate after the warm-up; cosine falls to zero.
     schedule: Literal["cosine", "constant"] = "cosine"
-    # Steps in which the learning rate rises linearly to its peak.
+    # Steps during which the learning rate rises linearly to its peak.
     warmup_steps: int = WARMUP_STEPS
     # Decay of the first moment, in [0, 1).
     b1: float = 0.9
@@ -108,9 +108,9 @@ class Optimizing:
     eps: float = 1e-8
     # Decoupled weight decay.
     weight_decay: float = 0.0
-    # Gradients with a larger global norm are scaled down to it; 0 turns it off.
+    # Gradients with a larger global norm are scaled down to it; 0 disables this.
     clip_norm: float = 1.0
-    # LoRA's factors are scaled by this over their rank; by 1 if it is not given.
+    # LoRA factors are scaled by this over their rank; by 1 by default.
     lora_alpha: float | None = None
     # Strength of the pull to the base model, for l2, l1, ewc and projection.
     strength: float = 0.1
@@ -120,10 +120,10 @@ class Optimizing:
     # Added to the Fisher information, for natural_gradient and mofo_fisher.
     damping: float = 1e-6
     # Damping of the covariances, for inverse_covariance and mofo_inverse_covariance;
-    # the smaller, the more is spared.
+    # smaller values spare more.
     covariance_damping: float = 0.1
-    # What is done to the trained parameters before they are measured: interpolate them
-    # with the base model's (WiSE-FT), or undo all but the largest changes (FAPM).
+    # Change of the trained parameters before they are measured: interpolate them with
+    # the base model's (WiSE-FT), or undo all but the largest changes (FAPM).
     after: Literal["nothing", "interpolate", "prune"] = "nothing"
     # For --after: the weight of the trained parameters, or the share of the changes
     # that is kept, in (0, 1].
@@ -132,15 +132,15 @@ class Optimizing:
 
 @dataclasses.dataclass(frozen=True)
 class OwnText:
-    """Texts that the base model writes itself."""
+    """Texts that the base model generates."""
 
-    # Weight of the divergence from the base model on --replay texts, beside the task's
-    # loss.
+    # Weight of the divergence from the base model on --replay texts, relative to the
+    # task's loss.
     replay_weight: float = 1.0
-    # Such texts in one forward and backward pass, beside --batch-size; 0 is half of it.
+    # --replay texts per forward and backward pass; 0 for half of --batch-size.
     replay_batch_size: int = 0
-    # Texts on which the Fisher information, or the covariances of the kernels' inputs,
-    # are estimated for the optimizers that use them.
+    # Number of texts for estimating the Fisher information, or the covariances of the
+    # kernels' inputs, for the optimizers that use them.
     own_texts: int = 64
 
 
@@ -148,21 +148,21 @@ class OwnText:
 class Training:
     """Steps, batches and checkpoints."""
 
-    # Sequences in one forward and backward pass.
+    # Sequences per forward and backward pass.
     batch_size: int = BATCH_SIZE
-    # Passes whose gradients are summed into one optimizer step.
+    # Passes whose gradients are summed for one optimizer step.
     accumulation_steps: int = 1
-    # Tokens in a sequence; longer examples are left out, longer texts are cut.
+    # Tokens per sequence; longer examples are omitted, longer texts are cut.
     sequence_length: int = SEQUENCE_LENGTH
-    # Put several short examples into one sequence (they do not see each other).
+    # Pack several short examples into one sequence, without attention between them.
     pack: bool = True
-    # Decides the generated rows, the order of the examples, and what is random.
+    # Seed of the generated rows, the order of the examples, and everything random.
     seed: int = 0
     # Steps between checkpoints; the last step is always saved.
     checkpoint_every: int = CHECKPOINT_EVERY
     # Steps between lines of metrics.jsonl.
     log_every: int = 1
-    # Most steps in a row that are skipped because their gradients are not finite.
+    # Most consecutive steps that are skipped because their gradients are not finite.
     max_skipped_steps: int = 3
 
 
@@ -170,20 +170,20 @@ class Training:
 class Devices:
     """Precision, memory and devices."""
 
-    # Precision of the forward and backward pass.
+    # Dtype of the forward and backward pass.
     compute_dtype: Precision = "float32"
-    # Precision of the parameters.
+    # Dtype of the parameters.
     param_dtype: Precision = "float32"
-    # Keep what bfloat16 parameters cannot hold of their steps in the optimizer's state,
-    # in float32. auto: where the parameters are bfloat16.
+    # Keep what bfloat16 parameters cannot represent of their steps in the optimizer's
+    # state, in float32. auto: if the parameters are bfloat16.
     master_weights: Literal["auto", "on", "off"] = "auto"
-    # Stack the layers and compile only one of them, which is much faster; a stacked
-    # tensor gets one MoFO block a layer, as if it were not stacked.
+    # Stack the layers and compile only one of them, which is much faster; each layer of
+    # a stacked tensor is one block of MoFO, as without stacking.
     scan_layers: bool = True
     # Recompute activations in the backward pass to save memory.
     remat: bool = False
-    # Device mesh as AXIS=SIZE,...; axes data, fsdp, tensor. For example
-    # fsdp=4,tensor=2. Without it, data parallel over all devices.
+    # Device mesh as AXIS=SIZE,... with axes data, fsdp, tensor, such as
+    # fsdp=4,tensor=2. By default, data parallelism over all devices.
     mesh: str = ""
 
 
@@ -191,14 +191,14 @@ class Devices:
 class Processes:
     """Runs of several processes."""
 
-    # HOST:PORT of process 0: every host starts the same command, with its own
-    # --process-id, and reads and writes the same directories.
+    # HOST:PORT of process 0. Every host starts the same command with its own
+    # --process-id, and uses the same directories.
     coordinator: str | None = None
-    # How many processes there are.
+    # Number of processes.
     num_processes: int | None = None
-    # Which of them this is, counted from 0.
+    # Number of this process, counted from 0.
     process_id: int | None = None
-    # Let JAX find the three above in SLURM, Open MPI, Kubernetes or Cloud TPU.
+    # Let JAX find these three values in SLURM, Open MPI, Kubernetes or Cloud TPU.
     distributed: bool = False
 
 

@@ -1,7 +1,7 @@
-"""How a command ends: in a status, and in one sentence where something is wrong.
+"""The end of a command: a status, and one sentence if something is wrong.
 
-0    all is done
-2    something must be mended first; a sentence on stderr says what
+0    the run is complete
+2    invalid input or a full disk; a message on stderr says how to fix it
 130  stopped by SIGINT (Ctrl-C)
 143  stopped by SIGTERM
 """
@@ -23,8 +23,8 @@ class Stopped(BaseException):
     """A signal asked the command to stop.
 
     Attributes:
-      signal: which one.
-      status: the exit status, 128 and the signal's number as shells count it.
+      signal: the signal.
+      status: the exit status, 128 plus the signal's number as in shells.
     """
 
     def __init__(self, number: int) -> None:
@@ -34,15 +34,15 @@ class Stopped(BaseException):
 
 
 def exit_status(work: Callable[[], None], stopped: str) -> int:
-    """Does a command's work.
+    """Runs a command and returns its exit status.
 
     Args:
-      work: all of it, the reading of the command line too.
-      stopped: what a user who stops it must know, after "Stopped by SIGTERM; ".
+      work: the whole command, including the parsing of its arguments.
+      stopped: what a user who stops it should know, after "Stopped by SIGTERM; ".
 
     Returns:
-      The exit status: 0; 2 for bad input, after a sentence on stderr; 130 or 143 after
-      SIGINT or SIGTERM, after another.
+      The exit status: 0; 2 for invalid input, after a message on stderr; 130 or 143
+      after SIGINT or SIGTERM, after another message.
     """
     try:
         with _handling(_stop):
@@ -61,14 +61,15 @@ def exit_status(work: Callable[[], None], stopped: str) -> int:
 
 @contextlib.contextmanager
 def deferred() -> Iterator[Callable[[], bool]]:
-    """Lets a signal wait for a moment at which nothing is lost.
+    """Delays signals until a moment at which nothing is lost.
 
     Yields:
-      Says whether a signal waits. Once it does, the block should end soon.
+      A function that returns whether a signal is waiting, after which the block should
+      end.
 
     Raises:
-      Stopped: when the block ends, if a signal waits; or inside it, if SIGINT comes
-        again: whoever presses Ctrl-C twice will not wait.
+      Stopped: when the block ends, if a signal is waiting; or within the block, if
+        SIGINT is repeated by a user who does not want to wait.
     """
     waiting: list[int] = []
 
@@ -85,9 +86,9 @@ def deferred() -> Iterator[Callable[[], bool]]:
 
 @contextlib.contextmanager
 def _handling(handler: Callable[[int, Any], None]) -> Iterator[None]:
-    """Gives signals a handler for a while, but for those that are ignored."""
+    """Sets a handler, within a block, for the signals that are not ignored."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
-    # Python delivers signals to the main thread alone.
+    # Python delivers signals only to the main thread.
     if threading.current_thread() is not threading.main_thread():
         before = {}
     before = {
@@ -109,11 +110,11 @@ def _stop(number: int, frame: Any) -> None:
 
 
 def complain(words: str) -> None:
-    """Writes a line to stderr in one piece: threads that fail as well may write too."""
+    """Writes a line to stderr at once, since failing threads may write too."""
     sys.stderr.write(f"{words}\n")
 
 
 def system_reason(error: OSError) -> str:
-    """What the system says of an error, after the file's name where it has one."""
+    """Returns the system's message of an error, after the file's name if it has one."""
     place = f"{error.filename}: " if error.filename else ""
     return f"{place}{error.strerror or error}"

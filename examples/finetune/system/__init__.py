@@ -1,1 +1,1 @@
-"""What the machine gives: files that are replaced at once, and processes."""
+"""Files that are replaced atomically, and the processes of a run."""

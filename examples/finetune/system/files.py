@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and JSON in them."""
+"""Files that are written atomically, and JSON in them."""
 
 import contextlib
 import hashlib
@@ -12,19 +12,19 @@ from typing import IO, Any
 
 from examples.finetune.command.errors import InputError
 
-# Files on their way; one that a killed process left behind is known by it.
+# Suffix of unfinished files, which identifies those of a killed process.
 UNFINISHED = ".part"
 
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[IO[bytes]]:
-    """Opens a file that takes the place of `path` once it is written whole.
+    """Opens a file that replaces `path` once it is complete.
 
     Yields:
-      A binary file; if the block raises, what stood at `path` stays.
+      A binary file; if the block raises, `path` is unchanged.
     """
     unfinished = {"prefix": f".{path.name}.", "suffix": UNFINISHED, "delete": False}
-    # Also of what goes wrong when it is closed.
+    # Includes errors when the file is closed.
     with (
         _naming(path),
         tempfile.NamedTemporaryFile(dir=path.parent, **unfinished) as file,
@@ -33,7 +33,7 @@ def replacing(path: pathlib.Path) -> Iterator[IO[bytes]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-            # Temporary files are private; the results need not be.
+            # Temporary files are private, which results need not be.
             pathlib.Path(file.name).chmod(0o644)
             pathlib.Path(file.name).replace(path)
         except BaseException:
@@ -43,7 +43,7 @@ def replacing(path: pathlib.Path) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def _naming(path: pathlib.Path) -> Iterator[None]:
-    """Says of which file an error is that does not say it, as of a full disk."""
+    """Adds the file's name to errors without one, such as for a full disk."""
     try:
         yield
     except OSError as error:
@@ -52,7 +52,7 @@ def _naming(path: pathlib.Path) -> Iterator[None]:
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-    """Replaces a file's text at once."""
+    """Replaces a file's text atomically."""
     with replacing(path) as file:
         file.write(text.encode())
 
@@ -71,10 +71,10 @@ def _finite(value: Any) -> Any:
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any] | None:
-    """The object in a JSON file, None if there is no such file.
+    """Returns the object in a JSON file, or None if there is no such file.
 
     Raises:
-      InputError: the file does not hold a JSON object.
+      InputError: the file does not contain a JSON object.
     """
     try:
         value = json.loads(path.read_text())
@@ -88,13 +88,13 @@ def read_json(path: pathlib.Path) -> dict[str, Any] | None:
 
 
 def digest(path: pathlib.Path) -> str:
-    """The SHA-256 of a file."""
+    """Returns the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_json_lines(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The objects in a JSON Lines file but for damaged lines; [] without file."""
+    """Returns the objects in a JSON Lines file, except damaged lines; [] if missing."""
     rows = []
     with contextlib.suppress(FileNotFoundError):
         for line in path.read_bytes().splitlines():
@@ -110,6 +110,6 @@ def write_json_lines(path: pathlib.Path, values: Iterable[Any]) -> None:
 
 
 def append_json(path: pathlib.Path, value: Any) -> None:
-    """Adds a value to a JSON Lines file."""
+    """Appends a value to a JSON Lines file."""
     with _naming(path), path.open("a") as file:
         file.write(json.dumps(_finite(value), allow_nan=False) + "\n")

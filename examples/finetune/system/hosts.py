@@ -1,11 +1,11 @@
-"""The processes of a run: one for each host, all doing the same on their own devices.
+"""The processes of a run: one per host, which run the same program on their devices.
 
-JAX's multi-controller runtime runs them. A process that fails alone leaves the others
-waiting in a collective; so what may fail on one of them is done together, and whoever
-fails all the same ends at once, without the polite end for which the others would have
-to come too. JAX ends those that are left: on CPUs as soon as a connection breaks,
-anywhere as soon as process 0 is gone, and at the latest when heartbeats have stayed
-away.
+They are run by JAX's multi-controller runtime. A process that fails alone leaves the
+others waiting in a collective. Operations that may fail on a single process are
+therefore synchronized, and a process that fails otherwise ends immediately, without the
+orderly shutdown that the others would have to join. JAX ends the remaining processes:
+on CPUs as soon as a connection breaks, on all platforms as soon as process 0 is gone,
+and in any case after missing heartbeats.
 """
 
 import contextlib
@@ -26,18 +26,19 @@ from examples.finetune.command.config import Config
 from examples.finetune.command.errors import InputError
 from examples.finetune.command.status import complain, exit_status, system_reason
 
-# Others are told that a process is gone when it has been silent for so long.
+# After this time without heartbeats, a process is reported as gone.
 HEARTBEAT_SECONDS = 60
-# So long the first process waits for the others to join, and they for it.
+# The processes wait this long for one another to join.
 JOINING_SECONDS = 300
 # The status of a process that ends because another one has.
 LOST = 3
-# On CPUs a program holds a thread for each collective in which one of its devices waits
-# for others. XLA has as many threads as there are cores or devices: they can all be
-# waiting when the device that they wait for needs one. Twice as many as devices were
-# seen to suffice, and every one makes operations a little slower.
+# On CPUs, a program holds a thread for each collective in which one of its devices
+# waits for others. By default XLA has as many threads as there are cores or devices,
+# which may all be waiting when the device that they wait for needs one. Twice as many
+# as devices were sufficient in tests; every additional thread makes operations slightly
+# slower.
 CPU_THREADS = 32
-# Several processes of an older one were seen to wait for each other for ever.
+# With older versions, several processes waited for each other forever.
 OLDEST_JAX = (0, 10)
 
 _EVERYWHERE = "All processes raise this."
@@ -48,17 +49,17 @@ Error = TypeVar("Error", bound=BaseException)
 
 @contextlib.contextmanager
 def joined(config: Config) -> Iterator[None]:
-    """Joins the run's processes, if it has several, and parts from them at the end.
+    """Joins the run's processes, if there are several, and leaves them at the end.
 
-    To be entered before JAX is used. If the block fails on this process alone, its
-    reason is printed and the process ends here, with the status that
-    `command.exit_status` has for it, 3 if the runtime failed and 1 for anything else.
+    Must be entered before JAX is used. If the block fails on this process only, the
+    reason is printed and the process ends, with the status of `command.exit_status`, 3
+    if the runtime failed, or 1 for anything else.
 
     Args:
-      config: how to join; checked by `checks.check_options`.
+      config: the options for joining, checked by `checks.check_options`.
 
     Raises:
-      InputError: the others cannot be found, or JAX is too old.
+      InputError: the other processes cannot be found, or JAX is too old.
     """
     several = config.distributed or bool(config.coordinator)
     if several or config.mesh:
@@ -85,7 +86,7 @@ def _initialize(config: Config) -> None:
         raise InputError(
             f"Several processes need jax {oldest} or newer, this is {jax.__version__}"
         )
-    # The default of newer versions only.
+    # Only newer versions have this default.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     options: dict[str, Any] = {}
     if config.coordinator:
@@ -96,9 +97,9 @@ def _initialize(config: Config) -> None:
             "cluster_detection_method": "deactivate",
         }
         if _is_loopback(config.coordinator):
-            # By itself it would listen to all the world.
+            # By default it would listen on all interfaces.
             options["coordinator_bind_address"] = config.coordinator
-    # JAX aborts where others do not come; its own message is long.
+    # JAX aborts with a long message if other processes do not join.
     print(
         f"Joining the run's other processes, within {JOINING_SECONDS} seconds",
         file=sys.stderr,
@@ -116,11 +117,11 @@ def _initialize(config: Config) -> None:
             f"--process-id ({error})"
         ) from None
     except RuntimeError as error:
-        # The port is taken, for one.
+        # For example, if the port is in use.
         reason = str(error).partition("\n")[0]
         raise InputError(f"This process cannot join the others: {reason}") from None
-    # JAX has put its own handler in the place of Python's: it only takes a note of the
-    # signal, for a question that is not asked here.
+    # JAX has replaced Python's handler by one that only records the signal, which is
+    # not used here.
     handler = signal.getsignal(signal.SIGTERM)
     if handler is not None:
         signal.signal(signal.SIGTERM, handler)
@@ -134,7 +135,7 @@ def _is_loopback(coordinator: str) -> bool:
 
 
 def _end(error: BaseException) -> NoReturn:
-    """Ends the process: Python's own end would wait for the others."""
+    """Ends the process, because Python's own shutdown would wait for the others."""
 
     def fail() -> NoReturn:
         raise error
@@ -160,7 +161,7 @@ def _end(error: BaseException) -> NoReturn:
 
 
 def everywhere(error: Error) -> Error:
-    """Marks an error that every process raises: they wait for each other and end alike.
+    """Marks an error that every process raises, so that all end in the same way.
 
     Returns:
       The error, to be raised.
@@ -170,15 +171,15 @@ def everywhere(error: Error) -> Error:
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes."""
+    """Returns whether this process is the one that writes."""
     return jax.process_index() == 0
 
 
 def gathered(value: Any) -> list[Any]:
-    """A value of every process, on every process.
+    """Returns the values of all processes, on every process.
 
     Args:
-      value: that JSON can hold.
+      value: a value that JSON can represent.
     """
     if jax.process_count() == 1:
         return [value]
@@ -194,13 +195,13 @@ def gathered(value: Any) -> list[Any]:
 
 
 def together(work: Callable[[], Result]) -> Result:
-    """Does work on every process; what fails on one fails on all.
+    """Runs work on every process; if it fails on one, it fails on all.
 
     Args:
-      work: in which the processes do not wait for each other.
+      work: a function in which processes do not wait for each other.
 
     Raises:
-      InputError: as `work` does, or as it did on another process.
+      InputError: from `work`, on this process or another one.
     """
     done, complaint = _attempt(work)
     complaints = gathered(complaint)
@@ -209,16 +210,16 @@ def together(work: Callable[[], Result]) -> Result:
 
 
 def by_first(work: Callable[[], Result]) -> Result:
-    """Lets the first process do work, and gives what comes out to all.
+    """Runs work on the first process, and returns its result on all.
 
-    Nobody goes on before it is done: what it wrote is there for all who share the
-    directory.
+    No process continues before it is complete, so that all see the files that it wrote
+    in a shared directory.
 
     Args:
-      work: with a result that JSON can hold.
+      work: a function whose result JSON can represent.
 
     Raises:
-      InputError: as `work` does.
+      InputError: from `work`.
     """
     if jax.process_count() == 1:
         return work()
@@ -249,13 +250,13 @@ def _raise(complaints: list[str | None]) -> None:
 
 
 def check_alike(values: Mapping[str, Any]) -> None:
-    """Checks that all processes were started alike.
+    """Checks that all processes were started with the same options and files.
 
     Args:
-      values: what must be equal everywhere, by name; JSON can hold it.
+      values: the values that must be equal, by name, as JSON values.
 
     Raises:
-      InputError: something is not.
+      InputError: a value differs.
     """
     first, *others = gathered(dict(values))
     for number, other in enumerate(others, 1):
@@ -272,9 +273,9 @@ def check_alike(values: Mapping[str, Any]) -> None:
 
 
 def fetch(array: jax.Array) -> np.ndarray:
-    """A whole array in host memory, wherever its parts lie.
+    """Returns a whole array in host memory, wherever its shards are.
 
-    All processes must ask for it.
+    All processes must call it.
     """
     if array.is_fully_addressable or array.is_fully_replicated:
         return np.asarray(array)

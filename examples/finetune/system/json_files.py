@@ -12,7 +12,7 @@ def read_object(path: pathlib.Path) -> dict[str, Any]:
     """Returns the object in a JSON file.
 
     Raises:
-      InputError: if the file cannot be read or does not hold a JSON object.
+      InputError: if the file cannot be read or does not contain a JSON object.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -28,10 +28,10 @@ def read_object(path: pathlib.Path) -> dict[str, Any]:
 
 
 def read_optional_object(path: pathlib.Path) -> dict[str, Any]:
-    """Returns the object in a JSON file, ``{}`` where there is no such file.
+    """Returns the object in a JSON file, or ``{}`` if there is no such file.
 
     Raises:
-      InputError: as ``read_object`` does.
+      InputError: from ``read_object``.
     """
     return read_object(path) if path.exists() else {}
 

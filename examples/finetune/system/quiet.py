@@ -1,8 +1,8 @@
-"""Keeps what other libraries' threads say of a failure off the terminal, for a while.
+"""Suppresses messages of other libraries' threads about failures.
 
-On a full disk Orbax, TensorStore and tensorboardX fail in threads of their own, at
-length and also after the program's one sentence. What they change of the process is
-restored at the end of each block.
+On a full disk, threads of Orbax, TensorStore and tensorboardX fail too, and print long
+messages, even after the program's message. The changes to the process are undone at the
+end of each block.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def loggers(*names: str) -> Iterator[None]:
-    """Lets the named loggers log nothing but what is critical inside the block."""
+    """Suppresses all but critical messages of the named loggers within the block."""
     levels = {name: logging.getLogger(name).level for name in names}
     try:
         for name in names:
@@ -26,9 +26,9 @@ def loggers(*names: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def threads(*errors: type[BaseException]) -> Iterator[None]:
-    """Lets threads end without a traceback inside the block if one of `errors` did it.
+    """Suppresses tracebacks of threads that end with one of `errors` within the block.
 
-    Whatever else ends a thread is reported as before.
+    Other errors in threads are reported as usual.
     """
     report = threading.excepthook
 
