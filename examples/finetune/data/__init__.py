@@ -1,1 +1,1 @@
-"""Rows, tokens and batches; the generated task, and the texts not to be forgotten."""
+"""Rows, tokens and batches; the generated tasks, and texts for measuring forgetting."""

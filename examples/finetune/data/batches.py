@@ -1,7 +1,7 @@
 """Batches for training and evaluation: shuffled, packed or padded, resumable.
 
-`read_rows` (from `examples.finetune.data.rows`) and `encode_rows` (from
-`examples.finetune.data.encoding`) make the examples that these batches hold.
+The examples come from `read_rows` (in `examples.finetune.data.rows`) and `encode_rows`
+(in `examples.finetune.data.encoding`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,15 +27,15 @@ __all__ = [
     "training_batches",
 ]
 
-# Evaluation batches are as long as their longest example asks, in steps of this many
-# tokens: a set compiles once, and little of it is padding.
+# The length of evaluation batches is that of their longest example, rounded up to a
+# multiple of this, so that each set compiles once with little padding.
 LENGTH_STEP = 32
 
 Batch = dict[str, np.ndarray]
 
 
 def round_up(number: int, multiple: int) -> int:
-    """The smallest multiple that is no less than a number."""
+    """Returns the smallest multiple that is at least a number."""
     return -(-number // multiple) * multiple
 
 
@@ -48,21 +48,21 @@ def training_batches(
     pack: bool,
     rows: Sequence[int] | None = None,
 ) -> "grain.IterDataset[Batch]":
-    """An endless data set of batches, shuffled anew each epoch.
+    """Returns an endless data set of batches, shuffled again in each epoch.
 
-    Its iterator has `get_state` and `set_state`; the state is a small dictionary that
-    JSON can hold, and the batches after it are the same to the last token. Every
-    process draws what the whole batch consists of and makes its own rows of it, so what
-    a step sees, and the state, do not depend on the number of processes.
+    Its iterator has `get_state` and `set_state`. The state is a small dictionary of
+    JSON values, from which the same batches follow. Every process draws the contents of
+    the whole batch and makes only its own rows, so that batches and state do not depend
+    on the number of processes.
 
     Args:
       examples: at least one, none longer than `sequence_length`.
       batch_size: rows of a batch over all processes.
       sequence_length: tokens of a row.
-      seed: of the shuffles, in [0, 2**32).
-      pack: whether a row may hold several examples, first fit in the order of the
-        shuffle; around an epoch's end they may come from both epochs. Otherwise it
-        holds one, padded.
+      seed: seed of the shuffles, in [0, 2**32).
+      pack: whether a row may contain several examples, by first fit in the shuffled
+        order; around the end of an epoch they may come from both epochs. Otherwise a
+        row has one example, padded.
       rows: the rows that this process makes, in order; None for all of them.
 
     Returns:
@@ -83,11 +83,11 @@ def training_batches(
         grain.MapDataset.source([_arrays(example) for example in examples])
         .shuffle(seed=seed)
         .repeat()
-        # Reading ahead in threads would only cost: everything is in memory.
+        # Threads that read ahead would not help, since everything is in memory.
         .to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
     )
-    # As many bins as rows: one round of packing is one batch, so the batches stay in
-    # the order of the shuffle. Padding is packing with one example a row.
+    # With as many bins as rows, one round of packing is one batch, so batches are in
+    # the shuffled order. Padding is packing with one example per row.
     packed = grain.experimental.FirstFitPackIterDataset(
         dataset,
         length_struct={"tokens": sequence_length, "loss_mask": sequence_length},
@@ -115,23 +115,23 @@ def training_batches(
 
 
 def token_count(batch: Batch) -> int:
-    """The tokens of a training batch without padding, over all processes."""
+    """Returns the number of tokens of a training batch over all processes, unpadded."""
     return int(batch.get("count", np.count_nonzero(batch["segments"])))
 
 
 def evaluation_batches(
     examples: Sequence[Example], *, batch_size: int, sequence_length: int
 ) -> list[Batch]:
-    """Every example once, in order, one a row.
+    """Yields every example once, in order, one per row.
 
     Args:
       examples: at least one, none longer than `sequence_length`.
-      batch_size: rows of a batch; the last one is filled up with rows of padding.
-      sequence_length: the most tokens of a row. All batches have the length that the
-        longest example needs, rounded up to a multiple of 32, but never more than this.
+      batch_size: rows of a batch; the last one is completed with rows of padding.
+      sequence_length: the most tokens of a row. All batches have the length of the
+        longest example, rounded up to a multiple of 32, but at most this.
 
     Returns:
-      Batches as `training_batches` describes them, all of one shape.
+      Batches as in `training_batches`, all of one shape.
 
     Raises:
       ValueError: an argument is out of its range.
@@ -167,7 +167,7 @@ def _arrays(example: Example) -> Batch:
 def _check_lengths(
     examples: Sequence[Example], batch_size: int, sequence_length: int
 ) -> int:
-    """Returns the longest example's length."""
+    """Returns the length of the longest example."""
     if not examples or batch_size < 1:
         raise ValueError(
             f"examples and batch_size must not be empty or 0, got {len(examples)}"
@@ -183,7 +183,7 @@ def _check_lengths(
 
 
 def loss_targets(batch: Mapping[str, Any]) -> tuple[Any, Any]:
-    """What each position is to predict: the next token of the same example.
+    """Returns the targets of each position: the next token of the same example.
 
     Args:
       batch: `tokens`, `loss_mask` and `segments`, [B, T] each, all NumPy or all JAX
@@ -191,7 +191,7 @@ def loss_targets(batch: Mapping[str, Any]) -> tuple[Any, Any]:
 
     Returns:
       The targets, int32 [B, T], and a mask, bool [B, T]: whether the next token carries
-      loss and belongs to the same example. Where it is False the target says nothing.
+      loss and belongs to the same example. Targets where it is False are arbitrary.
     """
     namespace = batch["tokens"].__array_namespace__()
 

@@ -1,8 +1,8 @@
-"""From rows to tokens, and which of them the model is to learn to write.
+"""Converts rows to tokens, and marks those that the model learns to write.
 
 The loss is on the assistant's turns with their end-of-turn token, on completions with
 the end-of-text token, and on every token of plain text. `examples.finetune.data.rows`
-says what a row may be.
+describes the forms of rows.
 """
 
 import dataclasses
@@ -17,18 +17,21 @@ _log = logging.getLogger(__name__)
 
 
 class ChatTokenizer(Protocol):
-    """What this module needs of a tokenizer (`examples.finetune.model.tokenizer`)."""
+    """The methods of a tokenizer that this module uses.
+
+    `examples.finetune.model.tokenizer` has the implementation.
+    """
 
     eos_id: int
     stop_ids: frozenset[int]
     beginning: tuple[int, ...]
 
     def encode(self, text: str) -> list[int]:
-        """Returns the ids of a text, special tokens in it recognised, none added."""
+        """Returns the ids of a text, with special tokens recognised and none added."""
         ...
 
     def encode_from_start(self, text: str) -> list[int]:
-        """Returns the ids of a text that begins here, after `beginning`."""
+        """Returns the ids of a text that begins here, preceded by `beginning`."""
         ...
 
     def chat(
@@ -46,10 +49,10 @@ class Example:
     """One tokenised row.
 
     Args:
-      prompt_ids: the tokens before the last answer, where greedy decoding starts;
+      prompt_ids: the tokens before the last answer, from which greedy decoding starts;
         empty for plain text.
       ids: all tokens up to the last one that carries loss.
-      loss: for each token of `ids`, whether the model is to learn to write it.
+      loss: for each token of `ids`, whether the model learns to write it.
       completion: the text of the last answer; empty for plain text.
     """
 
@@ -65,23 +68,23 @@ def encode_rows(
     max_length: int,
     source_name: str,
 ) -> list[Example]:
-    """Tokenises rows and marks what carries the loss.
+    """Tokenises rows and marks the tokens that carry loss.
 
     Args:
-      rows: rows of one form, as `read_rows` or `word_problems.problems` give them.
+      rows: rows of one form, from `read_rows` or `word_problems.problems`.
       tokenizer: the model's tokenizer.
-      max_length: the most tokens an example may have, at least 2. Longer rows are left
-        out and their number is logged as a warning, since a cut answer would teach the
+      max_length: the most tokens of an example, at least 2. Longer rows are omitted
+        and their number is logged as a warning, since cut answers would teach the
         model to stop early or never. Plain text is cut into pieces instead.
-      source_name: what to call the rows in messages; for a file, its path.
+      source_name: the name of the rows in messages; for a file, its path.
 
     Returns:
       The examples in the order of the rows.
 
     Raises:
-      InputError: every row is too long, or a row (named by its line) has no token to
-        learn, or a chat's template renders earlier turns differently once later ones
-        follow, so that it cannot be told which tokens are the assistant's.
+      InputError: every row is too long, a row (identified by its line) has no token to
+        learn, or a chat template renders earlier turns differently once later ones
+        follow, so that the assistant's tokens cannot be identified.
     """
     if max_length < 2:
         raise ValueError(f"max_length must be at least 2, got {max_length}")
@@ -140,9 +143,10 @@ def _encode(row: Mapping[str, Any], tokenizer: ChatTokenizer) -> Example:
 def _encode_chat(
     messages: Sequence[Mapping[str, str]], tokenizer: ChatTokenizer
 ) -> Example:
-    """Tokenises up to each assistant turn's start and end, the loss on what is between.
+    """Tokenises up to the start and the end of each assistant turn.
 
-    That is how the tokens come when the model answers: the prompt is tokenised alone.
+    The loss is on the tokens in between. Prompts are tokenised separately, as when the
+    model answers.
     """
     ids, loss, text, answer_start, completion = [], [], "", 0, ""
     for turn, message in enumerate(messages):
@@ -167,7 +171,7 @@ def _encode_chat(
 
 
 def _answer_loss(answer: Sequence[int], stop_ids: frozenset[int]) -> list[bool]:
-    """True up to the end-of-turn token; a line break after it is the template's."""
+    """Returns True up to the end-of-turn token, after which the template adds more."""
     stops = [place for place, token in enumerate(answer) if token in stop_ids]
     learned = stops[-1] + 1 if stops else len(answer)
     return [place < learned for place in range(len(answer))]
@@ -176,10 +180,10 @@ def _answer_loss(answer: Sequence[int], stop_ids: frozenset[int]) -> list[bool]:
 def _following(
     ids: Sequence[int], text: str, longer: str, tokenizer: ChatTokenizer
 ) -> list[int]:
-    """The tokens of `longer` that follow `ids`, the tokens of its beginning `text`.
+    """Returns the tokens of `longer` that follow `ids`, those of its beginning `text`.
 
-    The rest is tokenised alone only where a token would cross the border: tokenizers
-    of the SentencePiece family put a space before whatever they are given.
+    The remaining text is tokenised separately only if a token would cross the boundary,
+    because tokenizers of the SentencePiece family put a space before every text.
     """
     for whole in (tokenizer.encode(longer), tokenizer.encode_from_start(longer)):
         if whole[: len(ids)] == list(ids):
@@ -190,10 +194,10 @@ def _following(
 def _pieces(
     example: Example, length: int, beginning: tuple[int, ...]
 ) -> Iterator[Example]:
-    """Cuts plain text; a last piece of one token is left out, it predicts nothing.
+    """Cuts plain text into pieces. A last piece of one token is omitted.
 
-    Every piece begins as a text of its own: models that were trained with a first
-    token predict badly without it.
+    Every piece begins like a text, since models that were trained with a first token
+    predict badly without it.
     """
     ids = example.ids[len(beginning) :]
     room = length - len(beginning)

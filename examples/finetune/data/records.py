@@ -1,14 +1,14 @@
 """Sentences about orders, appointments and measurements, each with its JSON record.
 
-A row asks for one line of JSON with the keys of `KEYS`. The values are to be copied
-from the sentence, but numbers are written as digits, a duration in minutes and a unit
-in the singular:
+A row asks for one line of JSON with the keys in `KEYS`. Values are copied from the
+sentence, except that numbers are written as digits, durations in minutes, and units in
+the singular:
 
     Please send Clara seventeen boxes of plum jam by Friday.
     {"kind": "order", "name": "Clara", "item": "plum jam", "amount": 17, "unit": "box",
      "day": "Friday"}
 
-Training and held-out rows have no name and no item in common: each list of them is
+Training and held-out rows have no name and no item in common, because each list is
 divided between the two (`_part`).
 """
 
@@ -23,9 +23,9 @@ KEYS = ("kind", "name", "item", "amount", "unit", "day")
 DAYS = (
     *("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"),
 )
-# One in so many names, and items, belongs to the held-out rows.
+# One in this many names, and items, belongs to the held-out rows.
 HELD_OUT = 4
-# More would begin to repeat the same facts.
+# Larger numbers would repeat the same facts.
 MOST_ROWS = 100_000
 
 _NAMES = (
@@ -42,11 +42,12 @@ class _Kind(NamedTuple):
     """A kind of sentence.
 
     Attributes:
-      sentences: with places for `name`, `item`, `amount` (number and unit) and `day`.
-      items: what it may be about, separated by commas.
+      sentences: texts with places for `name`, `item`, `amount` (number and unit),
+        `day`.
+      items: the possible items, separated by commas.
       units: singular and plural.
-      numbers: the amounts it may have.
-      written: an amount as words of the sentence.
+      numbers: the possible amounts.
+      written: writes an amount in the words of the sentence.
     """
 
     sentences: tuple[str, ...]
@@ -60,8 +61,8 @@ def rows(count: int, *, seed: int, split: Split) -> list[dict[str, str]]:
     """Makes rows, no two with the same sentence.
 
     Args:
-      count: how many, from 1 to `MOST_ROWS`. Fewer rows of the same seed are the
-        beginning of more.
+      count: the number of rows, from 1 to `MOST_ROWS`. Fewer rows of the same seed are
+        the beginning of more.
       seed: any integer; the same seed gives the same rows.
       split: "train" or "test". They have no name and no item in common.
 
@@ -93,7 +94,7 @@ def rows(count: int, *, seed: int, split: Split) -> list[dict[str, str]]:
 def _endless(generator: random.Random, split: Split) -> Iterator[dict[str, str]]:
     names = _part(_NAMES, split)
     while True:
-        # The kinds take turns, so that any count holds nearly equally many of each.
+        # The kinds alternate, so that any count has nearly equally many of each.
         for kind in generator.sample(sorted(_KINDS), len(_KINDS)):
             made = _KINDS[kind]
             name, day = generator.choice(names), generator.choice(DAYS)
@@ -113,7 +114,7 @@ def _endless(generator: random.Random, split: Split) -> Iterator[dict[str, str]]
 
 
 def _part(listed: str, split: Split) -> list[str]:
-    """The words of a list that a split may use."""
+    """Returns the words of a list that belong to a split."""
     words = listed.split(", ")
     held_out = words[HELD_OUT - 1 :: HELD_OUT]
     return [word for word in words if (word in held_out) == (split == "test")]
@@ -138,7 +139,7 @@ _DURATIONS = {
 
 
 def in_words(number: int) -> str:
-    """A whole number below 100 in words.
+    """Returns a whole number below 100 in words.
 
     >>> in_words(7), in_words(40), in_words(99)
     ('seven', 'forty', 'ninety-nine')

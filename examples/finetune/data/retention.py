@@ -1,8 +1,8 @@
-"""What fine-tuning must not make the model forget: knowledge, prose and code.
+"""Texts and questions for measuring forgetting: knowledge, prose and code.
 
 The questions were written for this project. Prose and code come from the running
-Python's own library, so nothing is downloaded; the texts, and figures measured on
-them, differ between Python's versions. Compare runs of one version only.
+Python's own library, so nothing is downloaded. The texts differ between versions of
+Python, so only compare measurements from the same version.
 """
 
 import ast
@@ -15,7 +15,7 @@ import re
 import textwrap
 from collections.abc import Iterator
 
-# Pure Python that has been in the library for long and changes little.
+# Pure Python that has been in the library for a long time and changes little.
 CODE_MODULES = (
     *("base64", "bisect", "calendar", "cmd", "colorsys", "configparser", "copy"),
     *("csv", "difflib", "fnmatch", "fractions", "graphlib", "heapq", "json.decoder"),
@@ -30,10 +30,9 @@ class Question:
     """A question of general knowledge.
 
     Args:
-      question: the text.
       choices: four answers of similar form, one of which is right.
-      answer: the right one's index.
-      topic: what it is about, such as "geography".
+      answer: the index of the right answer.
+      topic: the subject, such as "geography".
     """
 
     question: str
@@ -60,7 +59,7 @@ def prose_texts() -> list[str]:
     texts = []
     for name in sorted(topics):
         paragraphs = [p for p in _paragraphs(topics[name]) if p not in seen]
-        # Some topics repeat a part of another.
+        # Some topics repeat parts of others.
         seen.update(paragraphs)
         texts += _joined(paragraphs)
     return texts
@@ -79,8 +78,8 @@ def code_texts() -> list[str]:
 def _paragraphs(topic: str) -> Iterator[str]:
     """Yields the paragraphs of running text, each on one line, without markup."""
     for block in re.split(r"\n{2,}", topic):
-        # Lists, code, grammar and tables are indented or begin with a mark; headings
-        # and what introduces an example do not end in a full stop.
+        # Lists, code, grammar and tables are indented or begin with a mark. Headings
+        # and introductions of examples do not end in a full stop.
         if not re.match(r"[A-Z*\"“][^\n]*[a-z]", block) or block.startswith("* "):
             continue
         if re.search(r"\n[ *=+-]|::=", block) or not block.endswith("."):

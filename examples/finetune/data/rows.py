@@ -1,10 +1,10 @@
-"""Reads JSONL files of training rows and says what is wrong with a line.
+"""Reads JSONL files of training rows, and reports errors by line.
 
 A row has one of four forms, and a file has rows of one form only:
 
     {"messages": [{"role": "user", "content": ...}, {"role": "assistant", ...}]}
-    {"question": ..., "answer": ...}       the same as one user and one assistant turn
-    {"prompt": ..., "completion": ...}     joined as they are, no chat template
+    {"question": ..., "answer": ...}       like one user and one assistant turn
+    {"prompt": ..., "completion": ...}     concatenated, without a chat template
     {"text": ...}                          plain text
 """
 
@@ -24,8 +24,8 @@ FORMS = {
     "text": ("text",),
 }
 ROLES = ("system", "user", "assistant")
-# A longer line is hardly a training row but a file that is not JSONL; a tokenizer takes
-# about a second for each megabyte.
+# A longer line indicates a file that is not JSONL; a tokenizer takes about a second per
+# megabyte.
 MAX_LINE_BYTES = 4_000_000
 
 
@@ -33,11 +33,11 @@ def read_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Reads a JSONL file and checks every row's form.
 
     Args:
-      path: a UTF-8 file, one JSON object a line, no blank lines between them. Fields
-        that no form knows are left alone.
+      path: a UTF-8 file with one JSON object per line and no blank lines between them.
+        Unknown fields are ignored.
 
     Returns:
-      The rows; row i stood on line i + 1.
+      The rows; row i is on line i + 1.
 
     Raises:
       InputError: the file cannot be read or is empty, or a line (named by its number)
@@ -107,7 +107,7 @@ def _parse(line: bytes) -> dict[str, Any]:
 
 
 def row_form(row: Mapping[str, Any]) -> str:
-    """Returns which of `FORMS` a row has; InputError when none or more than one."""
+    """Returns which of `FORMS` a row has; `InputError` unless it is exactly one."""
     forms = [form for form, fields in FORMS.items() if all(f in row for f in fields)]
     if len(forms) == 1:
         return forms[0]

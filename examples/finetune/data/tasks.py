@@ -1,4 +1,4 @@
-"""The tasks that the program generates, by the name that `--task` takes."""
+"""The generated tasks, by their names for `--task`."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -10,9 +10,9 @@ class Task(NamedTuple):
     """A generated task.
 
     Attributes:
-      title: what reports call it.
+      title: its name in reports.
       rows: makes rows from a count, `seed` and `split` ("train" or "test"); the two
-        splits are disjoint, whatever the seeds and counts.
+        splits are disjoint for all seeds and counts.
     """
 
     title: str

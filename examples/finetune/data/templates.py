@@ -1,4 +1,4 @@
-"""The kinds of word problems that `examples.finetune.data.word_problems` fills in."""
+"""The kinds of word problems for `examples.finetune.data.word_problems`."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -12,10 +12,10 @@ class Template:
       question: the text, with `{a}`, `{b}`, ... for the numbers, `{name}`, `{he}`,
         `{He}`, `{his}`, `{His}` and `{him}` for a child, `{other}` for another, and the
         keys of `words`.
-      answer: the worked answer's text, with `{0}`, `{1}`, ... for the steps.
-      steps: what to compute, such as `"a * b"`; the results are called x, y, z in turn.
-      numbers: the values that a, b, ... may have.
-      words: for each further place the words it may hold, blanks between them.
+      answer: the text of the worked answer, with `{0}`, `{1}`, ... for the steps.
+      steps: the computations, such as `"a * b"`; the results are named x, y, z in turn.
+      numbers: the possible values of a, b, ...
+      words: the possible words for each other placeholder, separated by blanks.
     """
 
     question: str

@@ -1,10 +1,10 @@
 """School mathematics: word problems with worked answers, made from a seed.
 
-A template (`examples.finetune.data.templates`) is a question with places for numbers
-and words, and the steps that solve it. Only numbers for which every step's result is a
-whole number of 2 or more are used, so every quantity is a plural and every answer a
-positive whole number. Whether numbers belong to training or to the test is decided by
-the numbers alone (`_split`), so no numbers of a template are ever in both, whatever the
+A template (`examples.finetune.data.templates`) is a question with placeholders for
+numbers and words, and the steps that solve it. Only numbers for which every step
+results in a whole number of 2 or more are used, so every quantity is a plural and every
+answer a positive whole number. The numbers alone determine whether a problem belongs to
+training or to the test (`_split`), so no numbers of a template are in both, for any
 seeds and counts.
 """
 
@@ -40,17 +40,17 @@ PRONOUNS |= dict.fromkeys(BOYS.split(), ("he", "his", "him"))
 def problems(count: int, *, seed: int, split: Split) -> list[dict[str, str]]:
     """Makes word problems, no two with the same template and numbers.
 
-    The templates take turns, so any count holds nearly equally many of each until the
+    The templates alternate, so any count has nearly equally many of each until the
     smaller ones run out. Fewer problems of the same seed are the beginning of more.
 
     Args:
-      count: how many, from 1 to `available(split)`.
+      count: the number of problems, from 1 to `available(split)`.
       seed: any integer; the same seed gives the same problems.
       split: "train" or "test"; their template and number combinations are disjoint.
 
     Returns:
-      Rows with `question` and `answer`; the answer works the problem out, each step as
-      `3 * 4 = 12`, and ends in a line `#### N` with the result.
+      Rows with `question` and `answer`. The answer shows each step as `3 * 4 = 12`, and
+      ends in a line `#### N` with the result.
 
     Raises:
       ValueError: `count` or `split` is out of its range.
@@ -61,19 +61,19 @@ def problems(count: int, *, seed: int, split: Split) -> list[dict[str, str]]:
         raise ValueError(
             f"count must be in [1, {available(split)}] for {split}, got {count}"
         )
-    # A string, since an integer's sign would not count.
+    # A string, since the sign of an integer seed is ignored.
     generator = random.Random(str(seed))
     return list(itertools.islice(_deal(generator, split), count))
 
 
 def available(split: Split) -> int:
-    """How many different template and number combinations a split has."""
+    """Returns the number of different template and number combinations of a split."""
     return sum(len(_combinations(place, split)) for place in range(len(TEMPLATES)))
 
 
 def _split(numbers: Sequence[int]) -> Split:
-    # These weights follow no template's own arithmetic: with equal ones, for example,
-    # all sums in the test would be divisible by seven.
+    # These weights are unrelated to the templates' arithmetic. With equal weights, for
+    # example, all sums in the test would be divisible by seven.
     weighted = sum(5**place * number for place, number in enumerate(numbers))
     return "test" if weighted % 7 == 0 else "train"
 
@@ -89,7 +89,7 @@ def _combinations(place: int, split: Split) -> tuple[tuple[int, ...], ...]:
 
 
 def _worked(steps: Sequence[str], numbers: Sequence[int]) -> list[tuple[str, int]]:
-    """The steps as equations with their results; empty if a result is not 2 or more."""
+    """Returns the steps as equations with results; empty if a result is below 2."""
     values = dict(zip("abcd", numbers, strict=False))
     worked = []
     for result_name, step in zip("xyz", steps, strict=False):

@@ -1,4 +1,4 @@
-"""The logged steps for TensorBoard, where tensorboardX is installed."""
+"""Logged steps for TensorBoard, if tensorboardX is installed."""
 
 import contextlib
 import importlib.util
@@ -8,10 +8,10 @@ from typing import Any
 
 
 class Board:
-    """A directory of TensorBoard's. That it cannot be written harms nothing else."""
+    """A TensorBoard directory. Failures to write it do not affect the run."""
 
     def __init__(self, path: pathlib.Path) -> None:
-        """Makes nothing until there is a step."""
+        """Creates nothing until the first step."""
         self._path = path
         self._writer: Any = None
 
@@ -22,14 +22,14 @@ class Board:
         if self._writer is None:
             from tensorboardX import SummaryWriter
 
-            # Steps after the checkpoint are done again; the first time is dropped.
+            # Steps after the checkpoint are repeated, and their first entries dropped.
             self._writer = SummaryWriter(str(self._path), purge_step=row["step"])
         for name, value in row.items():
             if name not in ("arm", "step"):
                 self._writer.add_scalar(name, value, row["step"])
 
     def close(self) -> None:
-        """Writes what is left."""
+        """Writes remaining data."""
         if self._writer is not None:
             with contextlib.suppress(OSError):
                 self._writer.close()

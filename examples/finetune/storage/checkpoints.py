@@ -1,4 +1,4 @@
-"""The files of one arm: checkpoints that say whether they are good, metrics, result."""
+"""The files of one arm: checkpoints with checksums, metrics, and the result."""
 
 import dataclasses
 import pathlib
@@ -27,21 +27,21 @@ from examples.finetune.system.files import (
 )
 from examples.trainers.orbax_checkpoints import differences
 
-# The newest, and one to go back to if the newest is damaged.
+# The newest one, and one to return to if the newest is damaged.
 KEPT_CHECKPOINTS = 2
 _SUMS = "checksums"
 
 
 @dataclasses.dataclass(frozen=True)
 class Position:
-    """How far an arm has come.
+    """The progress of an arm.
 
     Attributes:
-      step: optimizer steps done.
-      tokens: tokens that went through the model, without padding.
-      seconds: spent training, without saving.
-      skipped: steps that moved nothing, since their gradients were not finite.
-      skipped_in_a_row: how many of them were the last ones.
+      step: number of completed optimizer steps.
+      tokens: number of tokens that the model has processed, without padding.
+      seconds: time spent training, without saving.
+      skipped: number of steps without an update, because of non-finite gradients.
+      skipped_in_a_row: number of consecutive skipped steps at the end.
     """
 
     step: int = 0
@@ -55,7 +55,7 @@ class ArmFiles:
     """The files of one arm: checkpoints, metrics and result."""
 
     def __init__(self, run: pathlib.Path, name: str, learning_rate: float) -> None:
-        """Makes or finds the arm's directory.
+        """Creates or finds the arm's directory.
 
         Raises:
           InputError: the arm was begun with another learning rate.
@@ -82,7 +82,8 @@ class ArmFiles:
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=KEPT_CHECKPOINTS,
                 cleanup_tmp_directories=True,
-                # The next step donates the arrays that a background save would read.
+                # The next step donates arrays that an asynchronous save would still
+                # read.
                 enable_async_checkpointing=False,
             ),
         )
@@ -100,23 +101,23 @@ class ArmFiles:
         return self._manager
 
     def save(self, position: Position, params: Any, state: Any, batches: Any) -> None:
-        """Writes a checkpoint and drops all but it and the one before.
+        """Writes a checkpoint, and deletes all older ones except the last.
 
         Raises:
-          InputError: it could not be written, for example on a full disk.
+          InputError: it cannot be written, for example on a full disk.
         """
         data, place = batches.get_state(), dataclasses.asdict(position)
         sums = _sums(params, state, data, place)
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(params),
             state=ocp.args.StandardSave(state),
-            # Grain's own handler would keep one for each process, all of them equal.
+            # Grain's own handler would write one for each process, which are all equal.
             data=ocp.args.JsonSave(data),
             position=ocp.args.JsonSave({**place, _SUMS: sums}),
         )
         try:
             self._checkpoints.save(position.step, args=items, force=True)
-        # Orbax and TensorStore each have errors of their own.
+        # Orbax and TensorStore raise various errors.
         except Exception as error:
             raise InputError(
                 f"The checkpoint of step {position.step} could not be written to "
@@ -126,20 +127,21 @@ class ArmFiles:
     def restore(
         self, params: Any, state: Any, batches: Any
     ) -> tuple[Any, Any, Position]:
-        """Goes back to the newest good checkpoint, and sets `batches` to its position.
+        """Restores the newest valid checkpoint, and sets `batches` to its position.
 
-        Newer ones that are damaged are removed, and the user is told.
+        Newer, damaged checkpoints are removed, and the user is notified.
 
         Args:
           params: parameters of the right shapes and shardings.
-          state: an optimizer state, likewise.
+          state: an optimizer state of the right shapes and shardings.
           batches: Grain's iterator.
 
         Returns:
-          Parameters, state and position; the arguments and step 0 without checkpoint.
+          Parameters, state and position; without a checkpoint, the arguments and step
+          0.
 
         Raises:
-          InputError: the checkpoints are all damaged, or of another model or optimizer.
+          InputError: all checkpoints are damaged, or of another model or optimizer.
         """
         damaged: dict[int, Exception] = {}
         steps = hosts.by_first(lambda: [*self._checkpoints.all_steps()])
@@ -147,7 +149,7 @@ class ArmFiles:
             found, failure = (params, state, Position()), None
             try:
                 found = self._restore(step, params, state, batches)
-            # Orbax, TensorStore and Grain each have errors of their own.
+            # Orbax, TensorStore and Grain raise various errors.
             except Exception as error:
                 failure = error
             if any(hosts.gathered(failure is not None)):
@@ -184,7 +186,11 @@ class ArmFiles:
         return items["params"], items["state"], Position(**position)
 
     def restore_params(self, params: Any) -> Any:
-        """The newest checkpoint's parameters, placed like `params`, or InputError."""
+        """Returns the newest checkpoint's parameters, placed like `params`.
+
+        Raises:
+          InputError: the checkpoint is missing or damaged.
+        """
         step = hosts.by_first(self._checkpoints.latest_step)
         if step is None:
             again = f"remove {self.path / RESULT} and it is trained again"
@@ -220,7 +226,7 @@ class ArmFiles:
 
     def _all_damaged(self, damaged: Mapping[int, Exception]) -> Exception:
         newest = max(damaged)
-        # Of another model or optimizer, which is more likely than damage to them all.
+        # Another model or optimizer is more likely than damage to all of them.
         if all(isinstance(error, InputError) for error in damaged.values()):
             return damaged[newest]
         return InputError(
@@ -231,10 +237,11 @@ class ArmFiles:
     def _checked(
         self, step: int | None, item: str, tree: Any
     ) -> ocp.args.StandardRestore:
-        """Describes what to restore, or raises InputError if it is not stored so."""
+        """Describes what to restore; raises `InputError` if the checkpoint differs."""
         wanted = jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
         path = self._checkpoints.directory / str(step) / item
-        # Orbax would cast to another dtype, and not say which shape is another.
+        # Orbax would cast to another dtype, and would not name an array of another
+        # shape.
         stored = ocp.StandardCheckpointHandler().metadata(path).tree
         found = differences(stored, wanted)
         if found:
@@ -245,24 +252,24 @@ class ArmFiles:
         return ocp.args.StandardRestore(wanted)
 
     def keep_batch(self, batch: Mapping[str, np.ndarray]) -> pathlib.Path:
-        """Writes a batch that gave no usable gradient, for a person to look at."""
+        """Writes a batch without usable gradients, for inspection."""
         with replacing(self.path / "skipped.npz") as file:
             np.savez(file, allow_pickle=False, **batch)
         return self.path / "skipped.npz"
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Appends a line to the arm's metrics, and to TensorBoard's if it is there."""
+        """Appends a line to the arm's metrics, and to TensorBoard's if available."""
         if not hosts.is_first():
             return
         append_json(self.path / "metrics.jsonl", row)
         self._board.add(row)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The arm's lines so far."""
+        """Returns the arm's metrics so far."""
         return read_json_lines(self.path / "metrics.jsonl")
 
     def _keep_metrics(self, step: int) -> None:
-        # Steps after the checkpoint are done again and logged again.
+        # Steps after the checkpoint are repeated and logged again.
         def keep() -> None:
             rows = [row for row in self.metrics() if row["step"] <= step]
             write_json_lines(self.path / "metrics.jsonl", rows)
@@ -278,7 +285,7 @@ def _reason(error: Exception) -> str:
 def _sums(
     params: Any, state: Any, data: Any, position: Mapping[str, Any]
 ) -> dict[str, str]:
-    """What a checkpoint says of its own content."""
+    """Returns the checksums of a checkpoint's contents."""
     return {
         "params": checksums.of_tree(params),
         "state": checksums.of_tree(state),

@@ -1,8 +1,8 @@
-"""Checksums that tell whether a checkpoint holds what was saved.
+"""Checksums that detect changes in a checkpoint.
 
-Counted on the devices, where the arrays lie, in one pass and with no copy on the host;
-sums of integers, so they are the same however an array is split. They find accidents,
-every single flipped bit among them, not forgery.
+They are computed on the devices, in one pass and without a copy on the host. As sums of
+integers, they do not depend on the sharding. They detect accidental damage, including
+every single flipped bit, but not forgery.
 """
 
 import hashlib
@@ -13,21 +13,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-# Odd numbers with as many ones as zeros, in no order.
+# Odd numbers with equally many ones and zeros, in no particular order.
 _MULTIPLIERS = ((0x9E3779B1, 0x85EBCA6B), (0xC2B2AE35, 0x27D4EB2F))
 
 
 def of_tree(tree: Any) -> str:
-    """A digest of a tree of arrays: their paths, dtypes, shapes and every bit.
+    """Returns a digest of a tree of arrays: paths, dtypes, shapes and every bit.
 
     Args:
-      tree: JAX arrays of any layout, alone or sharded.
+      tree: JAX arrays with any sharding.
 
     Returns:
-      64 hexadecimal digits; the same for the same tree under another sharding.
+      64 hexadecimal digits, which do not depend on the sharding.
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    # All of them begun before the first is waited for.
+    # All sums are dispatched before the first is awaited.
     sums = [_sums(leaf) for _, leaf in leaves]
     lines = [
         f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape} {found.tolist()}"
@@ -37,16 +37,16 @@ def of_tree(tree: Any) -> str:
 
 
 def of_json(value: Any) -> str:
-    """A digest of a JSON value, whatever the order of its keys."""
+    """Returns a digest of a JSON value, independent of the order of its keys."""
     text = json.dumps(value, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 @jax.jit
 def _sums(x: jax.Array) -> jax.Array:
-    """Two sums of an array's words, uint32 `[2]`, each word times its own odd weight.
+    """Returns two sums of an array's words, uint32 `[2]`, with odd weights.
 
-    An odd weight loses no bit of a word, so that no single change goes unseen.
+    Multiplication by an odd weight is invertible, so that every single change is seen.
     """
     words = _words(x)
     place = jnp.zeros(words.shape, jnp.uint32)
@@ -59,7 +59,7 @@ def _sums(x: jax.Array) -> jax.Array:
 
 
 def _words(x: jax.Array) -> jax.Array:
-    """The bits of an array as uint32; numbers of 64 bits are two words."""
+    """Returns the bits of an array as uint32; 64-bit numbers become two words."""
     if x.dtype == bool:
         return x.astype(jnp.uint32)
     bits = 8 * x.dtype.itemsize
@@ -70,7 +70,7 @@ def _words(x: jax.Array) -> jax.Array:
 
 
 def _odd(place: jax.Array, first: int, second: int) -> jax.Array:
-    """Odd numbers that say little of the places they belong to."""
+    """Returns odd pseudorandom numbers for the given positions."""
     mixed = place * jnp.uint32(first)
     mixed = (mixed ^ (mixed >> 16)) * jnp.uint32(second)
     return (mixed ^ (mixed >> 13)) | 1

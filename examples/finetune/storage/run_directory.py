@@ -1,15 +1,15 @@
-"""The run directory: what is kept of a run so that the same command can go on.
+"""The run directory, which keeps the data for continuing an interrupted run.
 
-settings.json            what the run computes; other settings are refused
+settings.json            the settings; the directory cannot be used with others
 base.json, base.npz      the base model's measurements and final hidden states
 arms/NAME/arm.json       the arm's learning rate
-arms/NAME/checkpoints/   Orbax: what is trained, optimizer state, position, progress,
-                         and checksums of them
-arms/NAME/metrics.jsonl  one line a logged step
+arms/NAME/checkpoints/   Orbax: trained parameters, optimizer state, data position,
+                         progress, and their checksums
+arms/NAME/metrics.jsonl  one line per logged step
 arms/NAME/skipped.npz    the last batch whose step was skipped
 arms/NAME/result.json    the finished arm's measurements
-tensorboard/NAME/        the logged steps again, where tensorboardX is installed
-.lock                    held by the process that works here
+tensorboard/NAME/        the logged steps, if tensorboardX is installed
+.lock                    held by the process that uses the directory
 """
 
 import contextlib
@@ -34,26 +34,26 @@ _LOCK = ".lock"
 
 @contextlib.contextmanager
 def claim(path: pathlib.Path, settings: Mapping[str, Any]) -> Iterator[None]:
-    """Makes a directory this run's, or finds that it is, and keeps others out.
+    """Creates the run's directory, or checks that it is this run's, and locks it.
 
     Args:
-      path: the run directory, made if it does not exist.
-      settings: option to JSON value, all that decides what the run computes.
+      path: the run directory, created if it does not exist.
+      settings: the options that affect the results, as JSON values.
 
     Raises:
-      InputError: another process works in the directory, or it belongs to other
-        settings, is no run directory but has files, or cannot be written.
+      InputError: another process uses the directory, it belongs to other settings,
+        contains other files, or cannot be written.
     """
     lock = filelock.FileLock(path / _LOCK, timeout=0, is_singleton=False)
     with contextlib.ExitStack() as held:
         try:
             found = _settings_of(path)
             path.mkdir(parents=True, exist_ok=True)
-            # The system lets go of it when the process ends, however it ends. Some
-            # shared file systems have no locks and cannot keep others out.
+            # The system releases the lock when the process ends for any reason. Some
+            # shared file systems do not support locks.
             with contextlib.suppress(NotImplementedError):
                 held.enter_context(lock)
-            # Also where it exists: it may not be writable any more.
+            # Written even if it exists, since the directory may no longer be writable.
             write_json(path / "settings.json", found or dict(settings))
             for left in path.rglob(f".*{UNFINISHED}"):
                 left.unlink()
@@ -99,11 +99,11 @@ def _refuse_other_settings(
 def refuse_differences(
     path: pathlib.Path, values: Mapping[str, tuple[Any, Any]]
 ) -> None:
-    """Raises InputError if a setting's stored value is not the one now asked for.
+    """Raises `InputError` if a setting's stored value differs from the current one.
 
     Args:
       path: the run directory, for the message.
-      values: option to its stored and its present value.
+      values: the stored and the current value of each option.
     """
     differences = [
         f"{name} was {_shown(old)} and is now {_shown(new)}"
@@ -124,11 +124,11 @@ def _shown(value: Any) -> str:
 def finished_arms(
     run: pathlib.Path, first: Sequence[str]
 ) -> dict[str, tuple[dict[str, Any], list[dict[str, Any]]]]:
-    """The results and metrics of every finished arm of a run directory.
+    """Returns the results and metrics of every finished arm of a run directory.
 
     Args:
       run: the run directory.
-      first: names that come first; the others follow in alphabetical order.
+      first: names to put first; the others follow in alphabetical order.
     """
     found = sorted(path.parent.name for path in run.glob(f"arms/*/{RESULT}"))
     names = [*(name for name in first if name in found)]
