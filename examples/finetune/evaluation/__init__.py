@@ -1,1 +1,1 @@
-"""What a model learned and what it forgot, measured."""
+"""Measurements of what a model learned and what it forgot."""

@@ -1,8 +1,8 @@
 """Questions with four choices, scored by the likelihood of each choice.
 
-A question's choices share one row: the prompt once, then all choices, each of which
-sees the prompt and itself, with positions that go on from the prompt. It gives the
-scores of one row a choice for a third of the tokens.
+A question's choices share one row: the prompt, followed by all choices. Each choice
+attends to the prompt and itself, with positions that follow the prompt's. The scores
+are those of separate rows per choice, for a third of the tokens.
 """
 
 import functools
@@ -19,16 +19,16 @@ from examples.finetune.data.retention import Question
 from examples.finetune.system.hosts import fetch
 
 CHOICES = 4
-# Rows are padded to a multiple of this, so that few shapes are compiled.
+# Rows are padded to a multiple of this, to compile for few shapes.
 LENGTH_STEP = 16
-# So many places of a row go through the head at once: logits are large.
+# Number of positions of a row that the head processes at once, since logits are large.
 PLACES = 128
 
 Pair = tuple[jax.Array, jax.Array]
 
 
 class Row(NamedTuple):
-    """A question as tokens: the prompt, and what follows it in each choice."""
+    """A question as tokens: the prompt, and the continuation of each choice."""
 
     prompt: list[int]
     choices: list[list[int]]
@@ -36,7 +36,7 @@ class Row(NamedTuple):
 
     @property
     def length(self) -> int:
-        """Tokens of the prompt and of all choices."""
+        """The number of tokens of the prompt and of all choices."""
         return len(self.prompt) + sum(map(len, self.choices))
 
 
@@ -48,9 +48,9 @@ def encode(
     """Tokenises questions as `Question: ...`, `Answer:` and each choice after a space.
 
     Args:
-      questions: with four choices each.
-      encode_text: the tokenizer's, adding nothing to the text.
-      beginning: what comes before a text, see `tokenizer.Tokenizer`.
+      questions: questions with four choices each.
+      encode_text: the tokenizer's encoding, which adds nothing to the text.
+      beginning: the tokens before a text, see `tokenizer.Tokenizer`.
     """
     return [
         Row(
@@ -70,14 +70,14 @@ def batches(
     length: int | None = None,
     targets: int | None = None,
 ) -> list[Batch]:
-    """Lays rows out in batches of one shape, the last one filled with empty rows.
+    """Arranges rows in batches of one shape, the last one completed with empty rows.
 
     Args:
       rows: the questions, at least one.
       batch_size: rows of a batch.
-      pad_id: fills rows up.
-      length: T; None for what the longest row asks, rounded up to a multiple of 16.
-      targets: C; None for the most tokens that a row's choices have.
+      pad_id: the padding token.
+      length: T; by default the longest row's length, rounded up to a multiple of 16.
+      targets: C; by default the greatest number of tokens in a row's choices.
 
     Returns:
       Dicts of `tokens`, `positions` int32 [B, T]; `groups` int32 [B, T], 0 for
@@ -116,7 +116,7 @@ def _fill(arrays: Mapping[str, np.ndarray], row: Row) -> None:
         arrays["positions"][here] = end + np.arange(len(ids))
         arrays["groups"][here] = 2 + choice
         targets = slice(scored, scored + len(ids))
-        # A choice's first token is predicted by the prompt's last.
+        # A choice's first token is predicted by the prompt's last one.
         arrays["sources"][targets] = [end - 1, *range(slot, slot + len(ids) - 1)]
         arrays["targets"][targets] = ids
         arrays["owners"][targets] = choice
@@ -124,10 +124,10 @@ def _fill(arrays: Mapping[str, np.ndarray], row: Row) -> None:
 
 
 def shared_prefix_mask(groups_BxT: jax.Array) -> jax.Array:
-    """Lets each token see the prompt and its own choice, up to itself.
+    """Returns a mask in which each token attends to the prompt and its own choice.
 
     Args:
-      groups_BxT: int32; 0 padding, 1 prompt, larger numbers one for each choice.
+      groups_BxT: int32; 0 for padding, 1 for the prompt, larger numbers for choices.
 
     Returns:
       bool [B, T, T] (query, key).
@@ -142,12 +142,12 @@ def shared_prefix_mask(groups_BxT: jax.Array) -> jax.Array:
 def scores(
     graph: nnx.GraphDef, params: Mapping[str, Any], batch: Mapping[str, jax.Array]
 ) -> jax.Array:
-    """The summed log-likelihood of each choice.
+    """Returns the summed log-likelihood of each choice.
 
     Args:
       graph: the model's structure.
       params: its parameters.
-      batch: one of `batches`.
+      batch: a batch from `batches`.
 
     Returns:
       float32 [B, CHOICES].
@@ -159,12 +159,12 @@ def scores(
 def scores_and_greedy(
     graph: nnx.GraphDef, params: Mapping[str, Any], batch: Mapping[str, jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
-    """The summed log-likelihood of each choice, and whether greedy decoding writes it.
+    """Returns the log-likelihood of each choice, and whether it is the greedy decoding.
 
     Args:
       graph: the model's structure.
       params: its parameters.
-      batch: one of `batches`.
+      batch: a batch from `batches`.
 
     Returns:
       float32 and bool, [B, CHOICES] each; an empty choice has 0 and True.
@@ -175,7 +175,7 @@ def scores_and_greedy(
     )
 
     def predict(places: Pair) -> Pair:
-        # Only the places that predict a choice's token go through the head.
+        # Only positions that predict a choice's token go through the head.
         sources_BxCx1, targets_BxCx1 = (place[:, :, None] for place in places)
         hidden_BxCxD = jnp.take_along_axis(hidden_BxTxD, sources_BxCx1, axis=1)
         logits_BxCxV = model.logits(hidden_BxCxD)
@@ -191,7 +191,7 @@ def scores_and_greedy(
 
 
 def _in_parts(predict: Callable[[Pair], Pair], places_BxC: Pair) -> Pair:
-    """Calls on PLACES columns at a time; on all at once where these do not divide."""
+    """Processes PLACES columns at a time, or all at once if these do not divide."""
     B, C = places_BxC[0].shape
     if C <= PLACES or C % PLACES:
         return predict(places_BxC)
@@ -211,14 +211,14 @@ def accuracy(
     prepared: Sequence[Batch],
     place: Callable[[Batch], dict[str, jax.Array]],
 ) -> float:
-    """The share of rows whose answer is the likeliest choice.
+    """Returns the share of rows whose answer is the most likely choice.
 
     Args:
       graph: the model's structure.
       params: its parameters.
       rows: the questions, at least one.
-      prepared: `batches` of them.
-      place: puts a batch on the devices.
+      prepared: the `batches` of the questions.
+      place: a function that puts a batch on the devices.
     """
     return float(np.mean(right(graph, params, rows, prepared, place)))
 
@@ -231,12 +231,12 @@ def right(
     place: Callable[[Batch], dict[str, jax.Array]],
     count: int = CHOICES,
 ) -> np.ndarray:
-    """Whether the likeliest choice of each row is its answer, bool [rows].
+    """Returns whether the most likely choice of each row is its answer, bool [rows].
 
     Args:
       graph: as for `accuracy`, like the next four arguments.
-      count: only so many first choices compete; those behind may be empty, and would
-        always be likeliest.
+      count: the number of choices that are compared, from the first; the others may be
+        empty, and would always be most likely.
     """
     all_scores = [fetch(scores(graph, params, place(batch))) for batch in prepared]
     chosen = np.concatenate(all_scores)[: len(rows), :count].argmax(axis=1)

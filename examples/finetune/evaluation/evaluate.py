@@ -1,4 +1,4 @@
-"""What is measured of a model: what it learned, and what it forgot."""
+"""The measurements of a model: what it learned and what it forgot."""
 
 import dataclasses
 import math
@@ -23,8 +23,8 @@ from examples.finetune.system.files import read_json, write_json
 if TYPE_CHECKING:
     from examples.finetune.model.tokenizer import Tokenizer
 
-# Rows in one pass. Wide decoding costs little more a step than narrow: a step reads
-# all the weights either way.
+# Rows in one pass. Wide batches cost little more per step, since a step reads all of
+# the weights in any case.
 CHOICE_ROWS = 20
 DECODING_ROWS = 32
 
@@ -35,18 +35,18 @@ Item = TypeVar("Item")
 
 @dataclasses.dataclass(frozen=True)
 class Suite:
-    """Everything that a model is measured on, tokenised and in batches.
+    """Everything for measuring a model, tokenised and in batches.
 
     Attributes:
       task: held-out examples of the task.
-      texts: what must not be forgotten, by loss.
+      texts: texts that should not be forgotten, measured by loss.
       questions: general-knowledge questions.
-      question_batches: `choices.batches` of them.
-      prompts: the task's prompts for exact match; empty where it has none.
-      references: their right answers, as text.
-      max_new_tokens: longest decoded answer.
-      decoding_rows: prompts decoded at a time.
-      tokenizer: turns decoded tokens into text.
+      question_batches: the `choices.batches` of the questions.
+      prompts: the task's prompts for exact match; empty if it has none.
+      references: the right answers as text.
+      max_new_tokens: length of the longest decoded answer.
+      decoding_rows: number of prompts decoded at a time.
+      tokenizer: the model's tokenizer.
     """
 
     task: TokenSet
@@ -62,13 +62,13 @@ class Suite:
 
 @dataclasses.dataclass(frozen=True)
 class Base:
-    """What the base model leaves for comparison.
+    """The base model's data for comparison.
 
     Attributes:
-      measurements: as `measure` returns them.
-      answers: decoded answers, one a prompt.
-      hidden: final hidden states by set name.
-      head: the parameters that make logits of them, on the devices.
+      measurements: the result of `measure`.
+      answers: decoded answers, one for each prompt.
+      hidden: final hidden states by the name of the set.
+      head: the parameters that compute logits from them, on the devices.
     """
 
     measurements: dict[str, Any]
@@ -88,10 +88,10 @@ def make_suite(
 
     Args:
       config: the run's settings.
-      tokenizer: the model's.
+      tokenizer: the model's tokenizer.
       task: held-out examples of the task.
       retained: rows of the user's own retention files, by name.
-      row_multiple: batches get a multiple of this many rows, for the mesh.
+      row_multiple: the mesh needs batches of a multiple of this many rows.
 
     Raises:
       InputError: a file's rows cannot be used (see `encode_rows`).
@@ -153,7 +153,7 @@ def _texts(
 
 
 def spread(items: Sequence[Item], count: int) -> list[Item]:
-    """At most `count` items, evenly spaced over all of them."""
+    """Returns at most `count` items, evenly spaced over all of them."""
     count = min(count, len(items))
     return [items[index * len(items) // count] for index in range(count)]
 
@@ -171,14 +171,14 @@ def measure(
     Args:
       graph: the model's structure.
       params: its parameters.
-      suite: what to measure on.
-      place: puts a batch on the devices.
-      base: the base model's record; None measures the base model.
-      say: is told what goes on.
+      suite: the texts and questions.
+      place: a function that puts a batch on the devices.
+      base: the base model's record; None to measure the base model.
+      say: called with a message before each part.
 
     Returns:
       `task_loss`, `task_accuracy` (None without prompts or decoding), `retention` and,
-      given `base`, `kl_to_base`; the decoded answers; the final hidden states.
+      if `base` is given, `kl_to_base`; the decoded answers; the final hidden states.
     """
     head = token_losses.head_of(params) if base is None else base.head
     losses, divergences, hidden = {}, {}, {}
@@ -230,23 +230,23 @@ def _answers(
 
 
 def exact_match(answers: Sequence[str], references: Sequence[str]) -> float:
-    """The share of answers whose `final_answer` is the reference's."""
+    """Returns the share of answers whose `final_answer` equals the reference's."""
     right = matches(answers, references)
     return sum(right) / len(right)
 
 
 def matches(answers: Sequence[str], references: Sequence[str]) -> list[bool]:
-    """Whether the `final_answer` of each answer is the reference's."""
+    """Returns whether the `final_answer` of each answer equals the reference's."""
     pairs = zip(answers, references, strict=True)
     return [final_answer(given) == final_answer(wanted) for given, wanted in pairs]
 
 
 def final_answer(text: str) -> str:
-    """What a worked answer comes to.
+    """Returns the result of a worked answer.
 
     Returns:
-      The first word after the last `####`, without commas, `$` and a full stop at its
-      end; without a `####` the whole text, stripped.
+      The first word after the last `####`, without commas, `$` and a final full stop;
+      without a `####`, the whole text, stripped.
     """
     _, marker, tail = text.rpartition("####")
     if not marker:
@@ -263,7 +263,7 @@ def base_record(
     place: Place,
     say: Say,
 ) -> Base:
-    """The base model's measurements, made once and kept in the run directory."""
+    """Returns the base model's measurements, stored in the run directory."""
     head = token_losses.head_of(params)
     kept = hosts.by_first(lambda: read_json(run / "base.json"))
     if kept is None:
@@ -291,6 +291,6 @@ def _check_finite(measurements: Mapping[str, Any]) -> None:
 def _keep_base(
     run: pathlib.Path, kept: Mapping[str, Any], hidden: Mapping[str, Hidden]
 ) -> None:
-    # The measurements last: with them the record is complete.
+    # Written last, so that the record is complete if they exist.
     token_losses.save_hidden(run / "base.npz", hidden)
     write_json(run / "base.json", kept)

@@ -13,7 +13,7 @@ from examples.finetune.data.batches import Batch, round_up
 from examples.finetune.model.attention import Cache, init_cache
 from examples.finetune.system.hosts import fetch
 
-# Prompts are padded to a multiple of this, so that few shapes are compiled.
+# Prompts are padded to a multiple of this, to compile for few shapes.
 LENGTH_STEP = 16
 
 
@@ -38,19 +38,19 @@ def decode(
     stop_ids: tuple[int, ...],
     key: jax.Array | None = None,
 ) -> jax.Array:
-    """Continues prompts by the likeliest token, or by drawing, until each has stopped.
+    """Continues prompts until each has stopped, greedily or by sampling.
 
     Args:
       graph: the model's structure.
       params: its parameters.
-      prompts_BxP: int32 token ids, filled up on the right.
+      prompts_BxP: int32 token ids, padded on the right.
       lengths_B: int32, the prompts' lengths; a row of length 0 is not continued.
       max_new_tokens: N, at least 1.
-      stop_ids: at least one token id; the first one written is a row's last.
-      key: draws each token as the model predicts it; None takes the likeliest.
+      stop_ids: at least one token id; the first generated one ends a row.
+      key: for sampling from the model's predictions; None decodes greedily.
 
     Returns:
-      int32 [B, N]; after its last token a row is filled with `stop_ids[0]`.
+      int32 [B, N]; after its last token, a row is filled with `stop_ids[0]`.
     """
     model = nnx.merge(graph, params)
     stop = jnp.array(stop_ids)
@@ -70,7 +70,7 @@ def decode(
 
     def advance(now: _Decoding) -> _Decoding:
         stopped_B = now.stopped_B | jnp.isin(now.last_B, stop)
-        # New tokens lie behind the longest prompt, at the positions after their own.
+        # New tokens follow the longest prompt, with positions that follow their own.
         new_1xS = (slots_S >= P) & (slots_S <= P + now.step)
         hidden_Bx1xD, cache = model.hidden(
             now.last_B[:, None],
@@ -127,14 +127,14 @@ def answers(
       graph: the model's structure.
       params: its parameters.
       prompts: token ids, none empty.
-      place: puts a batch on the devices.
-      batch_size: rows at a time.
-      max_new_tokens: longest continuation, at least 1.
-      stop_ids: tokens that end one.
-      length: what prompts are padded to; None for what the longest asks, rounded up
+      place: a function that puts a batch on the devices.
+      batch_size: rows of a batch.
+      max_new_tokens: length of the longest continuation, at least 1.
+      stop_ids: tokens that end a continuation.
+      length: the padded length of prompts; by default that of the longest, rounded up
         to a multiple of 16.
-      key: draws each token as the model predicts it; None takes the likeliest.
-      keep_stop: whether the token that ended a continuation is a part of it.
+      key: for sampling from the model's predictions; None decodes greedily.
+      keep_stop: whether the token that ends a continuation is part of it.
 
     Returns:
       The continuation of each prompt.

@@ -1,8 +1,8 @@
-"""Loss per token, and how far the next-token distribution moved from the base model's.
+"""Loss per token, and the divergence of predictions from the base model's.
 
-Both come out of one pass. The base model runs once: its final hidden states are kept,
-a few hundred numbers a token where its logits would be tens of thousands, and its head
-turns them back into logits whenever they are compared.
+Both are computed in one pass. The base model runs once. Its final hidden states are
+stored, which have a few hundred numbers per token instead of tens of thousands of
+logits, and its head computes logits from them for each comparison.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from examples.finetune.model.attention import causal_mask
 from examples.finetune.system.files import replacing
 from examples.finetune.system.hosts import fetch
 
-# Rows in one pass. A pass reads all the weights, however many rows it has.
+# Rows in one pass, which reads all of the weights for any number of rows.
 ROWS = 8
 
 Place = Callable[[Batch], dict[str, jax.Array]]
@@ -33,10 +33,10 @@ Hidden = list[np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class TokenSet:
-    """A text to measure on.
+    """A text for measurements.
 
     Attributes:
-      name: what the measurements are called.
+      name: the name of the measurements.
       batches: arrays [B, T]: `tokens`, `positions`, `segments`, `targets` int32;
         `loss_weights` and `divergence_weights` float32, 1 where the prediction counts.
     """
@@ -54,15 +54,16 @@ class TokenSet:
         sequence_length: int,
         divergence: Literal["prompts", "all"],
     ) -> "TokenSet":
-        """Puts examples into batches.
+        """Makes a set from examples.
 
         Args:
-          name: of the set.
-          examples: tokenised rows, each at most `sequence_length` tokens.
-          batch_size: rows at a time.
+          name: the name of the set.
+          examples: tokenised rows, each of at most `sequence_length` tokens.
+          batch_size: rows of a batch.
           sequence_length: as for `data.evaluation_batches`.
-          divergence: compare with the base model where the next token belongs to a
-            prompt, or at every token. The loss counts what carries loss in any case.
+          divergence: whether to compare with the base model where the next token
+            belongs to a prompt, or at every token. The loss always uses the tokens that
+            carry loss.
         """
         batches = evaluation_batches(
             examples, batch_size=batch_size, sequence_length=sequence_length
@@ -83,7 +84,7 @@ def _weighted(batch: Batch, divergence: str) -> Batch:
 
 
 def head_of(params: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a model's parameters that turns hidden states into logits."""
+    """Returns the parameters that compute logits from hidden states."""
     name = "head" if "head" in params else "embed"
     return {name: params[name]}
 
@@ -115,11 +116,12 @@ def _sums(
 
 
 def forward_kl(base_logits: jax.Array, logits: jax.Array) -> jax.Array:
-    """The Kullback-Leibler divergence from the base model's predictions, in nats.
+    """Returns the Kullback-Leibler divergence from the base model's predictions, in
+    nats.
 
     Args:
-      base_logits: the base model's, [..., V].
-      logits: another model's, of the same shape.
+      base_logits: the base model's logits, [..., V].
+      logits: another model's logits, of the same shape.
 
     Returns:
       [...].
@@ -145,14 +147,14 @@ def hidden_states(
     place: Place,
     batch_size: int,
 ) -> np.ndarray:
-    """The final hidden states of a model, which its head makes logits of.
+    """Returns the final hidden states of a model, from which its head computes logits.
 
     Args:
       graph: the model's structure.
       params: its parameters.
       batch: `tokens`, `positions` and `segments`, [B, T].
-      place: puts a batch on the devices.
-      batch_size: rows at a time.
+      place: a function that puts a batch on the devices.
+      batch_size: rows of a batch.
 
     Returns:
       float32 [B, T, D].
@@ -182,14 +184,14 @@ def measure(
       graph: the model's structure.
       params: its parameters.
       tokens: the set.
-      place: puts a batch on the devices.
+      place: a function that puts a batch on the devices.
       base_head: the base model's `head_of`.
-      base_hidden: its hidden states on this set; None measures the base model itself.
+      base_hidden: its hidden states on this set; None to measure the base model itself.
 
     Returns:
       The mean loss per token; the mean forward KL from the base model in nats per
-      token, None where the set has no token to compare at; the hidden states, a
-      float32 array [B, T, D] a batch.
+      token, None if the set has no token for comparison; the hidden states, a float32
+      array [B, T, D] for each batch.
     """
     losses, divergences, hidden = measure_rows(
         graph, params, tokens, place, base_head, base_hidden
@@ -215,7 +217,7 @@ def measure_rows(
 
     Returns:
       The losses and the forward KL, each summed over a row's tokens, float64 [rows],
-      rows of padding included; the hidden states.
+      including rows of padding; the hidden states.
     """
     losses, divergences, hidden = [], [], []
     for number, batch in enumerate(tokens.batches):
@@ -239,7 +241,7 @@ def _total(tokens: TokenSet, weights: str) -> float:
 
 
 def save_hidden(path: pathlib.Path, hidden: Mapping[str, Hidden]) -> None:
-    """Writes hidden states by set name to an .npz file, at once."""
+    """Writes hidden states by name of the set to an .npz file, atomically."""
     arrays = {
         f"{name}/{number}": array
         for name, batches in hidden.items()
@@ -250,17 +252,17 @@ def save_hidden(path: pathlib.Path, hidden: Mapping[str, Hidden]) -> None:
 
 
 def load_hidden(path: pathlib.Path) -> dict[str, Hidden]:
-    """Reads what `save_hidden` wrote.
+    """Reads the file of `save_hidden`.
 
     Raises:
-      InputError: the file is damaged or gone.
+      InputError: the file is damaged or missing.
     """
     hidden: dict[str, Hidden] = {}
     try:
         with np.load(path, allow_pickle=False) as arrays:
             for key in arrays.files:
                 hidden.setdefault(key.rpartition("/")[0], []).append(arrays[key])
-    # Of NumPy, zipfile, zlib and the system: whatever a damaged file leads to.
+    # A damaged file may cause errors of NumPy, zipfile, zlib and the system.
     except Exception as error:
         raise InputError(
             f"{path} is damaged ({error}); remove {path.with_suffix('.json')} and the "

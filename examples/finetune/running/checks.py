@@ -1,4 +1,4 @@
-"""Checks everything that a user gave before any long work begins."""
+"""Checks of the user's input before any long work begins."""
 
 import math
 import pathlib
@@ -9,9 +9,9 @@ from examples.finetune.command.config import REPLAY, Config, arms, option
 from examples.finetune.command.errors import InputError
 from examples.finetune.command.optimizers import NOT_WITH_LORA, OPTIMIZERS
 
-# Names that are measured in any case.
+# Names of measurements that always exist.
 RESERVED = ("task", "knowledge", "prose", "code", "task_prompts")
-# Smallest value of each whole number.
+# The smallest value of each whole number.
 SMALLEST = {
     "steps": 1,
     "warmup_steps": 0,
@@ -35,10 +35,10 @@ SMALLEST = {
 
 
 def check_options(config: Config) -> None:
-    """Checks what can be checked without a file or a device.
+    """Checks everything that can be checked without files or devices.
 
     Raises:
-      InputError: an option has a value that is not allowed.
+      InputError: an option has an invalid value.
     """
     for field, smallest in SMALLEST.items():
         _require(config, field, getattr(config, field) >= smallest, f">= {smallest}")
@@ -122,7 +122,7 @@ def _check_optimizers(config: Config) -> None:
 
 
 def retention_files(config: Config) -> dict[str, pathlib.Path]:
-    """The paths of --retention-file by name.
+    """Returns the paths of --retention-file by name.
 
     Raises:
       InputError: an entry is not NAME=PATH, or its name is taken.
@@ -139,12 +139,13 @@ def retention_files(config: Config) -> dict[str, pathlib.Path]:
 
 
 def check_context(config: Config, model: str, longest: int) -> None:
-    """Checks that sequences, and decoding behind prompts, fit the model's context.
+    """Checks that sequences, and answers decoded after prompts, fit the model's
+    context.
 
     Args:
       config: the run's settings.
       model: the model's name, for the message.
-      longest: the most positions that the model has.
+      longest: the model's number of positions.
 
     Raises:
       InputError: they do not fit.
@@ -163,13 +164,13 @@ def check_context(config: Config, model: str, longest: int) -> None:
 
 
 def check_room(needed: Mapping[pathlib.Path, int]) -> None:
-    """Checks that directories are, or can be made, and that they have room.
+    """Checks that directories exist or can be created, and have enough space.
 
     Args:
-      needed: bytes that will be written, by directory.
+      needed: number of bytes to be written, by directory.
 
     Raises:
-      InputError: a path is a file, or the disk is too full.
+      InputError: a path is a file, or there is too little space.
     """
     for path, size in needed.items():
         if path.exists() and not path.is_dir():
@@ -190,11 +191,11 @@ def _amount(size: int) -> str:
 
 
 def check_rows(config: Config, multiple: int) -> None:
-    """Checks that batches can be divided among the devices that share them.
+    """Checks that batches can be divided over the devices.
 
     Args:
       config: the run's settings.
-      multiple: into how many parts the mesh divides a batch.
+      multiple: the number of parts into which the mesh divides a batch.
 
     Raises:
       InputError: they cannot.

@@ -1,4 +1,4 @@
-"""What the user gave a run: found, read and checked before any long work."""
+"""The user's input to a run, read and checked before any long work."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -21,14 +21,14 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 class Inputs(NamedTuple):
-    """What a run begins with.
+    """The input of a run.
 
     Attributes:
       source: the opened model.
       mesh: the devices.
       training: examples to learn from.
-      suite: what to measure on.
-      settings: what decides the results, by option; files by their content too.
+      suite: the texts and questions for measurements.
+      settings: everything that affects the results, by option, with digests of files.
     """
 
     source: pretrained.Source
@@ -45,7 +45,7 @@ def find(config: Config) -> Inputs:
       config: checked by `checks.check_options`.
 
     Raises:
-      InputError: something the user gave cannot work.
+      InputError: an option, a file or a model cannot be used.
     """
     train_rows, task_rows, retained = _read(config)
     source = pretrained.open_model(config.model)
@@ -108,7 +108,7 @@ def _settings(config: Config) -> dict[str, Any]:
 
 
 def _needed(config: Config, source: pretrained.Source) -> dict[Any, int]:
-    """Bytes to be written, by directory."""
+    """Returns the bytes to be written, by directory."""
     numbers = lora.trained_count(None, source.config)
     trained = lora.trained_count(lora.adapter_of(config), source.config)
     itemsize = jnp.dtype(config.param_dtype).itemsize
@@ -117,8 +117,8 @@ def _needed(config: Config, source: pretrained.Source) -> dict[Any, int]:
         for name in config.optimizer
         if any((config.output / "arms" / name / "checkpoints").glob("*"))
     ]
-    # What is trained, two moments and what was selected each, and one more while the
-    # old one still stands.
+    # The trained parameters, two moments and the last selection for each checkpoint,
+    # and one more while the old ones exist.
     checkpoints = KEPT_CHECKPOINTS * (len(config.optimizer) - len(begun)) + 1
     needed = {config.output: trained * (3 * itemsize + 1) * checkpoints}
     if config.export:

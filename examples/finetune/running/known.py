@@ -1,4 +1,4 @@
-"""What arms are given of the base model's own texts: replay, and information."""
+"""Data from the base model's own texts for the arms: replay, and information."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,18 +19,18 @@ _HIDDEN = "own_text.npz"
 
 
 class Known:
-    """Texts that the base model wrote, and what is computed of them when needed."""
+    """Texts that the base model generated, and what is computed from them on demand."""
 
     def __init__(self, setup: Setup, params: Any, arms: Sequence[Arm]) -> None:
-        """Writes the texts that the arms need, or reads them from the run directory.
+        """Generates the texts that the arms need, or reads them from the run directory.
 
         Args:
-          setup: what arms share.
+          setup: the data shared by all arms.
           params: the base model's parameters.
           arms: all arms of the run.
 
         Raises:
-          InputError: the file of the texts is damaged, or the model writes none.
+          InputError: the file of the texts is damaged, or the model generates none.
         """
         config = self._config = setup.config
         self._setup = setup
@@ -76,12 +76,12 @@ class Known:
         return replay.Texts(texts, config.sequence_length, hidden, config.seed)
 
     def information(self, arm: Arm, params: Any, frozen: Any) -> Any:
-        """What the arm's optimizer is told of the base model, or None.
+        """Returns the information that the arm's optimizer needs, or None.
 
         Args:
-          arm: with the optimizer.
-          params: what will be trained, before training.
-          frozen: the rest of the model's parameters, or None.
+          arm: the arm.
+          params: the parameters to train, before training.
+          frozen: the other parameters of the model, or None.
         """
         config, setup = self._config, self._setup
         need = NEEDS.get(arm.optimizer)
@@ -103,12 +103,12 @@ class Known:
     def term(
         self, arm: Arm, params: Any, frozen: Any
     ) -> Callable[[int], replay.Term] | None:
-        """What makes an arm's term of replay from a step's number, or None.
+        """Returns a function from a step's number to the arm's term of replay, or None.
 
         Args:
-          arm: trained with replay or not.
-          params: as for `information`, like `frozen`.
-          frozen: see there.
+          arm: the arm.
+          params: the parameters to train, before training.
+          frozen: the other parameters of the model, or None.
         """
         if not arm.replay or self._replayed is None:
             return None

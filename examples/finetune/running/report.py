@@ -1,4 +1,4 @@
-"""What a run shows at its end: a table, report.md, summary.json, metrics.jsonl."""
+"""The output at the end of a run: a table, report.md, summary.json, metrics.jsonl."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -18,15 +18,15 @@ Row = tuple[str, list[str]]
 
 
 def table(base: Mapping[str, Any], arms: Mapping[str, Mapping[str, Any]]) -> list[Row]:
-    """The comparison as text: one line a measurement, one column a model.
+    """Returns the comparison as text: one line per measurement, one column per model.
 
     Args:
       base: the base model's measurements.
-      arms: each arm's results, as in summary.json.
+      arms: the results of each arm, as in summary.json.
 
     Returns:
       A heading and the cells for the base model and each arm, line by line; the first
-      line names the models.
+      line has the names of the models.
     """
     models = [base, *arms.values()]
     rows: list[Row] = [
@@ -60,7 +60,7 @@ def table(base: Mapping[str, Any], arms: Mapping[str, Mapping[str, Any]]) -> lis
 
 
 def movement_table(arms: Mapping[str, Mapping[str, Any]]) -> list[Row]:
-    """What moved by kind of tensor, in the form of `table`, without the base model."""
+    """Returns what moved by kind of tensor, like `table` without the base model."""
     rows: list[Row] = [("", list(arms))]
     for title, form, key in (
         ("selected a step", "{:.1%}", "selected_share"),
@@ -101,8 +101,8 @@ def write(
       config: the run's settings.
       base: the base model's measurements.
       arms: each arm's results.
-      samples: texts of equal number by heading: prompts, right answers, and what the
-        base model and each arm answered.
+      samples: lists of texts of equal length by heading: prompts, right answers, and
+        the answers of the base model and each arm.
       metrics: each arm's logged steps.
     """
     run = config.output
@@ -124,7 +124,7 @@ def markdown(
     moved: Sequence[Row],
     samples: Mapping[str, Sequence[str]],
 ) -> str:
-    """The report as Markdown.
+    """Returns the report as Markdown.
 
     Args:
       config: as for `write`.
@@ -187,7 +187,7 @@ def _markdown_table(rows: Sequence[Row]) -> list[str]:
 
 
 def _quoted(text: str) -> str:
-    # A fence longer than any in the text, since models like to write fences.
+    # A fence longer than any in the text, since models often write fences.
     fence = "```"
     while fence in text:
         fence += "`"
@@ -195,7 +195,7 @@ def _quoted(text: str) -> str:
 
 
 def show(rows: Sequence[Row], run: pathlib.Path) -> None:
-    """Prints the table and where the rest is."""
+    """Prints the table, and the path of the report."""
     (_, names), *body = rows
     printed = rich.table.Table(title="Learned and forgotten")
     printed.add_column("")

@@ -1,4 +1,4 @@
-"""The whole run: load, measure the base, train and measure each arm, report."""
+"""The whole run: load, measure the base model, train and measure each arm, report."""
 
 import contextlib
 import statistics
@@ -26,13 +26,13 @@ from examples.finetune.training.train import Given, train
 
 
 def run(config: Config) -> None:
-    """Does what the configuration says and leaves the results in its run directory.
+    """Performs a run and writes its results to the run directory.
 
     Args:
       config: checked by `checks.check_options`.
 
     Raises:
-      InputError: something the user gave cannot work.
+      InputError: an option, a file or a model cannot be used.
     """
     with contextlib.ExitStack() as held:
         _run(config, held)
@@ -41,7 +41,7 @@ def run(config: Config) -> None:
 def _run(config: Config, held: contextlib.ExitStack) -> None:
     setup, base_params = prepare(config, held)
     chosen = arms(config)
-    # All of them before the first trains: another rate is refused at once.
+    # All are opened before training, so that another rate is rejected immediately.
     files = {arm.name: ArmFiles(config.output, arm.name, arm.peak) for arm in chosen}
     if config.keeps_master_weights:
         say(

@@ -1,4 +1,4 @@
-"""What every arm of a run shares: the model, its start, the data and the devices."""
+"""The data shared by all arms of a run: model, start, training data and devices."""
 
 import contextlib
 import dataclasses
@@ -20,19 +20,19 @@ from examples.finetune.system import hosts
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """What every arm shares.
+    """The data shared by all arms.
 
     Attributes:
       config: the run's settings.
       source: the opened model.
       graph: the model's structure.
-      trained: the part of it that is trained.
-      start: its parameters on the host, as `parameters.keep` keeps them.
-      places: their shardings.
+      trained: the part of the model that is trained.
+      start: the initial parameters on the host, from `parameters.keep`.
+      places: the shardings of the parameters.
       mesh: the devices.
-      spec: how the rows of a batch lie on them.
+      spec: the sharding of the rows of a batch.
       training: examples to learn from.
-      suite: what to measure on.
+      suite: the texts and questions for measurements.
     """
 
     config: Config
@@ -47,21 +47,21 @@ class Setup:
     suite: evaluate.Suite
 
     def begin(self) -> Any:
-        """The parameters with which every arm begins, on the devices."""
+        """Returns the initial parameters of every arm, on the devices."""
         return parameters.place(self.start, self.places)
 
     def place(self, batch: Batch) -> dict[str, jax.Array]:
-        """Puts a batch of which this process has all rows on the devices."""
+        """Puts a batch on the devices, if this process has all of its rows."""
         return sharding.place_batch(batch, self.spec)
 
     @property
     def row_shards(self) -> int:
-        """Into how many parts the rows of a batch are divided."""
+        """The number of parts into which the rows of a batch are divided."""
         return sharding.row_shards(self.mesh)
 
     @property
     def replay_rows(self) -> int:
-        """How many texts of its own go through the model beside a batch."""
+        """The number of replayed texts per batch."""
         asked = self.config.replay_batch_size or (self.config.batch_size + 1) // 2
         return round_up(asked, self.row_shards)
 
@@ -76,24 +76,24 @@ class Setup:
 
 
 def prepare(config: Config, held: contextlib.ExitStack) -> tuple[Setup, Any]:
-    """Reads and checks all that the user gave, claims the run directory and loads.
+    """Reads and checks the user's input, locks the run directory and loads the model.
 
     Args:
       config: checked by `checks.check_options`.
-      held: holds the run directory until the run ends.
+      held: keeps the lock of the run directory until the run ends.
 
     Returns:
-      What arms share, and the base model's parameters on the devices.
+      The data shared by all arms, and the base model's parameters on the devices.
 
     Raises:
-      InputError: something the user gave cannot work.
+      InputError: an option, a file or a model cannot be used.
     """
     given = hosts.together(lambda: inputs.find(config))
     source, mesh = given.source, given.mesh
     started = {option(name): value for name, value in to_json(config).items()}
     del started[option("process_id")]
     hosts.check_alike(started | given.settings)
-    # Held until the run ends: nobody else may work there.
+    # Locked until the run ends, since no other process may use the directory.
     hosts.by_first(lambda: held.enter_context(claim(config.output, given.settings)))
     say(f"Loading {source.name}")
     options: dict[str, Any] = {
@@ -122,11 +122,11 @@ def prepare(config: Config, held: contextlib.ExitStack) -> tuple[Setup, Any]:
 
 
 def say(text: str) -> None:
-    """Tells the user what begins."""
+    """Prints a message at the beginning of a stage."""
     if hosts.is_first():
         print(text, flush=True)
 
 
 def say_step(text: str) -> None:
-    """Tells the user a part of what goes on."""
+    """Prints a message about a part of a stage."""
     say(f"  {text}")
