@@ -1,4 +1,4 @@
-"""What is done to trained parameters before they are measured and exported."""
+"""Changes of the trained parameters before they are measured and exported."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,7 @@ def change(config: Config, params: Any, begin: Callable[[], Any]) -> Any:
     """Applies `--after`.
 
     Args:
-      config: what to do, and how much of it.
+      config: the kind of change and its amount.
       params: the trained parameters.
       begin: returns the parameters before training, sharded like `params`.
 

@@ -1,7 +1,7 @@
-"""What optimizers are told of the base model, estimated on texts that it wrote itself.
+"""Information about the base model for optimizers, from texts that it generates.
 
-No other data is needed: the texts are distributed as the model's own predictions are,
-as the Fisher information asks.
+No other data is needed. The texts are distributed like the model's predictions, as the
+Fisher information requires.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from examples.finetune.model.attention import causal_mask
 from examples.finetune.training.own_text import Place
 from examples.finetune.training.step import summed_loss
 
-# Texts in one forward pass.
+# Number of texts in one forward pass.
 ROWS = 8
 
 
@@ -27,19 +27,19 @@ def fisher(graph: nnx.GraphDef, params: Any, texts: Batch, place: Place) -> Any:
     Args:
       graph: the model's structure.
       params: its parameters.
-      texts: its own, from `own_text.batch`.
-      place: puts a batch on the devices.
+      texts: the base model's own texts, from `own_text.batch`.
+      place: a function that puts a batch on the devices.
 
     Returns:
       A tree like `params`, float32: the mean over texts of the squared gradient of the
-      log-likelihood, for each token that the model wrote.
+      log-likelihood, per token that the model generated.
     """
 
     def log_likelihood(params: Any, sample: dict[str, jax.Array]) -> jax.Array:
         batch = {name: row[None] for name, row in sample.items()}
         loss = summed_loss(nnx.merge(graph, params), batch)
         tokens = jnp.maximum(jnp.sum(loss_targets(batch)[1]), 1)
-        # Divided by the root, its square is the mean over tokens.
+        # Divided by the root, so that its square is the mean over tokens.
         return -loss / jnp.sqrt(tokens)
 
     estimate = jax.jit(mofo_jax.baselines.fisher_information, static_argnums=0)
@@ -58,14 +58,14 @@ def covariances(
 
     Args:
       graph: the model's structure.
-      params: the parameters whose inputs are meant.
+      params: the parameters whose inputs are measured.
       texts: as for `fisher`.
-      place: puts a batch on the devices.
-      frozen: the rest of its parameters, if `params` are not all.
-      rows: texts in one forward pass, a divisor of their number.
+      place: a function that puts a batch on the devices.
+      frozen: the model's other parameters, if `params` are not all.
+      rows: number of texts in one forward pass, a divisor of the number of texts.
 
     Returns:
-      As `mofo_jax.input_covariances`.
+      The result of `mofo_jax.input_covariances`.
     """
 
     def apply(params: Any, batch: Mapping[str, jax.Array]) -> jax.Array:

@@ -1,4 +1,4 @@
-"""What a step and a run moved, by kind of tensor."""
+"""Measurements of what a step and a run moved, by kind of tensor."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -25,23 +25,23 @@ _SELECTED = "selected_share/"
 
 
 def selected(updates: Any) -> Any:
-    """Where an update is not zero: booleans, a byte a coordinate."""
+    """Returns where an update is not zero, as booleans."""
     return jax.tree.map(lambda update: update != 0, updates)
 
 
 def of_step(new: Any, params: Any, updates: Any, before: Any) -> Metrics:
-    """What one step moved.
+    """Measures what one step moved.
 
     Args:
       new: the parameters after the step.
       params: the parameters before it.
-      updates: what was added to them.
-      before: `selected` of the step before.
+      updates: the updates of the parameters.
+      before: the result of `selected` for the previous step.
 
     Returns:
-      Float32 scalars: `moved_fraction`, the share of coordinates that are not what they
-      were; `mask_overlap`, the share of what is selected now that was selected at the
-      step before; and for each kind of tensor `selected_share/KIND`.
+      Float32 scalars: `moved_fraction`, the share of coordinates that changed;
+      `mask_overlap`, the share of selected coordinates that the previous step selected
+      too; and for each kind of tensor `selected_share/KIND`.
     """
     shares = mofo_jax.selected_share(updates)
     overlaps = mofo_jax.mask_overlap(updates, before)
@@ -56,7 +56,8 @@ def of_step(new: Any, params: Any, updates: Any, before: Any) -> Metrics:
         counts[kind] = counts.get(kind, jnp.zeros(())) + share * float(leaf.size)
         sizes[kind] = sizes.get(kind, 0) + leaf.size
         again += overlap * share * float(leaf.size)
-    # Not of the updates: one below half a unit in the last place moves nothing.
+    # Not computed from updates, since those below half a unit in the last place move
+    # nothing.
     moved = mofo_jax.ever_moved_share(new, params)["total"]
     return {
         "moved_fraction": moved,
@@ -66,11 +67,11 @@ def of_step(new: Any, params: Any, updates: Any, before: Any) -> Metrics:
 
 
 def of_run(params: Any, start: Any) -> dict[str, Any]:
-    """How far parameters are from where they started, and how many have moved.
+    """Measures the distance of parameters from their start, and how many have moved.
 
     Args:
       params: a nested dict of arrays.
-      start: the same tree, for example on the host; compared one tensor at a time.
+      start: the same tree, possibly on the host, compared one tensor at a time.
 
     Returns:
       `distance` and `relative_distance` (divided by the start's norm), under "total"
@@ -89,12 +90,12 @@ def of_run(params: Any, start: Any) -> dict[str, Any]:
 
 
 def of_steps(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The means of what `of_step` measured, over an arm's logged steps.
+    """Returns the means of the measurements of `of_step` over an arm's logged steps.
 
     Returns:
       `moved_fraction`, whose "per_step" is the share of coordinates that a step moved;
-      `selected_share` by kind of tensor; `mask_overlap`, None where no step that has
-      one before it was logged.
+      `selected_share` by kind of tensor; `mask_overlap`, None if no step with a
+      previous one was logged.
     """
     kinds = [key for key in rows[0] if key.startswith(_SELECTED)]
     overlaps = [row["mask_overlap"] for row in rows if "mask_overlap" in row]

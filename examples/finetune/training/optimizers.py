@@ -1,7 +1,7 @@
 """The optimizers that can be compared, by name.
 
-To add one, write a function that takes `Inputs` and give it an entry in OPTIMIZERS, and
-a description in `examples.finetune.command.optimizers`.
+To add one, write a function of `Inputs` and add it to OPTIMIZERS, with a description in
+`examples.finetune.command.optimizers`.
 """
 
 from collections.abc import Callable
@@ -13,22 +13,22 @@ import mofo_jax
 from examples.finetune.command.config import Config
 from examples.finetune.command.optimizers import FISHER, NEEDS
 
-# One block a layer where layers are stacked, as without the stacking.
+# If layers are stacked, each layer is one block, as without stacking.
 BLOCK_AXES = mofo_jax.block_rules("llama", "layer")
-# These are given the Fisher information of the base model on its own samples.
+# These receive the Fisher information of the base model on its own samples.
 NEEDS_FISHER = tuple(name for name, need in NEEDS.items() if need == FISHER)
 
 
 class Inputs(NamedTuple):
-    """What an optimizer is made of.
+    """The inputs for making an optimizer.
 
     Attributes:
       config: the run's settings.
       rate: the learning rate by step.
-      information: what `command.optimizers.NEEDS` says that the optimizer is told of
-        the base model: its Fisher information, a tree like the parameters, or the
-        covariances of its kernels' inputs, as `mofo_jax.input_covariances` returns
-        them. None for the other optimizers.
+      information: the information about the base model that
+        `command.optimizers.NEEDS` specifies: its Fisher information, a tree like the
+        parameters, or the covariances of its kernels' inputs, from
+        `mofo_jax.input_covariances`. None for the other optimizers.
     """
 
     config: Config
@@ -117,7 +117,7 @@ def _with_fisher(inputs: Inputs) -> optax.GradientTransformation:
 
 
 def _filtered(inner: Factory, score: Any = "momentum") -> Factory:
-    """The filter around another optimizer, by a score or what makes one of inputs."""
+    """Returns the filter around an optimizer, with a score or a function for one."""
 
     def make(inputs: Inputs) -> optax.GradientTransformation:
         config = inputs.config
@@ -182,8 +182,8 @@ def _ending(inputs: Inputs) -> list[optax.GradientTransformation]:
 
 
 def schedule(config: Config, peak: float) -> optax.Schedule:
-    """The learning rate by step: a linear warm-up, then a cosine to 0 or constant."""
-    # The first step already moves: its rate is one part of the warm-up, not 0.
+    """Returns the learning rate: a linear warm-up, then a cosine to 0 or a constant."""
+    # The rate of the first step is one part of the warm-up rather than 0.
     first = peak / (config.warmup_steps + 1)
     if config.schedule == "constant":
         return optax.warmup_constant_schedule(first, peak, config.warmup_steps)
@@ -195,17 +195,17 @@ def schedule(config: Config, peak: float) -> optax.Schedule:
 def make(
     name: str, config: Config, peak: float, information: Any = None
 ) -> optax.GradientTransformationExtraArgs:
-    """The whole transformation of one arm.
+    """Returns the whole transformation of one arm.
 
     Args:
-      name: of the optimizer.
+      name: the optimizer's name.
       config: the run's settings.
       peak: the highest learning rate.
-      information: as `Inputs` describes it.
+      information: as in `Inputs`.
 
     Returns:
-      Clipping, then the named optimizer, with master weights around both where the
-      settings ask for them.
+      Clipping, followed by the named optimizer, within master weights if the settings
+      require them.
     """
     return assemble(name, config, schedule(config, peak), information)
 
@@ -213,7 +213,7 @@ def make(
 def assemble(
     name: str, config: Config, rate: optax.Schedule, information: Any = None
 ) -> optax.GradientTransformationExtraArgs:
-    """As `make`, with any learning rate by step, which may be traced."""
+    """Returns the transformation of `make` with any, possibly traced, learning rate."""
     optimizer = OPTIMIZERS[name](Inputs(config, rate, information))
     parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     whole = optax.chain(*parts, optimizer)

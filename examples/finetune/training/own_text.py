@@ -1,10 +1,10 @@
-"""Texts that the base model writes itself, which stand for what it knows.
+"""Texts that the base model generates, which represent its knowledge.
 
-They are written once and kept in the run directory. Half of them begin at the token
-that begins a text; the others are conversations in the model's chat template, of which
-the model writes the user's turn as well as its own. Every token is drawn as the model
-predicts it, so the texts are distributed as its own predictions are. None of them has a
-passage in common with the texts on which forgetting is measured.
+They are generated once and stored in the run directory. Half of them begin with the
+token that begins a text. The others are conversations in the model's chat template, in
+which the model generates the user's turn as well as its own. Every token is sampled
+from the model's predictions. Texts that share a passage with those on which forgetting
+is measured are discarded.
 """
 
 import pathlib
@@ -24,11 +24,11 @@ from examples.finetune.system import hosts
 from examples.finetune.system.files import read_json, write_json
 
 FILE = "own_text.json"
-# Rows decoded at a time.
+# Number of rows decoded at a time.
 ROWS = 32
-# A text that has so many tokens in a row in common with a measured one is left out.
+# Texts that share this many consecutive tokens with a measured text are discarded.
 PASSAGE = 16
-# Rounds of writing, in case texts are empty or left out.
+# Most rounds of generation, if texts are empty or discarded.
 ROUNDS = 20
 
 Place = Callable[[Batch], dict[str, jax.Array]]
@@ -39,7 +39,7 @@ class Text(NamedTuple):
 
     Attributes:
       ids: its tokens.
-      given: how many of the first ones the model did not write.
+      given: the number of first tokens that the model did not generate.
     """
 
     ids: list[int]
@@ -47,16 +47,16 @@ class Text(NamedTuple):
 
 
 class Writer(NamedTuple):
-    """What writes texts.
+    """Generates texts.
 
     Attributes:
       graph: the base model's structure.
       params: its parameters.
-      tokenizer: for the tokens that begin and end a text, and the chat template.
-      place: puts a batch on the devices.
+      tokenizer: the tokenizer, for special tokens and the chat template.
+      place: a function that puts a batch on the devices.
       length: the most tokens of a text.
-      seed: decides what is drawn.
-      row_multiple: batches get a multiple of this many rows, for the mesh.
+      seed: seed of the samples.
+      row_multiple: the mesh needs batches of a multiple of this many rows.
     """
 
     graph: nnx.GraphDef
@@ -68,14 +68,14 @@ class Writer(NamedTuple):
     row_multiple: int = 1
 
     def texts(self, count: int, measured: Sequence[Sequence[int]] = ()) -> list[Text]:
-        """Writes texts.
+        """Generates texts.
 
         Args:
-          count: how many.
+          count: the number of texts.
           measured: the tokens of the texts on which forgetting is measured.
 
         Raises:
-          InputError: the model writes nothing but empty texts.
+          InputError: the model generates too few nonempty texts.
         """
         passages = {passage for ids in measured for passage in _passages(ids)}
         kept: list[Text] = []
@@ -109,7 +109,7 @@ class Writer(NamedTuple):
         if opening is None or not count:
             return self._beginnings(count, key) if count else []
         user, answer = jax.random.split(key)
-        # Half of the room that is left for each of the two turns.
+        # Each of the two turns has half of the remaining length.
         room = (self.length - len(opening)) // 2
         if room < 2:
             return self._beginnings(count, key)
@@ -134,7 +134,7 @@ class Writer(NamedTuple):
         ]
 
     def _opening(self) -> list[int] | None:
-        """The tokens before the content of a user's message; None without template."""
+        """Returns the tokens before a user's message; None without a chat template."""
         mark = "CONTENT"
         try:
             text = self.tokenizer.chat([{"role": "user", "content": mark}])
@@ -177,16 +177,16 @@ def kept(
     count: int,
     measured: Collection[Sequence[int]],
 ) -> list[Text]:
-    """The texts of a run directory, written if there are none.
+    """Returns the texts of a run directory, generated if there are none.
 
     Args:
       run: the run directory.
-      writer: writes them.
-      count: how many.
+      writer: generates the texts.
+      count: the number of texts.
       measured: as for `Writer.texts`.
 
     Raises:
-      InputError: the file that keeps them is damaged.
+      InputError: the file of the texts is damaged.
     """
     path = run / FILE
     kept = hosts.by_first(lambda: read_json(path))
@@ -205,11 +205,11 @@ def kept(
 
 
 def batch(texts: Sequence[Text], length: int) -> Batch:
-    """Texts as the rows of one batch.
+    """Returns texts as the rows of one batch.
 
     Returns:
-      `tokens`, `segments` and `positions` as `batches.training_batches` describes them,
-      and `loss_mask`, which is true for what the model wrote.
+      `tokens`, `segments` and `positions` as in `batches.training_batches`, and
+      `loss_mask`, which is true for tokens that the model generated.
     """
     made = {
         "tokens": np.zeros((len(texts), length), np.int32),

@@ -1,4 +1,4 @@
-"""What is counted while an arm trains: steps, skipped steps, seconds."""
+"""Counters of an arm's training: steps, skipped steps, seconds."""
 
 import dataclasses
 import sys
@@ -14,37 +14,37 @@ from examples.finetune.system import hosts
 
 
 def bar(steps: int, done: int, name: str) -> tqdm.tqdm:
-    """A bar over the steps of an arm."""
+    """Returns a progress bar over the steps of an arm."""
     shown = {"total": steps, "initial": done, "desc": name, "unit": "step"}
     return tqdm.tqdm(**shown, mininterval=1, disable=not hosts.is_first())
 
 
 class Skips:
-    """Counts the steps that moved nothing, and ends the run at too many in a row."""
+    """Counts the steps without an update, and ends the run after too many in a row."""
 
     def __init__(
         self, limit: int, name: str, files: ArmFiles, position: Position
     ) -> None:
-        """Goes on counting.
+        """Continues counting.
 
         Args:
-          limit: how many in a row are allowed.
-          name: of the arm.
-          files: where a skipped batch is kept.
-          position: with what was counted before.
+          limit: the number of skipped steps that are allowed in a row.
+          name: the arm's name.
+          files: the arm's files, for skipped batches.
+          position: the position with the counts so far.
         """
         self._limit, self._name, self._files = limit, name, files
         self._total, self._row = position.skipped, position.skipped_in_a_row
         self._open: list[tuple[int, Batch, jax.Array]] = []
 
     def add(self, number: int, batch: Batch, finite: jax.Array) -> None:
-        """Takes in a step; looks at the one before, which the devices have done."""
+        """Adds a step, and checks the previous one, which is complete by now."""
         self._open.append((number, batch, finite))
         if len(self._open) > 1:
             self._look(*self._open.pop(0))
 
     def counted(self, position: Position) -> Position:
-        """The position with all steps counted so far."""
+        """Returns the position with all steps counted so far."""
         while self._open:
             self._look(*self._open.pop(0))
         return dataclasses.replace(
@@ -83,7 +83,7 @@ class Meter:
         self._since = time.perf_counter()
 
     def read(self, position: Position) -> tuple[Position, dict[str, float]]:
-        """The position with its seconds, and the speed since the last reading."""
+        """Returns the position with its seconds, and the speed since the last call."""
         now = time.perf_counter()
         passed = max(now - self._since, 1e-9)
         last = self._position
@@ -96,7 +96,7 @@ class Meter:
         }
 
     def pause(self) -> None:
-        """Leaves out what comes until `resume`."""
+        """Stops counting until `resume`."""
         self._paused = time.perf_counter()
 
     def resume(self) -> None:

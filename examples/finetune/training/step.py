@@ -1,4 +1,4 @@
-"""The training step of one arm: loss, gradient, and what moves."""
+"""The training step of one arm: loss, gradient, and measurements of movement."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -20,13 +20,13 @@ Params = Any
 
 
 class State(NamedTuple):
-    """What a step leaves to the next, beside the parameters.
+    """The state that a step passes to the next, besides the parameters.
 
     Attributes:
       optimizer: the optimizer's state.
-      selected: where the step's update was not zero, a boolean for each coordinate: a
-        quarter of the memory of float32 parameters, so that successive selections can
-        be compared.
+      selected: a boolean for each coordinate, whether the step's update was not zero,
+        for comparing successive selections. It needs a quarter of the memory of float32
+        parameters.
     """
 
     optimizer: optax.OptState
@@ -37,11 +37,11 @@ Step = Callable[..., tuple[Params, State, movement.Metrics]]
 
 
 def summed_loss(model: Decoder, batch: Mapping[str, jax.Array]) -> jax.Array:
-    """The cross-entropy of a batch, summed over the tokens that carry loss.
+    """Returns the cross-entropy of a batch, summed over the tokens that carry loss.
 
     Args:
       model: the language model.
-      batch: as `data.training_batches` makes them, arrays [B, T].
+      batch: a batch from `data.training_batches`, arrays [B, T].
 
     Returns:
       A float32 scalar.
@@ -69,15 +69,15 @@ def gradients(
     accumulation_steps: int,
     frozen: Params | None = None,
 ) -> tuple[jax.Array, Params]:
-    """The mean loss per token that carries loss, and its gradient.
+    """Returns the mean loss per token that carries loss, and its gradient.
 
     Args:
       graph: the model's structure.
       params: its parameters.
       batch: arrays [A * B, T] with A = accumulation_steps; B rows at a time go through
-        the model. However they are split, every token counts the same.
+        the model. All tokens have the same weight, however the rows are split.
       accumulation_steps: at least 1.
-      frozen: the rest of its parameters, if `params` are not all.
+      frozen: the model's other parameters, if `params` are not all.
 
     Returns:
       The loss, a float32 scalar, and a tree like `params`.
@@ -94,16 +94,16 @@ def mean_gradients(
     frozen: Params | None = None,
     term: replay.Term | None = None,
 ) -> tuple[dict[str, jax.Array], Params]:
-    """The gradient of the mean loss, with a term of replay or without.
+    """Returns the gradient of the mean loss, with or without a term of replay.
 
     Args:
       graph: as for `gradients`, like the next four arguments.
-      term: the replayed texts; arrays [A * R, T], R rows beside B of the task.
+      term: the replayed texts; arrays [A * R, T], with R rows for B rows of the task.
 
     Returns:
-      The means, float32 scalars, `loss` per token that carries loss and, given `term`,
-      `replay_kl` per token that the base model wrote; and the gradient of `loss +
-      term.weight * replay_kl`, a tree like `params`.
+      The means, float32 scalars: `loss` per token that carries loss and, if `term` is
+      given, `replay_kl` per token that the base model generated; and the gradient of
+      `loss + term.weight * replay_kl`, a tree like `params`.
     """
     own = {} if term is None else term.rows
     count = jnp.maximum(jnp.sum(loss_targets(batch)[1]), 1)
@@ -120,7 +120,7 @@ def mean_gradients(
         loss = _summed_cross_entropy(model, task_hidden, parts[0])
         rows = parts[0]["tokens"].shape[0]
         divergence = replay.summed_divergence(model, base, own_hidden, parts[1], rows)
-        # Divided by `count` with the rest below.
+        # Divided by `count` together with the rest, below.
         whole = loss + term.weight * (count / written) * divergence
         return whole, {"loss": loss, "replay_kl": divergence}
 
@@ -132,8 +132,8 @@ def mean_gradients(
     if accumulation_steps == 1:
         found, total = sums(given)
     else:
-        # Row r goes to part r % A: each device keeps its own rows, where cutting the
-        # batch into A runs of rows would send them between devices.
+        # Row r belongs to part r % A, so that each device keeps its own rows. Cutting
+        # the batch into A runs of rows would transfer rows between devices.
         parts = jax.tree.map(
             lambda x: x.reshape(-1, accumulation_steps, *x.shape[1:]).swapaxes(0, 1),
             given,
@@ -165,25 +165,25 @@ def make_step(
     Args:
       graph: the model's structure.
       transformation: the optimizer, with its learning rate.
-      accumulation_steps: passes summed into one step.
+      accumulation_steps: number of passes that are summed for one step.
       params: the parameters, for their sharding.
       state: from `init_state`, for its sharding.
       frozen: as for `gradients`.
 
     Returns:
-      `step(params, state, batch)`, to which a `replay.Term` may be given as well. It
-      returns the new parameters, state and the metrics `loss`, with replay `replay_kl`,
-      `gradient_norm`, those of `movement.of_step`, and `finite`: whether all of the
-      gradient was. Where it was not, parameters and state come back as they were, and
-      nothing has moved. The given parameters and state must not be used again.
+      `step(params, state, batch)`, with an optional `replay.Term`. It returns the new
+      parameters and state and the metrics `loss`, `replay_kl` (with replay),
+      `gradient_norm`, those of `movement.of_step`, and `finite`, whether all of the
+      gradient was finite. If it was not, parameters and state are returned unchanged.
+      The given parameters and state must not be used again.
     """
 
     def move(params: Params, state: State, grads: Params) -> Any:
         updates, optimizer = transformation.update(grads, state.optimizer, params)
         new = optax.apply_updates(params, updates)
-        # Measured at every step: under a `cond` on whether it is logged, XLA keeps the
-        # old parameters beside the new, and the optimizer's part took three times as
-        # long.
+        # Measured at every step: under a `cond` for logged steps only, XLA keeps the
+        # old parameters besides the new ones, and the optimizer's part took three times
+        # as long.
         metrics = {
             "gradient_norm": optax.tree.norm(grads),
             **movement.of_step(new, params, updates, state.selected),
@@ -206,16 +206,17 @@ def make_step(
             graph, params, batch, accumulation_steps, frozen, term
         )
         finite = jnp.array([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(grads)])
-        # The addition to the parameters is inside, since XLA compiles it together with
-        # the optimizer: apart from it, the last bits of every step would be others.
+        # The parameters are updated within the `cond`, because XLA compiles the
+        # addition together with the optimizer; outside of it, the last bits of every
+        # step would differ.
         params, state, metrics = jax.lax.cond(
             jnp.all(finite), move, stay, params, state, grads
         )
         return params, state, {**means, "finite": jnp.all(finite), **metrics}
 
-    # The state is returned in argument order, parameters first: donation pairs buffers
-    # with outputs of equal shape by position, and in another order the momentum's
-    # buffer would become the parameter's and every tensor be copied.
+    # The state is returned in argument order, parameters first, since donation pairs
+    # buffers with outputs of equal shape by position. In another order, the momentum's
+    # buffer would become the parameter's and every tensor would be copied.
     compiled = jax.jit(
         step,
         donate_argnums=(0, 1),
@@ -236,10 +237,10 @@ def make_step(
 def init_state(
     transformation: optax.GradientTransformationExtraArgs, params: Params
 ) -> State:
-    """The first state, sharded as the parameters are; nothing was selected before."""
-    # Eagerly, so that the moments are made where their parameters lie. Counters are
-    # made on no particular device; left so, the second step, which gets them from the
-    # first, would be compiled anew.
+    """Returns the initial state, sharded like the parameters, with no selection."""
+    # Not jitted, so that the moments are created where their parameters are. Counters
+    # are created on no particular device, and are placed here, since otherwise the
+    # second step, which receives them from the first, would be compiled again.
     nothing = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, bool), params)
     state = State(transformation.init(params), nothing)
     mesh = jax.tree.leaves(params)[0].sharding.mesh

@@ -1,4 +1,4 @@
-"""One arm of the run: the loop around the training step."""
+"""The training of one arm: the loop around the training step."""
 
 import dataclasses
 import signal
@@ -24,16 +24,15 @@ Place = Callable[[Batch], dict[str, jax.Array]]
 
 
 class Given(NamedTuple):
-    """What an arm is trained on.
+    """The data for training an arm.
 
     Attributes:
       batches: Grain's iterator over batches of batch_size * accumulation_steps rows.
-      place: puts a batch on the devices.
-      frozen: the rest of the model's parameters, if not all are trained. It is in no
-        checkpoint.
-      information: what the optimizer is told of the base model, see
-        `optimizers.Inputs`.
-      term: makes the term of replay from a step's number; None without replay.
+      place: a function that puts a batch on the devices.
+      frozen: the model's other parameters, if not all are trained. They are not in
+        checkpoints.
+      information: the information about the base model, see `optimizers.Inputs`.
+      term: a function from a step's number to the term of replay; None without replay.
     """
 
     batches: Iterator[Batch]
@@ -51,23 +50,25 @@ def train(
     given: Given,
     files: ArmFiles,
 ) -> tuple[Params, Position]:
-    """Trains one arm to its last step, from its newest good checkpoint if it has one.
+    """Trains one arm to its last step, from its newest valid checkpoint if there is
+    one.
 
     Args:
       config: the run's settings.
-      arm: which optimizer, at which rate.
+      arm: the optimizer and its rate.
       graph: the model's structure.
-      params: the start of what is trained; donated, so it must not be used again.
-      given: what it is trained on.
-      files: where the arm's checkpoints and metrics go.
+      params: the initial trained parameters, which are donated and must not be used
+        again.
+      given: the data for training.
+      files: the arm's checkpoints and metrics.
 
     Returns:
-      The final `params`, and how far the arm came.
+      The final `params`, and the arm's position.
 
     Raises:
       InputError: a checkpoint cannot be read or written, or the gradients of too many
         steps in a row are not finite.
-      status.Stopped: a signal came, and the step after which it came is saved.
+      status.Stopped: a signal was received, and the current step has been saved.
     """
     transformation = make(arm.optimizer, config, arm.peak, given.information)
     state = init_state(transformation, params)
@@ -112,7 +113,7 @@ def train(
                 files.save(position, params, state, given.batches)
                 meter.resume()
             if stopping and jax.process_count() > 1:
-                # The signal may have come to another process alone.
+                # Only another process may have received the signal.
                 raise hosts.everywhere(Stopped(signal.SIGTERM))
             if stopping:
                 break
@@ -120,11 +121,11 @@ def train(
 
 
 def _stopping(asked: bool, logged: bool) -> bool:
-    """Whether to save and end after this step, the same on every process.
+    """Returns whether to save and end after this step, the same on every process.
 
     JAX's own notice of preemption (`multihost_utils.reached_preemption_sync_point`,
-    which Orbax asks too) is not used: it knows SIGTERM but not Ctrl-C, needs
-    `jax.distributed` also where there is one process, and lets further steps pass.
+    which Orbax uses too) is not used, because it handles SIGTERM but not Ctrl-C,
+    requires `jax.distributed` even for a single process, and lets further steps pass.
     """
     if jax.process_count() == 1:
         return asked
