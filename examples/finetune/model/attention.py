@@ -23,7 +23,7 @@ class MakeLinear(Protocol):
     def __call__(
         self, in_features: int, out_features: int, *, use_bias: bool = False
     ) -> nnx.Linear:
-        """Returns a map from so many features to so many."""
+        """Returns a map between the given numbers of features."""
         ...
 
 
@@ -33,7 +33,7 @@ class Cache(NamedTuple):
     Attributes:
       key: shape ``[L, B, S, K, H]``, rotated.
       value: shape ``[L, B, S, K, H]``.
-      positions: int32 ``[B, S]``, of the tokens in the slots.
+      positions: int32 ``[B, S]``, the positions of the tokens in the slots.
       next: int32 scalar, the first free slot of the ``S``.
     """
 
@@ -57,11 +57,11 @@ def init_cache(
 
 
 class Sight(NamedTuple):
-    """What a layer's tokens see, and how positions turn their queries and keys.
+    """What the tokens of a layer attend to, and the rotations of queries and keys.
 
     Attributes:
-      mask_BxTxS: bool, which keys each token may see.
-      rotary: the turns at the tokens' positions.
+      mask_BxTxS: bool, the keys that each token attends to.
+      rotary: the rotations at the tokens' positions.
     """
 
     mask_BxTxS: jax.Array
@@ -69,14 +69,14 @@ class Sight(NamedTuple):
 
 
 def causal_mask(segments_BxT: jax.Array) -> jax.Array:
-    """Says which keys each query may see in a batch of padded or packed rows.
+    """Returns the keys that each query attends to, for padded or packed rows.
 
     Args:
       segments_BxT: int32; 0 is padding, each packed example has its own number.
 
     Returns:
-      bool ``[B, T, T]`` (query, key): true for keys of the query's own segment at or
-      before it. Padding sees nothing and is not seen.
+      bool ``[B, T, T]`` (query, key): true for keys of the query's own segment that are
+      not after it. Padding does not attend and is not attended to.
     """
     T = segments_BxT.shape[1]
     query_BxTx1 = segments_BxT[:, :, None]
@@ -90,7 +90,7 @@ def within_window(
     key_positions_BxS: jax.Array,
     window: int,
 ) -> jax.Array:
-    """Leaves of a mask the keys that are less than ``window`` positions away."""
+    """Removes from a mask the keys that are ``window`` or more positions away."""
     distance_BxTxS = positions_BxT[:, :, None] - key_positions_BxS[:, None, :]
     return mask_BxTxS & (distance_BxTxS < window)
 
@@ -119,16 +119,16 @@ class Attention(nnx.Module):
         cache: Cache | None,
         index: int | jax.Array,
     ) -> tuple[jax.Array, Cache | None]:
-        """Mixes each token with those it may see.
+        """Combines the values of the tokens that each token attends to.
 
         Args:
-          x_BxTxD: normed residual stream.
-          sight: what the tokens see.
-          cache: keys and values so far, written and attended to if there is one.
-          index: this layer's number, its place in the cache.
+          x_BxTxD: the normalized residual stream.
+          sight: what the tokens attend to.
+          cache: keys and values so far, which are extended and attended to, or None.
+          index: this layer's number, its index in the cache.
 
         Returns:
-          What to add to the residual stream, and the new cache or None.
+          The term for the residual stream, and the new cache or None.
         """
         heads = (*x_BxTxD.shape[:2], -1, self.head_dim)
         query_BxTxNxH = self.query(x_BxTxD).reshape(heads)
@@ -140,8 +140,8 @@ class Attention(nnx.Module):
         query_BxTxNxH = sight.rotary.turn(query_BxTxNxH)
         key_BxSxKxH = sight.rotary.turn(key_BxSxKxH)
         if cache is not None:
-            # The whole cache is updated in place and read back by layer: stacking
-            # per-layer results instead would copy all of it for every token.
+            # The whole cache is updated in place and read by layer, since stacking the
+            # results of layers would copy all of it for every token.
             start = (index, 0, cache.next, 0, 0)
             cache = cache._replace(
                 key=_write(cache.key, key_BxSxKxH, start),

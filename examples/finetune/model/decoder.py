@@ -1,6 +1,6 @@
-"""A decoder in Flax NNX: Llama, Mistral, Qwen2, Qwen3, Gemma 3 and what is like them.
+"""A decoder in Flax NNX: Llama, Mistral, Qwen2, Qwen3, Gemma 3 and similar models.
 
-`decoder_config.DecoderConfig` says in what they differ. Capital letters in names are
+`decoder_config.DecoderConfig` has their differences. Capital letters in names are
 dimensions: ``B`` batch, ``T`` tokens, ``S`` slots attended over, ``D`` width of the
 residual stream, ``V`` vocabulary.
 """
@@ -38,13 +38,13 @@ class FeedForward(nnx.Module):
         self.activation = config.activation
 
     def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
-        """Returns what to add to the residual stream, given it normed."""
+        """Returns the term for the residual stream, given its normalized value."""
         activation = jax.nn.silu if self.activation == "silu" else jax.nn.gelu
         return self.down(activation(self.gate(x_BxTxD)) * self.up(x_BxTxD))
 
 
 class Layer(nnx.Module):
-    """One block: attention, then feed-forward, each on the normed residual stream."""
+    """One block: attention, then feed-forward, on the normalized residual stream."""
 
     def __init__(
         self, config: DecoderConfig, linear: MakeLinear, norm: MakeNorm
@@ -82,9 +82,9 @@ class Decoder(nnx.Module):
     """A decoder-only language model.
 
     Parameters, by path: ``embed/embedding [V, D]``, ``layers/<i>/...``,
-    ``final_norm/scale [D]`` and, when the head is not tied, ``head/kernel [D, V]``;
-    every kernel is ``[in, out]``. With ``scan_layers`` the ``<i>`` is gone and the
-    layers' parameters are stacked on axis 0.
+    ``final_norm/scale [D]`` and, if the head is not tied, ``head/kernel [D, V]``; every
+    kernel is ``[in, out]``. With ``scan_layers`` there is no ``<i>``, and the layers'
+    parameters are stacked on axis 0.
     """
 
     def __init__(
@@ -102,19 +102,20 @@ class Decoder(nnx.Module):
         """Makes a randomly initialised model.
 
         Args:
-          config: what makes it.
-          rngs: source of the initial values; equal seeds give equal values whether
-            or not layers are scanned.
-          dtype: of the computation; softmax, norms and logits stay float32.
-          param_dtype: of the parameters.
-          scan_layers: one traced layer, scanned: compiles faster, runs the same.
-          remat: recompute each layer's inside during the backward pass instead of
-            keeping it. With ``scan_layers`` that takes the default model's temporary
-            memory for 8 x 128 tokens on the CPU from 3.2 GB to 1.1, without it from
-            2.9 to 2.7.
-          mesh: from ``sharding.make_mesh``, over which activations are split by rows;
-            None for one device.
-          adapter: gives the layers' kernels LoRA factors, ``<kernel's
+          config: the sizes and the kind of decoder.
+          rngs: source of the initial values; equal seeds give equal values whether or
+            not layers are scanned.
+          dtype: dtype of the computation; softmax, norms and logits are in float32.
+          param_dtype: dtype of the parameters.
+          scan_layers: whether to trace one layer and scan it, which compiles faster and
+            computes the same.
+          remat: whether to recompute the inner values of each layer in the backward
+            pass instead of storing them. On the CPU, for 8 x 128 tokens, this reduces
+            the default model's temporary memory from 3.2 GB to 1.1 with
+            ``scan_layers``, and from 2.9 to 2.7 without.
+          mesh: from ``sharding.make_mesh``, over which the rows of activations are
+            sharded; None for one device.
+          adapter: for LoRA factors of the layers' kernels, at ``<kernel's
             place>/lora/lora_a [in, rank]`` and ``lora_b [rank, out]``.
         """
         kinds = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
@@ -170,13 +171,13 @@ class Decoder(nnx.Module):
         Args:
           tokens_BxT: int32 token ids.
           positions_BxT: int32 positions within each token's own sequence.
-          mask_BxTxS: bool, which keys each token may see; ``S`` is ``T``, or the
+          mask_BxTxS: bool, the keys that each token attends to; ``S`` is ``T``, or the
             cache's slots.
-          cache: what earlier calls left; this call writes its ``T`` keys and values
-            at slots ``next`` to ``next + T``, which must lie within ``S``.
+          cache: the cache of earlier calls; this call writes its ``T`` keys and values
+            to slots ``next`` to ``next + T``, which must be within ``S``.
 
         Returns:
-          ``[B, T, D]`` in the computation's dtype; with a cache, the pair of it and
+          ``[B, T, D]`` in the computation's dtype; with a cache, the pair of this and
           the new cache.
         """
         config = self.config
@@ -202,7 +203,7 @@ class Decoder(nnx.Module):
             return (keep_rows(x_BxTxD, self.mesh), cache), None
 
         if self.remat:
-            # Inside a scan the compiler cannot merge the recomputation away.
+            # Within a scan, the compiler cannot merge the recomputation away.
             run = jax.checkpoint(run, prevent_cse=not isinstance(layers, Layer))
         x_BxTxD = self.embed(tokens_BxT)
         if config.embedding_scale != 1:
@@ -228,7 +229,7 @@ class Decoder(nnx.Module):
         mask_BxTxS: jax.Array,
         key_positions_BxS: jax.Array,
     ) -> tuple[Sight, Sight | None]:
-        """What tokens see in layers that see everything, and in those that slide."""
+        """Returns what tokens attend to in full and in sliding layers."""
         config = self.config
         turning = frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
         wide = Sight(mask_BxTxS, Rotary.at(positions_BxT, turning))

@@ -1,4 +1,4 @@
-"""What makes one decoder: its sizes, and in what it differs from Llama."""
+"""The description of a decoder: its sizes, and its differences from Llama."""
 
 import dataclasses
 import math
@@ -7,16 +7,16 @@ from typing import Literal
 from examples.finetune.command.errors import InputError
 from examples.finetune.model.rotary import RopeScaling
 
-# Ten times the layers of the largest; more is a damaged file.
+# Ten times the layers of the largest model; more indicates a damaged file.
 MAX_LAYERS = 2000
 
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """What makes one decoder.
+    """The description of a decoder.
 
-    The defaults of what follows `tied_embedding` are Llama's. Integers are positive and
-    at most 2**31 - 1.
+    The defaults of the attributes after `tied_embedding` are Llama's. Integers are
+    positive and at most 2**31 - 1.
 
     Attributes:
       vocab_size: rows of the embedding, ``V``.
@@ -29,26 +29,26 @@ class DecoderConfig:
       rope_theta: base of the rotary frequencies.
       norm_eps: added to the mean square in RMSNorm.
       max_positions: the longest context.
-      tied_embedding: whether the head is the embedding's transpose.
-      rope_scaling: how rotary frequencies are stretched, or None.
-      family: the ``model_type`` of Hugging Face, which decides names in files.
+      tied_embedding: whether the head is the transposed embedding.
+      rope_scaling: the scaling of rotary frequencies, or None.
+      family: Hugging Face's ``model_type``, which determines names in files.
       qkv_bias: whether queries, keys and values have biases (Qwen2).
-      qk_norm: whether queries and keys are normed by head (Qwen3, Gemma 3).
-      post_norms: whether what attention and feed-forward layers add to the residual
-        stream is normed too (Gemma 3).
-      norms_from_one: whether a norm multiplies by 1 plus its parameter (Gemma).
-      activation: of the feed-forward layer's gate; ``"gelu"`` by its approximation with
-        tanh.
-      embedding_scale: embeddings are multiplied by it.
-      attention_scale: products of queries and keys are multiplied by it; None for
-        ``H ** -0.5``.
-      sliding_window: in sliding layers a token sees so many tokens, itself among them.
-      sliding_layers: which layers slide, one for each; empty for none.
+      qk_norm: whether queries and keys are normalized per head (Qwen3, Gemma 3).
+      post_norms: whether the outputs of attention and feed-forward layers are
+        normalized before they are added to the residual stream (Gemma 3).
+      norms_from_one: whether norms multiply by 1 plus their parameter (Gemma).
+      activation: activation of the feed-forward layer's gate; ``"gelu"`` is the
+        approximation with tanh.
+      embedding_scale: factor on the embeddings.
+      attention_scale: factor on products of queries and keys; None for ``H ** -0.5``.
+      sliding_window: number of tokens that a token attends to in sliding layers,
+        including itself.
+      sliding_layers: whether each layer slides; empty if none does.
       sliding_rope_theta: base of the rotary frequencies of sliding layers, which are
-        not stretched; None for those of the others.
+        not scaled; None for that of the other layers.
 
     Raises:
-      InputError: if a value is out of its range, or two do not fit together.
+      InputError: if a value is out of range, or two values do not fit together.
     """
 
     vocab_size: int
@@ -103,14 +103,14 @@ class DecoderConfig:
 
 
 def _require(name: str, value: float, largest: float) -> None:
-    # Written so that it is false for NaN.
+    # This form is false for NaN.
     if not 0 < value <= largest or value == math.inf:
         most = "finite" if largest == math.inf else f"at most {largest}"
         raise InputError(f"{name} must be positive and {most}, got {value}.")
 
 
 def parameter_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
-    """Returns the shape of every parameter by its path, the layers apart."""
+    """Returns the shape of every parameter by path, with separate layers."""
     D, F, V = config.hidden_size, config.intermediate_size, config.vocab_size
     queries = config.num_heads * config.head_dim
     keys = config.num_kv_heads * config.head_dim

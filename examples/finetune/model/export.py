@@ -1,4 +1,4 @@
-"""Writes a model in Hugging Face layout, for transformers and whatever reads it."""
+"""Writes a model in Hugging Face layout, for transformers and compatible programs."""
 
 import math
 import pathlib
@@ -27,13 +27,13 @@ _FILE_BYTES = 5 * 10**9
 
 
 def check_directory(directory: pathlib.Path) -> None:
-    """Makes sure, before any long work, that an export can be written.
+    """Checks, before any long work, that an export can be written.
 
     Args:
-      directory: new, empty, or an earlier export, which ``export`` will replace.
+      directory: a new or empty directory, or an earlier export, which is replaced.
 
     Raises:
-      InputError: if it holds anything else, or nothing can be written there.
+      InputError: if it has other files, or cannot be written.
     """
     try:
         _check_replaceable(directory)
@@ -47,21 +47,21 @@ def check_directory(directory: pathlib.Path) -> None:
 def export(model: Decoder, tokenizer: Tokenizer, directory: pathlib.Path) -> None:
     """Writes a model directory that transformers loads.
 
-    It holds ``config.json``, ``generation_config.json``, the tokenizer with its chat
+    It has ``config.json``, ``generation_config.json``, the tokenizer with its chat
     template, and the weights as safetensors in the parameters' own dtype, in files of
-    at most 5 GB. It appears whole or not at all.
+    at most 5 GB. It is written atomically.
 
     Args:
-      model: scanned or not, sharded or not. If several processes hold it all must
-        call; the first writes.
-      tokenizer: the model's.
+      model: scanned or not, sharded or not. If several processes hold it, all must call
+        this function, and the first one writes.
+      tokenizer: the model's tokenizer.
       directory: as for ``check_directory``.
 
     Raises:
-      InputError: as ``check_directory`` does, or if the disk is full.
+      InputError: from ``check_directory``, or if the disk is full.
     """
     if not hosts.is_first():
-        # It needs their parts.
+        # All processes are needed, since each has a part of the parameters.
         params = _parameters(model)
         for path in parameter_shapes(model.config):
             _tensor(params, path)
@@ -81,7 +81,7 @@ def export(model: Decoder, tokenizer: Tokenizer, directory: pathlib.Path) -> Non
             if directory.exists():
                 directory.rename(pathlib.Path(temporary) / "old")
             new.rename(directory)
-    # safetensors reports a full disk by an error of its own.
+    # safetensors reports a full disk with its own error.
     except (OSError, safetensors.SafetensorError) as error:
         raise _cannot_write(directory, error) from error
 
@@ -94,7 +94,7 @@ def _cannot_write(directory: pathlib.Path, error: Exception) -> InputError:
 def _check_replaceable(directory: pathlib.Path) -> None:
     if not directory.exists() or not any(directory.iterdir()):
         return
-    # A file that we would not write is the user's own: replacing would delete it.
+    # Other files belong to the user, and replacing the directory would delete them.
     ours = {huggingface.CONFIG_FILE, weight_files.INDEX_FILE, _GENERATION_FILE}
     ours |= {"tokenizer.json", "tokenizer_config.json"}
     foreign = [
@@ -122,7 +122,7 @@ def _token_ids(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _write_weights(model: Decoder, directory: pathlib.Path) -> str:
-    """Writes the safetensors and, for several, their index; returns the dtype."""
+    """Writes safetensors and, for several files, their index; returns the dtype."""
     from huggingface_hub import split_state_dict_into_shards_factory
 
     params = _parameters(model)
@@ -137,9 +137,9 @@ def _write_weights(model: Decoder, directory: pathlib.Path) -> str:
     )
     for name, tensors in split.filename_to_tensors.items():
         values = {tensor: _tensor(params, paths[tensor]) for tensor in tensors}
-        # transformers refuses files that do not say for which framework they are.
+        # transformers rejects files that do not specify a framework.
         safetensors.numpy.save_file(values, directory / name, {"format": "pt"})
-        # It makes files that only their owner may read.
+        # The files are readable only by their owner by default.
         (directory / name).chmod(0o644)
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}

@@ -1,7 +1,7 @@
-"""The families of models that `config.json` may describe, and how each names tensors.
+"""The families of models in `config.json`, and their names of tensors.
 
-A family is what Hugging Face calls a ``model_type``. To add one, say in what it differs
-from Llama, in `_READERS` and in `tensor_name`.
+A family is a ``model_type`` of Hugging Face. To add one, define its differences from
+Llama in `_READERS` and in `tensor_name`.
 """
 
 import math
@@ -30,8 +30,8 @@ _NAMES = {
     "mlp/up/kernel": "mlp.up_proj.weight",
     "mlp/down/kernel": "mlp.down_proj.weight",
 }
-# With norms on both sides, the name of the norm before the feed-forward layer is that
-# of the norm after attention.
+# In layers with norms on both sides, the norm before the feed-forward layer has the
+# name that otherwise belongs to the norm after attention.
 _NAMES_WITH_POST_NORMS = _NAMES | {
     "attention_post_norm/scale": "post_attention_layernorm.weight",
     "mlp_norm/scale": "pre_feedforward_layernorm.weight",
@@ -45,7 +45,7 @@ _ARCHITECTURES = {
     "gemma3_text": "Gemma3ForCausalLM",
 }
 FAMILIES = tuple(_ARCHITECTURES)
-# What a config may say beyond what is read, and the one value that is computed.
+# Keys of a config that are not read, and the only supported value of each.
 _FIXED: dict[str, dict[str, Any]] = {
     "llama": {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False},
     "mistral": {"hidden_act": "silu"},
@@ -62,7 +62,7 @@ _FIXED: dict[str, dict[str, Any]] = {
 
 
 def tensor_name(path: str, config: DecoderConfig) -> str:
-    """Returns the file's name for a parameter; its kernels are ``[out, in]``."""
+    """Returns the name of a parameter in the files, where kernels are ``[out, in]``."""
     names = _NAMES_WITH_POST_NORMS if config.post_norms else _NAMES
     if not path.startswith("layers/"):
         return names[path]
@@ -71,16 +71,16 @@ def tensor_name(path: str, config: DecoderConfig) -> str:
 
 
 def fixed(family: str) -> dict[str, Any]:
-    """Returns the keys of ``config.json`` that must have one value, and the value."""
+    """Returns the keys of ``config.json`` that have only one supported value."""
     return _FIXED[family]
 
 
 def read(raw: Mapping[str, Any]) -> DecoderConfig:
-    """Returns what a ``config.json`` describes.
+    """Returns the config that a ``config.json`` describes.
 
     Raises:
-      KeyError: it lacks a size.
-      ValueError: a value is out of its range.
+      KeyError: a size is missing.
+      ValueError: a value is out of range.
     """
     family = raw["model_type"]
     heads = _whole(raw, "num_attention_heads")
@@ -161,7 +161,7 @@ def _sliding(
     common: Mapping[str, Any],
     usual: Callable[[int], bool],
 ) -> dict[str, Any]:
-    """Which layers slide: what `layer_types` says, or what is usual in the family."""
+    """Returns which layers slide, by `layer_types` or by the family's default."""
     if raw.get("sliding_window") is None:
         return {}
     window = _whole(raw, "sliding_window")
@@ -177,7 +177,7 @@ def _sliding(
 
 
 def write(config: DecoderConfig) -> dict[str, Any]:
-    """Returns the part of ``config.json`` that a model decides."""
+    """Returns the model's part of ``config.json``."""
     written: dict[str, Any] = {
         **{key: x for key, x in _FIXED[config.family].items() if x is not None},
         "architectures": [_ARCHITECTURES[config.family]],
@@ -220,7 +220,7 @@ def _written_rope(config: DecoderConfig) -> dict[str, Any]:
             "original_max_position_embeddings": scaling.original_max_positions,
         }
     full = rope | {"rope_theta": config.rope_theta}
-    # Readers before transformers 5 want these, later ones rope_parameters.
+    # Readers before transformers 5 need these keys, later ones rope_parameters.
     older = {
         "rope_theta": config.rope_theta,
         "rope_scaling": None if scaling is None else rope,
@@ -260,7 +260,7 @@ def _whole(raw: Mapping[str, Any], key: str, default: int | None = None) -> int:
     value = raw[key] if default is None else raw.get(key)
     if value is None and default is not None:
         return default
-    # A boolean is an int to Python.
+    # In Python, a boolean is an int.
     if type(value) is not int or value < 1:
         raise ValueError(f"{key} must be a positive whole number, got {value!r}.")
     return value

@@ -28,22 +28,22 @@ _NAMES = {
     "mlp/down/kernel": "ffn_down.weight",
     "mlp_post_norm/scale": "post_ffw_norm.weight",
 }
-# Gemma 3's layers slide but for every sixth, at a rotary base of their own; llama.cpp
-# knows both, and its files do not tell.
+# In Gemma 3, all but every sixth layer slide, with another rotary base. llama.cpp knows
+# both, but its files do not contain them.
 _GEMMA3_PATTERN, _GEMMA3_LOCAL_THETA = 6, 10_000.0
 
 
 def open_gguf(path: pathlib.Path, name: str) -> Source:
-    """Opens a GGUF file; its weights are not yet read.
+    """Opens a GGUF file without reading its weights.
 
     Args:
       path: the file.
-      name: what reports call the model.
+      name: the model's name in reports.
 
     Raises:
       InputError: if its architecture or tokenizer is not supported.
     """
-    import gguf  # heavy, and only needed here
+    import gguf  # slow to import, and only needed here
 
     reader = gguf.GGUFReader(path)
     metadata = {key: field.contents() for key, field in reader.fields.items()}
@@ -102,10 +102,10 @@ def _config(metadata: dict[str, Any]) -> DecoderConfig:
         "num_kv_heads": get("attention.head_count_kv"),
         "head_dim": get("attention.key_length", width // heads),
         "rope_theta": get("rope.freq_base"),
-        # Stored as float32; printed and read back it is the 1e-5 that was meant.
+        # Stored as float32; printed and parsed again, it is the intended 1e-5.
         "norm_eps": float(str(np.float32(get("attention.layer_norm_rms_epsilon")))),
         "max_positions": get("context_length"),
-        "tied_embedding": True,  # the files have no tensor for the head
+        "tied_embedding": True,  # the files have no tensor of the head
     }
     if kind == "llama":
         return DecoderConfig(**common)
@@ -117,7 +117,7 @@ def _config(metadata: dict[str, Any]) -> DecoderConfig:
         norms_from_one=True,
         activation="gelu",
         embedding_scale=math.sqrt(width),
-        # Of Gemma 3's sizes up to 12 billion parameters.
+        # As in Gemma 3's sizes of up to 12 billion parameters.
         attention_scale=common["head_dim"] ** -0.5,
         sliding_window=get("attention.sliding_window"),
         sliding_layers=tuple(

@@ -1,4 +1,4 @@
-"""Rebuilds the tokenizers that GGUF files describe."""
+"""Reconstructs the tokenizers of GGUF files."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -8,14 +8,14 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from examples.finetune.command.errors import InputError
 
-# The pre-tokenizers that we can rebuild; each is a way to cut the text before merging.
-# SmolLM's cuts digits one by one, then as GPT-2 does.
+# The supported pre-tokenizers, which split the text before merging. SmolLM's splits
+# digits one by one, and then like GPT-2.
 _SPLITS = {"smollm": pre_tokenizers.Digits(individual_digits=True)}
 # Token types, from the specification of GGUF.
 _CONTROL, _USER_DEFINED = 3, 4
 _SPACE = "\u2581"
-# How Gemma 3's instruction-tuned models write turns. Files of its pre-trained models
-# have no template, but the same vocabulary.
+# The format of turns in Gemma 3's instruction-tuned models. Files of its pre-trained
+# models have no template, but the same vocabulary.
 _GEMMA_TURNS = (
     "{{ bos_token }}"
     "{% set ns = namespace(system='') %}"
@@ -35,7 +35,7 @@ _GEMMA_STOP = "<end_of_turn>"
 
 
 def core(metadata: Mapping[str, Any]) -> tokenizers.Tokenizer:
-    """Returns what encodes and decodes.
+    """Returns the tokenizer for encoding and decoding.
 
     Args:
       metadata: the file's values by key, ``tokenizer.ggml.tokens`` and so on.
@@ -77,7 +77,7 @@ def _byte_level(
 
 
 def _with_bytes(metadata: Mapping[str, Any]) -> tokenizers.Tokenizer:
-    """A tokenizer of SentencePiece's kind, which falls back to bytes, as Gemma's."""
+    """Returns a SentencePiece tokenizer with a fallback to bytes, like Gemma's."""
     tokens = metadata["tokenizer.ggml.tokens"]
     vocabulary = {token: index for index, token in enumerate(tokens)}
     merges = [*_merges(tokens, metadata["tokenizer.ggml.scores"], vocabulary)]
@@ -106,7 +106,7 @@ def _with_bytes(metadata: Mapping[str, Any]) -> tokenizers.Tokenizer:
 def _merges(
     tokens: Sequence[str], scores: Sequence[float], vocabulary: Mapping[str, int]
 ) -> Iterator[tuple[str, str]]:
-    """The pairs that merge, first those that merge first.
+    """Returns the pairs to merge, in the order of merging.
 
     SentencePiece merges the pair whose result has the highest score; the file has the
     scores, and any two tokens whose joined text is a token are a pair.
@@ -123,7 +123,7 @@ def _merges(
 
 
 def chat_template(metadata: Mapping[str, Any]) -> tuple[str | None, str | None]:
-    """Returns the file's chat template, and a token beside its own that ends turns.
+    """Returns the file's chat template, and an additional token that ends turns.
 
     Gemma's files without one get the template of its instruction-tuned models.
     """

@@ -14,7 +14,7 @@ from examples.finetune.system.json_files import read_object
 
 CONFIG_FILE = "config.json"
 
-# Files whose tensors of these types we compute with; others hold something else.
+# Supported types of tensors; other files have another meaning.
 _DTYPES = ("F16", "BF16", "F32", "F64")
 
 
@@ -25,7 +25,7 @@ def open_repository(repository: str) -> Source:
       repository: its id, ``owner/name``.
 
     Raises:
-      InputError: if it cannot be had, or as ``open_directory`` does.
+      InputError: if it cannot be downloaded, or from ``open_directory``.
     """
     import huggingface_hub  # only needed here
 
@@ -43,16 +43,16 @@ def open_repository(repository: str) -> Source:
 
 
 def open_directory(directory: pathlib.Path, name: str) -> Source:
-    """Opens a model directory and checks all of it but the weights' values.
+    """Opens a model directory and checks everything except the weights' values.
 
     Args:
-      directory: in Hugging Face layout.
-      name: what reports call the model.
+      directory: a directory in Hugging Face layout.
+      name: the model's name in reports.
 
     Raises:
-      InputError: if it is not supported, a file of it is a link that leads elsewhere,
-        or a file or tensor is missing, malformed or of another shape than
-        ``config.json`` says.
+      InputError: if the model is not supported, a file is a link out of the directory,
+        or a file or tensor is missing, malformed or of another shape than in
+        ``config.json``.
     """
     weight_files.check_links(directory)
     config = read_config(directory / CONFIG_FILE)
@@ -77,8 +77,8 @@ def read_config(path: pathlib.Path) -> DecoderConfig:
     """Reads a model's ``config.json``.
 
     Raises:
-      InputError: if it cannot be read, lacks a size, or is not a decoder that
-        ``decoder.Decoder`` computes.
+      InputError: if it cannot be read, lacks a size, or does not describe a decoder
+        that ``decoder.Decoder`` supports.
     """
     raw = read_object(path)
     family = raw.get("model_type")

@@ -1,8 +1,8 @@
-"""LoRA: small factors beside frozen kernels are trained instead of the kernels.
+"""LoRA: training of small factors for frozen kernels.
 
-Flax's own layer does it, `nnx.LoRALinear`: a scan over layers gives it one layer's
-slice of the stacked factors, as it gives it the kernel's. Each linear map in attention
-and feed-forward layers becomes `x @ kernel + scale * (x @ lora_a @ lora_b)`.
+This uses Flax's own layer, `nnx.LoRALinear`. A scan over layers slices the stacked
+factors like the kernels. Each linear map in attention and feed-forward layers becomes
+`x @ kernel + scale * (x @ lora_a @ lora_b)`.
 """
 
 import dataclasses
@@ -25,10 +25,10 @@ from examples.finetune.model.sharding import param_shardings, parameter_path
 
 @dataclasses.dataclass(frozen=True)
 class Adapter:
-    """How kernels are adapted.
+    """The adaptation of kernels.
 
     Attributes:
-      rank: the factors' common width.
+      rank: the inner dimension of the factors.
       alpha: the factors' product is multiplied by alpha / rank.
     """
 
@@ -37,12 +37,12 @@ class Adapter:
 
     @property
     def scale(self) -> float:
-        """What the factors' product is multiplied by."""
+        """The factor on the product of the LoRA factors."""
         return self.alpha / self.rank
 
 
 def adapter_of(config: Config) -> Adapter | None:
-    """The adapter that a run asks for; None trains the parameters themselves."""
+    """Returns the adapter of a run, or None to train the parameters themselves."""
     if not config.lora:
         return None
     alpha = config.lora if config.lora_alpha is None else config.lora_alpha
@@ -50,10 +50,10 @@ def adapter_of(config: Config) -> Adapter | None:
 
 
 def check_rank(adapter: Adapter | None, model: DecoderConfig) -> None:
-    """Checks that the factors are smaller than what they adapt.
+    """Checks that the factors are smaller than the kernels.
 
     Raises:
-      InputError: their rank is above that of a kernel.
+      InputError: the rank is above that of a kernel.
     """
     narrowest = min(min(shape) for shape in _adapted_shapes(model))
     if adapter is not None and adapter.rank > narrowest:
@@ -64,7 +64,7 @@ def check_rank(adapter: Adapter | None, model: DecoderConfig) -> None:
 
 
 def trained_count(adapter: Adapter | None, model: DecoderConfig) -> int:
-    """How many numbers are trained."""
+    """Returns the number of trained coordinates."""
     if adapter is None:
         return sum(math.prod(shape) for shape in parameter_shapes(model).values())
     return adapter.rank * sum(sum(shape) for shape in _adapted_shapes(model))
@@ -79,7 +79,7 @@ def _adapted_shapes(model: DecoderConfig) -> list[tuple[int, ...]]:
 
 
 class AdaptedLinear(nnx.LoRALinear):
-    """`nnx.LoRALinear` with LoRA's factor alpha / rank, which Flax leaves out."""
+    """`nnx.LoRALinear` with LoRA's scale alpha / rank, which Flax omits."""
 
     def __init__(
         self, in_features: int, out_features: int, *, adapter: Adapter, **kinds: Any
@@ -95,15 +95,15 @@ class AdaptedLinear(nnx.LoRALinear):
         self.scale = adapter.scale
 
     def __call__(self, x: jax.Array, out_sharding: Any = None) -> jax.Array:
-        """Returns the frozen map of `x` and the factors' scaled product with it."""
-        # Flax's first versions with LoRA do not know the argument.
+        """Returns the frozen map of `x` plus its scaled product with the factors."""
+        # Flax's first versions with LoRA do not have this argument.
         asked = {} if out_sharding is None else {"out_sharding": out_sharding}
         frozen = nnx.Linear.__call__(self, x, **asked)
         return frozen + self.scale * self.lora(x)
 
 
 def linear_maker(adapter: Adapter | None, **kinds: Any) -> MakeLinear:
-    """What makes the linear maps of a layer; `kinds` are arguments of `nnx.Linear`."""
+    """Returns a function that makes linear maps; `kinds` are for `nnx.Linear`."""
 
     def make(
         in_features: int, out_features: int, *, use_bias: bool = False
@@ -118,14 +118,14 @@ def linear_maker(adapter: Adapter | None, **kinds: Any) -> MakeLinear:
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """Which part of a model is trained: all parameters, or the factors beside them.
+    """The trained part of a model: all parameters, or LoRA factors.
 
     Attributes:
-      graph: the structure of the model that is trained.
-      shapes: its parameters' shapes.
-      adapter: how kernels are adapted; None trains all parameters.
-      seed: decides the first factors.
-      mesh: where factors lie.
+      graph: the structure of the trained model.
+      shapes: the shapes of its parameters.
+      adapter: the adaptation of kernels; None trains all parameters.
+      seed: seed of the first factors.
+      mesh: the mesh for the factors.
     """
 
     graph: nnx.GraphDef
@@ -135,13 +135,13 @@ class Trained:
     mesh: Mesh | None
 
     def begin(self, params: Any) -> tuple[Any, Any]:
-        """Returns what is to be trained, and the rest of the model or None."""
+        """Returns the trained parameters, and the model's other parameters or None."""
         if self.adapter is None:
             return params, None
         return initial_factors(self.shapes, self.seed, self.mesh), params
 
     def finish(self, trained: Any, frozen: Any) -> Any:
-        """Returns the parameters of the model as it was, with all that was learned."""
+        """Returns the parameters of the original model with everything learned."""
         if self.adapter is None:
             return trained
         return merge(frozen, trained, self.adapter)
@@ -150,15 +150,15 @@ class Trained:
 def initial_factors(
     shapes: nnx.State, seed: int, mesh: Mesh | None = None
 ) -> dict[str, Any]:
-    """The factors with which training begins: their product is zero.
+    """Returns the initial factors, whose product is zero.
 
     Args:
-      shapes: an adapted model's abstract parameters, of which `nnx.LoRAParam` are made.
-      seed: decides the first factors; the second are zero.
+      shapes: an adapted model's abstract parameters, with `nnx.LoRAParam` for factors.
+      seed: seed of the first factors; the second ones are zero.
       mesh: from ``sharding.make_mesh``; None for the default device.
 
     Returns:
-      A nested dict of arrays. Layers get equal values whether they are scanned or not.
+      A nested dict of arrays. Layers have equal values whether or not they are scanned.
     """
     wanted = nnx.to_pure_dict(nnx.filter_state(shapes, nnx.LoRAParam))
 
@@ -185,12 +185,12 @@ def initial_factors(
 
 
 def merge(params: Any, factors: Any, adapter: Adapter) -> Any:
-    """Adds the factors' products to the kernels.
+    """Adds the products of the factors to the kernels.
 
     Args:
-      params: the frozen parameters; where they lie the result will lie.
-      factors: as `initial_factors` makes them.
-      adapter: how they were trained.
+      params: the frozen parameters, whose sharding the result has.
+      factors: factors like those of `initial_factors`.
+      adapter: the adaptation with which they were trained.
 
     Returns:
       A tree like `params`, for the model without factors.

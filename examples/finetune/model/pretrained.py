@@ -1,4 +1,4 @@
-"""Finds a pretrained model and puts its weights on the devices."""
+"""Finds a pretrained model and loads its weights to the devices."""
 
 import pathlib
 import re
@@ -24,7 +24,7 @@ from examples.finetune.model.source import Source as Source
 
 
 def open_model(model: str) -> Source:
-    """Finds a model and checks it, without reading its weights.
+    """Finds a model and checks it without reading its weights.
 
     Args:
       model: one of `packaged.PACKAGES`, a directory in Hugging Face layout, or the id
@@ -32,7 +32,7 @@ def open_model(model: str) -> Source:
 
     Raises:
       InputError: if there is no such model, it cannot be fetched, it is not a supported
-        decoder, or a file of it is missing or malformed.
+        decoder, or one of its files is missing or malformed.
     """
     if model in PACKAGES:
         return open_gguf(model_file(model), model)
@@ -58,16 +58,16 @@ def structure(
     mesh: Mesh | None = None,
     adapter: Adapter | None = None,
 ) -> tuple[nnx.GraphDef, nnx.State]:
-    """A model without its weights.
+    """Returns a model without weights.
 
     Args:
       source: from ``open_model``.
-      dtype: of the computation.
-      param_dtype: of the parameters.
+      dtype: dtype of the computation.
+      param_dtype: dtype of the parameters.
       scan_layers: whether the layers are stacked and scanned.
       remat: whether layers are recomputed in the backward pass.
       mesh: from ``sharding.make_mesh``; None for the default device.
-      adapter: whether kernels have LoRA factors.
+      adapter: the LoRA factors of the kernels, or None.
 
     Returns:
       The model's graph and the shapes of its parameters.
@@ -95,17 +95,17 @@ def build(
     mesh: Mesh | None = None,
     **options: Any,
 ) -> Decoder:
-    """Reads a model's weights, one parameter at a time, straight to where they lie.
+    """Reads a model's weights, one parameter at a time, directly to their devices.
 
     Args:
       source: from ``open_model``.
       scan_layers: as for ``structure``.
       mesh: as for ``structure``.
-      options: the other arguments of ``structure`` but for ``adapter``.
+      options: other arguments of ``structure``, except ``adapter``.
 
     Returns:
-      The model. On the host there is never more than one of its parameters, and with
-      ``scan_layers`` one layer's share of it again.
+      The model. At any time the host has at most one of its parameters and, with
+      ``scan_layers``, another copy of one layer's share of it.
     """
     graph, shapes = structure(source, scan_layers=scan_layers, mesh=mesh, **options)
 

@@ -1,4 +1,4 @@
-"""Rotary positions: pairs of a head's coordinates turn with the token's position."""
+"""Rotary positions: rotations of pairs of a head's coordinates by position."""
 
 import dataclasses
 from typing import NamedTuple
@@ -10,16 +10,16 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """A stretch of the rotary frequencies to a longer context.
+    """A scaling of the rotary frequencies to a longer context.
 
     Attributes:
-      factor: how many times slower the slowest frequencies turn, >= 1.
-      low_frequency_factor: frequencies that turn fewer times than this within the
+      factor: divisor of the lowest frequencies, >= 1.
+      low_frequency_factor: frequencies with fewer rotations than this within the
         original context are divided by ``factor``.
-      high_frequency_factor: those that turn more often stay; between the two the
-        divisor is interpolated, as in Llama 3.
+      high_frequency_factor: frequencies with more rotations are unchanged; between the
+        two, the divisor is interpolated, as in Llama 3.
       original_max_positions: the context of pre-training, in tokens. None divides all
-        frequencies by ``factor``, and the two before are not used.
+        frequencies by ``factor``, regardless of the two bounds.
     """
 
     factor: float
@@ -37,12 +37,12 @@ class RopeScaling:
 
 
 def frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> np.ndarray:
-    """Says how far each pair of coordinates turns per position.
+    """Returns the rotation of each pair of coordinates per position.
 
     Args:
       head_dim: width of a head, ``H``, even.
-      theta: base of the frequencies; pair ``i`` turns by ``theta ** (-2 i / H)``.
-      scaling: their stretch, or None.
+      theta: base of the frequencies; pair ``i`` rotates by ``theta ** (-2 i / H)``.
+      scaling: the scaling of the frequencies, or None.
 
     Returns:
       float32 ``[H / 2]``, in radians.
@@ -59,7 +59,7 @@ def frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> np.
 
 
 class Rotary(NamedTuple):
-    """The turn of every pair at every position.
+    """The rotation of every pair at every position.
 
     Attributes:
       cosine: float32 ``[B, T, 1, H / 2]``.
@@ -71,14 +71,14 @@ class Rotary(NamedTuple):
 
     @classmethod
     def at(cls, positions_BxT: jax.Array, turning_P: np.ndarray) -> "Rotary":
-        """Returns the turns at integer positions, given ``frequencies(...)``."""
+        """Returns the rotations at integer positions, given ``frequencies(...)``."""
         angles_BxTx1xP = positions_BxT[:, :, None, None] * turning_P[None, None, None]
         return cls(jnp.cos(angles_BxTx1xP), jnp.sin(angles_BxTx1xP))
 
     def turn(self, x_BxTxNxH: jax.Array) -> jax.Array:
-        """Returns ``x`` with its pairs ``(x[i], x[i + H/2])`` turned, dtype kept."""
-        # Products in float32: in bfloat16 the angle's rounding would grow to whole
-        # positions in a long context.
+        """Returns ``x`` with pairs ``(x[i], x[i + H/2])`` rotated, dtype kept."""
+        # Products are in float32, since in bfloat16 the rounding of angles would exceed
+        # whole positions in a long context.
         first, second = jnp.split(x_BxTxNxH.astype(jnp.float32), 2, axis=-1)
         turned = (
             first * self.cosine - second * self.sine,

@@ -1,7 +1,7 @@
-"""Where parameters and batches lie on the devices: one table for everything.
+"""The sharding of parameters and batches, in one table.
 
-The axes of the mesh: ``data`` splits the batch and copies the parameters; ``fsdp``
-splits both; ``tensor`` splits the width of attention and feed-forward layers.
+The axes of the mesh: ``data`` divides the batch and replicates the parameters; ``fsdp``
+divides both; ``tensor`` divides the width of attention and feed-forward layers.
 """
 
 import math
@@ -17,9 +17,9 @@ from examples.finetune.command.errors import InputError
 
 AXES = ("data", "fsdp", "tensor")
 
-# By the end of a parameter's path. Kernels are [in, out]: what `tensor` splits on the
-# way into attention or feed-forward it splits on the way out too, so that each device
-# works on its own heads and columns and one sum ends the layer.
+# By the end of a parameter's path. Kernels are [in, out]. An axis that `tensor` divides
+# in the first kernel of a layer is divided in the last one too, so that each device
+# computes its own heads and columns, and one sum ends the layer.
 _TABLE: dict[str, tuple[str | None, ...]] = {
     "embed/embedding": ("tensor", "fsdp"),
     "norm/scale": (None,),
@@ -35,7 +35,7 @@ _TABLE: dict[str, tuple[str | None, ...]] = {
     "mlp/down/kernel": ("tensor", "fsdp"),
     "head/kernel": ("fsdp", "tensor"),
 }
-# LoRA's factors, [in, rank] and [rank, out], are split as their kernel's own sides are.
+# LoRA factors, [in, rank] and [rank, out], are divided like the sides of their kernel.
 _TABLE |= {
     path.removesuffix("kernel") + f"lora/lora_{factor}": split
     for path, axes in [*_TABLE.items()]
@@ -45,12 +45,12 @@ _TABLE |= {
 
 
 def make_mesh(description: str) -> Mesh:
-    """Lays all devices out as a mesh.
+    """Arranges all devices in a mesh.
 
     Args:
-      description: sizes by axis, such as ``"fsdp=4,tensor=2"``. Axes not named have
-        size 1, but for ``data``, which takes the devices that are left; ``""`` is
-        data parallelism over all devices.
+      description: sizes by axis, such as ``"fsdp=4,tensor=2"``. Other axes have size 1,
+        except that ``data`` uses the remaining devices; ``""`` is data parallelism over
+        all devices.
 
     Returns:
       A mesh with the axes ``data``, ``fsdp`` and ``tensor``, all of type Auto.
@@ -94,24 +94,24 @@ def _sizes(description: str) -> dict[str, int]:
 
 
 def parameter_path(path: tuple[Any, ...]) -> str:
-    """Writes a key path of JAX as a parameter's path, ``layers/0/mlp/up/kernel``."""
-    # NNX's states end each path in the variable's own attribute.
+    """Returns a key path of JAX as a parameter's path, ``layers/0/mlp/up/kernel``."""
+    # Paths in NNX's states end in an attribute of the variable.
     return jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
 
 
 def partition_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """Says how one array is split.
+    """Returns the sharding of an array.
 
     Args:
-      path: ends in a parameter's path; what stands before it (the layer's number, a
-        place in an optimizer's state) does not matter.
-      shape: the array's shape. Axes before those of the table, as a scan over layers
-        stacks them, stay whole.
+      path: ends in a parameter's path; its beginning (the layer's number, a place in an
+        optimizer's state) does not matter.
+      shape: the array's shape. Leading axes that are not in the table, such as stacked
+        layers, are not divided.
       mesh: from ``make_mesh``.
 
     Returns:
-      The table's entry; a dimension that its mesh axis does not divide stays whole,
-      and so do arrays of a single number.
+      The table's entry, except that axes which the mesh axis does not divide evenly,
+      and arrays of a single number, are not divided.
 
     Raises:
       ValueError: if the table does not cover the path.
@@ -134,8 +134,8 @@ def param_shardings(params: Any, mesh: Mesh) -> Any:
     """Returns the sharding of each array of a tree, as a tree of the same structure.
 
     Args:
-      params: arrays or ``jax.ShapeDtypeStruct``: a model's parameters, scanned or
-        not, or an optimizer's state with moments of them.
+      params: arrays or ``jax.ShapeDtypeStruct``: a model's parameters, scanned or not,
+        or an optimizer's state with their moments.
       mesh: from ``make_mesh``.
 
     Raises:
@@ -150,16 +150,16 @@ def param_shardings(params: Any, mesh: Mesh) -> Any:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Returns how arrays ``[B, ...]`` of a batch are split: rows over data and fsdp."""
+    """Returns the sharding of a batch ``[B, ...]``: rows over data and fsdp."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
 def own_rows(where: NamedSharding, rows: int) -> list[int]:
-    """Returns which rows of a batch lie on this process's devices, in order.
+    """Returns the rows of a batch that are on this process's devices, in order.
 
     Args:
       where: from ``batch_sharding``.
-      rows: of the batch.
+      rows: the number of rows of the batch.
     """
     parts = where.addressable_devices_indices_map((rows,)).values()
     return sorted({row for index in parts if index for row in range(rows)[index[0]]})
@@ -168,7 +168,7 @@ def own_rows(where: NamedSharding, rows: int) -> list[int]:
 def place_batch(
     batch: Mapping[str, np.ndarray], where: NamedSharding
 ) -> dict[str, jax.Array]:
-    """Puts a batch of which every process has all rows on the devices."""
+    """Puts a batch on the devices, if every process has all of its rows."""
     return {
         name: jax.make_array_from_callback(x.shape, where, x.__getitem__)
         for name, x in batch.items()
@@ -178,12 +178,12 @@ def place_batch(
 def place_rows(
     batch: Mapping[str, np.ndarray], where: NamedSharding, rows: int
 ) -> dict[str, jax.Array]:
-    """Puts a batch of which every process has its own rows on the devices.
+    """Puts a batch on the devices, if every process has its own rows.
 
     Args:
-      batch: arrays [R, ...] of the rows that ``own_rows`` names.
+      batch: arrays [R, ...] of the rows from ``own_rows``.
       where: from ``batch_sharding``.
-      rows: of the whole batch.
+      rows: the number of rows of the whole batch.
 
     Returns:
       Arrays [rows, ...].
@@ -200,17 +200,17 @@ def place_rows(
 
 
 def row_shards(mesh: Mesh) -> int:
-    """Returns into how many parts the rows of a batch are split."""
+    """Returns the number of parts into which the rows of a batch are divided."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def keep_rows(x: jax.Array, mesh: Mesh | None) -> jax.Array:
-    """Holds an activation ``[B, ...]`` to the sharding of its batch.
+    """Constrains an activation ``[B, ...]`` to the sharding of its batch.
 
-    Left to itself the compiler may follow the parameters instead, and give every
-    device all rows and a slice of the width: under ``fsdp`` then each holds the logits
-    of the whole batch. Without a mesh, or with rows that do not divide, nothing is
-    asked.
+    By default the compiler may follow the parameters instead, and give every device all
+    rows and a part of the width; with ``fsdp``, each would then have the logits of the
+    whole batch. Without a mesh, or if the rows do not divide evenly, there is no
+    constraint.
     """
     if mesh is None or x.shape[0] % row_shards(mesh):
         return x
@@ -218,15 +218,15 @@ def keep_rows(x: jax.Array, mesh: Mesh | None) -> jax.Array:
 
 
 def beside(x: jax.Array, y: jax.Array, mesh: Mesh | None) -> jax.Array:
-    """Puts the rows of two batches into one; no row leaves its device.
+    """Joins the rows of two batches, all of which stay on their devices.
 
     Args:
-      x: ``[B, ...]``, split as a batch over the mesh.
-      y: ``[R, ...]``, likewise.
+      x: ``[B, ...]``, sharded as a batch over the mesh.
+      y: ``[R, ...]``, sharded in the same way.
       mesh: from ``make_mesh``; None for one device.
 
     Returns:
-      ``[B + R, ...]``, the rows of each device side by side.
+      ``[B + R, ...]``, with the rows of each device side by side.
     """
     shards = 1 if mesh is None else row_shards(mesh)
     parts = [each.reshape(shards, -1, *each.shape[1:]) for each in (x, y)]
@@ -234,10 +234,10 @@ def beside(x: jax.Array, y: jax.Array, mesh: Mesh | None) -> jax.Array:
 
 
 def apart(xy: jax.Array, rows: int, mesh: Mesh | None) -> tuple[jax.Array, jax.Array]:
-    """Undoes ``beside``.
+    """Reverses ``beside``.
 
     Args:
-      xy: what it returned, or something of the same rows.
+      xy: the result of ``beside``, or an array with the same rows.
       rows: B, the number of rows of the first batch.
       mesh: as for ``beside``.
     """

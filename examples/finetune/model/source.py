@@ -1,4 +1,4 @@
-"""What a pretrained model consists of, wherever it comes from."""
+"""The parts of a pretrained model from any source."""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,14 +11,14 @@ from examples.finetune.model.tokenizer import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A pretrained model that is found and checked, but whose weights are not read.
+    """A pretrained model that has been found and checked, without its weights.
 
     Attributes:
       config: the sizes.
-      tokenizer: with the chat template.
-      name: what reports call it.
-      tensors: reads one parameter by its path, ``layers/<i>/mlp/up/kernel`` (the
-        layers apart, kernels ``[in, out]``), into a new array in host memory.
+      tokenizer: the tokenizer with the chat template.
+      name: its name in reports.
+      tensors: reads one parameter by its path, ``layers/<i>/mlp/up/kernel`` (layers are
+        separate, kernels are ``[in, out]``), into a new array in host memory.
     """
 
     config: DecoderConfig

@@ -1,4 +1,4 @@
-"""Text to token ids and back, and the model's chat template."""
+"""Conversion of text to token ids and back, and the model's chat template."""
 
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,12 +21,12 @@ class Tokenizer:
     """A byte-level or SentencePiece-like tokenizer with a chat template.
 
     Attributes:
-      bos_id: the token that begins a text, or None where the model has none.
+      bos_id: the token that begins a text, or None if the model has none.
       eos_id: the token that ends a text or a turn.
-      pad_id: fills rows; never learned from.
+      pad_id: the padding token, which carries no loss.
       stop_ids: generation ends at any of these.
-      beginning: what the model's own tokenizer puts before a text, such as Llama's and
-        Gemma's beginning of text; empty for many.
+      beginning: the tokens that the model's own tokenizer puts before a text, such as
+        Llama's and Gemma's beginning of text; empty for many models.
       vocab_size: one more than the largest id.
     """
 
@@ -36,13 +36,13 @@ class Tokenizer:
         settings: Mapping[str, Any],
         stop_ids: Iterable[int] = (),
     ) -> None:
-        """Joins a tokenizer with its settings.
+        """Combines a tokenizer with its settings.
 
         Args:
-          core: does the encoding.
+          core: the tokenizer for the encoding.
           settings: as in ``tokenizer_config.json``: ``bos_token``, ``eos_token``,
             ``pad_token``, ``chat_template``.
-          stop_ids: token ids that end generation, beside the end-of-text token.
+          stop_ids: token ids that end generation, besides the end-of-text token.
 
         Raises:
           InputError: if there is no end-of-text token, or a named token is unknown.
@@ -90,7 +90,7 @@ class Tokenizer:
         """Reads the tokenizer of a model directory in Hugging Face layout.
 
         Args:
-          directory: holds ``tokenizer.json`` and, as far as the model has them,
+          directory: contains ``tokenizer.json`` and, if the model has them,
             ``tokenizer_config.json``, ``chat_template.jinja``,
             ``generation_config.json`` and ``config.json``.
 
@@ -102,10 +102,10 @@ class Tokenizer:
             raise InputError(f"The model directory {directory} has no tokenizer.json.")
         try:
             core = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises plain Exception
+        except Exception as error:  # the library raises Exception itself
             raise InputError(f"{path} is not a tokenizer: {error}.") from error
         except BaseException as error:
-            # Where its Rust code panics, the error is not even an Exception.
+            # If its Rust code panics, the error is not a subclass of Exception.
             if type(error).__name__ != "PanicException":
                 raise
             raise InputError(f"{path} is not a tokenizer: {error}.") from None
@@ -131,16 +131,16 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Returns the text's token ids, without `beginning`.
 
-        Special tokens written out in the text become their ids.
+        Special tokens that are spelled out in the text become their ids.
         """
         return self._core.encode(text, add_special_tokens=False).ids
 
     def encode_from_start(self, text: str) -> list[int]:
-        """Returns the token ids of a text that begins here, with `beginning`."""
+        """Returns the token ids of a text at its beginning, preceded by `beginning`."""
         return [*self.beginning, *self.encode(text)]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Returns the text of token ids, special tokens left out."""
+        """Returns the text of token ids, without special tokens."""
         return self._core.decode(list(ids), skip_special_tokens=True)
 
     def chat(
@@ -149,18 +149,18 @@ class Tokenizer:
         *,
         add_generation_prompt: bool = False,
     ) -> str:
-        """Writes a conversation as the model was trained to see it.
+        """Formats a conversation with the model's chat template.
 
         Args:
-          messages: each with ``role`` and ``content``.
-          add_generation_prompt: whether to end with the opening of the assistant's
+          messages: the messages, with ``role`` and ``content``.
+          add_generation_prompt: whether to end with the beginning of the assistant's
             turn.
 
         Returns:
-          The text, special tokens written out.
+          The text, with special tokens spelled out.
 
         Raises:
-          InputError: if the model has no chat template or it refuses the messages.
+          InputError: if the model has no chat template, or it rejects the messages.
         """
         if self._template is None:
             raise InputError(
@@ -174,7 +174,7 @@ class Tokenizer:
                 documents=None,
                 **{name: self._special_text(name) for name in _NAMED},
             )
-        # A template is a program: what it does may fail in any way.
+        # A template is a program, which may raise any error.
         except Exception as error:
             raise InputError(
                 f"The model's chat template refuses the messages: {error}."
@@ -183,7 +183,7 @@ class Tokenizer:
     def save(self, directory: pathlib.Path) -> None:
         """Writes ``tokenizer.json`` and ``tokenizer_config.json`` into a directory."""
         self._core.save(str(directory / "tokenizer.json"))
-        # Some files spell tokens out as objects, which not every reader takes.
+        # Some files have tokens as objects, which not every reader supports.
         settings = {"tokenizer_class": "PreTrainedTokenizerFast"} | self.settings
         settings |= {name: self._special_text(name) for name in _NAMED}
         settings = {key: value for key, value in settings.items() if value is not None}
@@ -225,10 +225,10 @@ def _compile(template: str | list[dict[str, str]] | None) -> jinja2.Template | N
         return None
     if not isinstance(template, str):
         raise InputError(f"The model's chat template must be text, got {template!r}.")
-    # The template comes with the weights, from anywhere, hence the sandbox. Its
-    # settings are those that Hugging Face's templates are written for, but for
-    # strftime_now: without it Llama 3's template writes a fixed date, so that the
-    # same rows give the same tokens every day.
+    # The template comes with the weights, from any source, hence the sandbox. Its
+    # settings are those of Hugging Face, except that strftime_now is missing: without
+    # it Llama 3's template writes a fixed date, so that rows have the same tokens every
+    # day.
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
     )

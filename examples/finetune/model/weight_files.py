@@ -1,6 +1,6 @@
-"""The files of a model's directory: which are read, and what they hold.
+"""The files of a model's directory, and the tensors in them.
 
-Only safetensors are read, which cannot run code, and only inside the directory.
+Only safetensors are read, which cannot run code, and only within the directory.
 """
 
 import pathlib
@@ -13,21 +13,22 @@ from examples.finetune.system.json_files import read_object
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-# Names that a model directory's files end in, and those of formats that can run code
-# when they are read.
+# Suffixes of the files that are read, and those of formats that can run code when they
+# are read.
 _OURS = (".json", ".jinja", ".safetensors")
 _UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
 
 
 def check_links(directory: pathlib.Path) -> None:
-    """Refuses links that lead out of a model's directory, which may come from anybody.
+    """Rejects links out of a model's directory, which may come from an untrusted
+    source.
 
     Raises:
-      InputError: a file that would be read is one.
+      InputError: a file that would be read is such a link.
     """
     root = directory.resolve()
     inside = [root]
-    # The Hub's cache has its files beside the snapshots that link to them.
+    # The Hub's cache stores files beside the snapshots that link to them.
     if root.parent.name == "snapshots":
         inside.append(root.parent.parent / "blobs")
     for path in sorted(root.iterdir()):
@@ -42,7 +43,7 @@ def check_links(directory: pathlib.Path) -> None:
 
 
 def by_tensor(directory: pathlib.Path) -> dict[str, pathlib.Path]:
-    """Says in which file of a model's directory each tensor is.
+    """Returns the file of each tensor in a model's directory.
 
     Raises:
       InputError: there are no safetensors, or their index is malformed or leads out of
@@ -68,8 +69,8 @@ def by_tensor(directory: pathlib.Path) -> dict[str, pathlib.Path]:
     if not isinstance(names, dict):
         raise InputError(f"{index} has no weight_map.")
     for tensor, file in names.items():
-        # The index may come from anybody: a name with a path in it could make us read
-        # files that the user never meant to be part of a model.
+        # The index may be untrusted: a name with a path could make us read files that
+        # are not part of the model.
         if (
             not isinstance(file, str)
             or pathlib.PurePath(file).name != file
@@ -86,7 +87,7 @@ def shapes(path: pathlib.Path) -> dict[str, tuple[tuple[int, ...], str]]:
     """Returns the shape and the type of each tensor in a file.
 
     Raises:
-      InputError: the file cannot be read, or its header is wrong.
+      InputError: the file cannot be read, or its header is invalid.
     """
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
@@ -103,7 +104,7 @@ def read(path: pathlib.Path, tensor: str) -> np.ndarray:
     """Returns a tensor's values.
 
     Raises:
-      InputError: the file cannot be read any more.
+      InputError: the file can no longer be read.
     """
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
