@@ -72,11 +72,11 @@ def table(rows: Mapping[str, Row]) -> str:
         "# Outcomes of faults in fine-tuning runs",
         "",
         f"Written by `python -m tests.faults` with jax {jax.__version__} on "
-        f"{platform.system()}, CPU. {passed} of {len(rows)} cases came out as "
-        f"promised; they took {minutes:.0f} minutes, in one run or several (`--only` "
-        "does some again and leaves the other rows). A fine-tuning run has four steps "
-        "unless another number is given; bit for bit means an unbroken run's "
-        "`params_checksum`.",
+        f"{platform.system()}, CPU. {passed} of {len(rows)} cases had the promised "
+        f"outcome. They took {minutes:.0f} minutes, in one run or several, since "
+        "`--only` repeats some of them. A fine-tuning run has four steps unless "
+        "another number is given. Bit for bit means that `params_checksum` equals "
+        "that of an unbroken run.",
         "",
         "| fault | promised | what happened | lost | passed |",
         "|---|---|---|---|---|",
