@@ -4,7 +4,7 @@ Run it with `python -m examples.trainers.levanter.train`. The Llama has random w
 and stacked layers, and learns to count.
 """
 
-# Where Levanter is not installed, the type checker takes this folder for it.
+# Without Levanter, the type checker mistakes this folder for it.
 # pyright: reportMissingImports=false
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""What the tests of Levanter share: short runs of its trainer."""
+"""Short runs of Levanter's trainer, for its tests."""
 
 import functools
 import tempfile
@@ -30,10 +30,10 @@ Arrays = dict[str, np.ndarray]
 
 
 class Run(NamedTuple):
-    """What a run did.
+    """The result of a run.
 
     Attributes:
-      losses: of each step, as the trainer reports them.
+      losses: the loss of each step, as the trainer reports it.
       start: the parameters before the first step, by path.
       params: the parameters after the last step.
       momenta: the momenta after the last step.
@@ -62,7 +62,7 @@ def run_in(folder: str, name: str, steps: int = STEPS, **options: Any) -> Run:
 
 @functools.cache
 def run(name: str, steps: int = STEPS) -> Run:
-    """Returns a run in a folder of its own, which is trained once."""
+    """Returns a run in a separate folder, which is performed on the first call."""
     with tempfile.TemporaryDirectory() as folder:
         return run_in(folder, name, steps)
 
