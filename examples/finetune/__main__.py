@@ -1,7 +1,7 @@
-"""Fine-tune a language model with several optimizers and see what each forgot.
+"""Fine-tune a language model with several optimizers and compare what each forgets.
 
 python -m examples.finetune                     the default comparison
-python -m examples.finetune --preset smoke      the shortest run that shows all
+python -m examples.finetune --preset smoke      the shortest run that uses everything
 python -m examples.finetune --help              every option
 
 The exit status is 0 when the run is complete, 2 for invalid input or a full disk, after

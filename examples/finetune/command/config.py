@@ -38,13 +38,14 @@ class Config(
 
 
 class _Command:
-    """Fine-tune one language model with several optimizers and see what each forgot.
+    """Fine-tune a language model with several optimizers and compare what each forgets.
 
     Every arm starts from the same weights and sees the same batches; an arm is one
     optimizer at one learning rate. The run directory receives report.md, summary.json,
-    metrics.jsonl, pictures and checkpoints. The same command started again resumes the
-    run, also after SIGTERM or Ctrl-C (it saves after the step and exits with status 143
-    or 130), a crash or a full disk. After status 2, a sentence says what to correct.
+    metrics.jsonl, pictures and checkpoints. If a run is interrupted by SIGTERM or
+    Ctrl-C (it saves after the step and exits with status 143 or 130), by a crash or by
+    a full disk, the same command resumes it. After status 2, the message says how to
+    fix the input.
     """
 
 
