@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import functools
 import pathlib
 import textwrap
 from collections.abc import Iterator
@@ -37,7 +38,8 @@ class Function:
         return {"question": f"{REQUEST}\n\n{self.head}", "answer": self.body}
 
 
-def functions() -> list[Function]:
+@functools.cache
+def functions() -> tuple[Function, ...]:
     """Returns every documented function of the library, by module.
 
     Modules in `retention.CODE_MODULES` are excluded, because they are used to heal the
@@ -45,14 +47,14 @@ def functions() -> list[Function]:
     """
     library = pathlib.Path(ast.__file__).parent
     used = {name.partition(".")[0] for name in CODE_MODULES}
-    found = []
+    found: list[Function] = []
     for file in sorted(library.rglob("*.py")):
         parts = file.relative_to(library).parts
         module = parts[0].removesuffix(".py")
         if module not in used and not _LEFT_OUT.intersection(parts):
             source = file.read_text("utf-8", errors="ignore")
             found += [Function(module, *both) for both in _documented(source)]
-    return found
+    return tuple(found)
 
 
 def _documented(source: str) -> Iterator[tuple[str, str]]:

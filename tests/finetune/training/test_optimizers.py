@@ -226,6 +226,7 @@ def test_wrong_options_are_told(changes: dict[str, Any], words: str) -> None:
         checks.check_options(dataclasses.replace(Config(), **changes))
 
 
+@pytest.mark.nightly
 def test_the_command_runs_with_them(tmp_path: pathlib.Path) -> None:
     model, output = small.write_model(tmp_path / "model"), tmp_path / "run"
     extra = ["--optimizer", "ewc", "mofo_fisher", "--after", "interpolate"]

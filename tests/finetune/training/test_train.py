@@ -251,6 +251,7 @@ def test_an_interrupted_arm_ends_as_an_unbroken_one(
     assert checksums.of_tree(host) == checksums.of_tree(start)
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(
     jax.__version_info__ < (0, 10, 1),
     reason="jax.nn.dot_product_attention gives NaN in float64 for a row of nothing",
