@@ -8,8 +8,8 @@ import pytest
 
 from examples.finetune.model import parameters, sharding
 from examples.finetune.model.pretrained import Source
-from examples.finetune.training import train as training
 from examples.finetune.training.optimizers import make
+from examples.finetune.training.step import init_state, make_step
 from tests.finetune.model.test_lora import Built, build, random_factors
 from tests.finetune.training.test_train import CONFIG, batches
 
@@ -19,9 +19,9 @@ def losses(built: Built, mesh: jax.sharding.Mesh, scan: bool) -> list[float]:
     settings = dataclasses.replace(CONFIG, scan_layers=scan)
     factors, frozen = built.trained.begin(built.params)
     transformation = make("mofo", settings, 1e-2)
-    state = training.init_state(transformation, factors)
+    state = init_state(transformation, factors)
     graph = built.trained.graph
-    step = training.make_step(graph, transformation, 1, factors, state, frozen)
+    step = make_step(graph, transformation, 1, factors, state, frozen)
     where = sharding.batch_sharding(mesh)
     batch = jax.device_put(next(batches(settings)), where)
     found = []
