@@ -34,7 +34,7 @@ def options(model: pathlib.Path, output: pathlib.Path) -> list[str]:
         *("--batch-size", "8", "--sequence-length", "256"),
         *("--training-rows", "16", "--evaluation-rows", "4"),
         *("--knowledge-questions", "4", "--retention-sequences", "2"),
-        *("--max-new-tokens", "8"),
+        *("--max-new-tokens", "8", "--optimizer", "adamw", "mofo"),
     ]
 
 

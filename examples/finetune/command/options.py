@@ -12,19 +12,22 @@ import tyro
 
 # The default run takes 15 minutes on two CPU cores. These numbers determine its size
 # and should be tuned together.
-OPTIMIZERS = ("adamw", "mofo")
+OPTIMIZERS = ("adamw", "mofo", "l2")
 # The best rate of each optimizer in the sweep that examples/finetune/README.md records.
 LEARNING_RATES = {"adamw": 2e-4, "mofo": 2e-4}
 OTHER_LEARNING_RATE = 1e-4
+# Times the sum of the learning rates, this is between 1 and 5 in the default run.
+STRENGTHS = {"l2": 500.0}
+OTHER_STRENGTH = 0.1
 STEPS = 60
 BATCH_SIZE = 4
-SEQUENCE_LENGTH = 120  # The longest generated row has 114 tokens.
+SEQUENCE_LENGTH = 96  # The longest row of the task json has 95 tokens.
 WARMUP_STEPS = 5
 CHECKPOINT_EVERY = 30
 TRAINING_ROWS = 512
 EVALUATION_ROWS = 64
-KNOWLEDGE_QUESTIONS = 200
-RETENTION_SEQUENCES = 32
+KNOWLEDGE_QUESTIONS = 100
+RETENTION_SEQUENCES = 16
 MAX_NEW_TOKENS = 64
 
 Precision = Literal["float32", "bfloat16"]
@@ -112,8 +115,9 @@ class Optimizing:
     clip_norm: float = 1.0
     # LoRA factors are scaled by this over their rank; by 1 by default.
     lora_alpha: float | None = None
-    # Strength of the pull to the base model, for l2, l1, ewc and projection.
-    strength: float = 0.1
+    # Strength of the pull to the base model, for l2, l1, ewc and projection. By
+    # default, 500 for l2, which suits the default run, and 0.1 for the others.
+    strength: float | None = None
     # Exponent of the second moment, for padam, mofo_padam and mofo_gain, in [0, 1];
     # Adam's is 0.5.
     exponent: float = 0.75

@@ -57,7 +57,9 @@ def check_options(config: Config) -> None:
     )
     _require(config, "unselected_scale", 0 <= config.unselected_scale < 1, "in [0, 1)")
     _require(config, "exponent", 0 <= config.exponent <= 1, "in [0, 1]")
-    _require(config, "strength", 0 <= config.strength < math.inf, ">= 0")
+    strength = config.strength
+    if strength is not None:
+        _require(config, "strength", 0 <= strength < math.inf, ">= 0")
     for field in ("damping", "covariance_damping"):
         _require(config, field, 0 < getattr(config, field) < math.inf, "positive")
     _require(config, "after_share", 0 < config.after_share <= 1, "in (0, 1]")

@@ -1,8 +1,8 @@
 """The pictures of a run."""
 
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import matplotlib.figure
 
@@ -29,7 +29,7 @@ def training_curves(
         for axes, key in ((loss, "loss"), (moved, "moved_fraction")):
             axes.plot(steps, [row[key] for row in rows], color=color, label=name)
     loss.set(xlabel="step", ylabel="training loss (nats per token)")
-    moved.set(xlabel="step", ylabel="share of coordinates moved", ylim=(0, 1.02))
+    moved.set(xlabel="step", ylabel="fraction of coordinates moved", ylim=(0, 1.02))
     for axes in (loss, moved):
         axes.grid(alpha=0.3)
     loss.legend()
@@ -39,59 +39,106 @@ def training_curves(
 def learned_and_forgotten(
     path: pathlib.Path, base: Mapping[str, Any], arms: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """Draws what each arm forgot against what it learned, one point an arm.
+    """Draws an arrow from the base model to each arm: what it learned and forgot.
 
     Args:
       path: the PNG file.
       base: the base model's measurements.
       arms: each arm's results.
     """
-    figure = matplotlib.figure.Figure(figsize=(13, 4.2), layout="constrained")
-    panels = {
-        "general text: loss increase (nats per token)": _loss_increase,
-        "general text: KL from base (nats per token)": _divergence,
-        "knowledge questions: accuracy lost": _knowledge_lost,
-    }
-    for axes, (title, forgotten) in zip(
-        figure.subplots(1, len(panels)), panels.items(), strict=True
-    ):
-        points = {"base": (base, BASE_COLOR)}
-        points |= {
-            name: (arm, color)
-            for (name, arm), color in zip(arms.items(), _colors(len(arms)), strict=True)
-        }
-        for name, (model, color) in points.items():
-            x, y = model["task_loss"], forgotten(base, model)
-            if x is not None and y is not None:
-                axes.plot(x, y, "o", markersize=9, color=color, label=name)
-        axes.set(xlabel="task loss (left: learned more)", ylabel=title)
+    figure = matplotlib.figure.Figure(figsize=(13, 5), layout="constrained")
+    learned = _learned([base, *arms.values()])
+    for axes, measure in zip(figure.subplots(1, 3), _FORGOTTEN, strict=True):
+        start = learned.of(base), measure.of(base)
+        for (name, arm), color in zip(arms.items(), _colors(len(arms)), strict=True):
+            end = learned.of(arm), measure.of(arm)
+            if None in (*start, *end):
+                continue
+            # Invisible points, so that the axes make room for the arrows.
+            axes.plot(*zip(start, end, strict=True), alpha=0)
+            arrow = {"arrowstyle": "-|>", "color": color, "linewidth": 1.8}
+            axes.annotate("", end, start, arrowprops={**arrow, "shrinkA": 4})
+            axes.plot(*end, "o", markersize=7, color=color, label=name)
+        if None not in start:
+            axes.plot(*start, "s", markersize=8, color=BASE_COLOR, label="base model")
+        axes.set(xlabel=learned.label, ylabel=measure.label)
         axes.grid(alpha=0.3)
-        axes.axhline(0, color=BASE_COLOR, linewidth=0.8)
-        axes.margins(0.15)
+        axes.margins(0.12)
+        if learned.falls:
+            axes.invert_xaxis()
+        if measure.falls:
+            axes.invert_yaxis()
     figure.axes[0].legend()
+    figure.supxlabel(_sentence(base, arms, learned), fontsize=9, wrap=True)
     _save(figure, path)
 
 
-def _loss_increase(base: Mapping[str, Any], model: Mapping[str, Any]) -> float | None:
-    after, before = model["retention"], base["retention"]
-    return _mean(
-        [_minus(after[name], before[name]) for name in before if name != "knowledge"]
-    )
+class _Measure(NamedTuple):
+    """A number of a model, on an axis that has more learned, or forgotten, at its end.
+
+    Attributes:
+      label: of the axis, with the unit.
+      of: the number, or None if it was not measured.
+      falls: whether less of it means more learned, or more forgotten.
+    """
+
+    label: str
+    of: Callable[[Mapping[str, Any]], float | None]
+    falls: bool = False
 
 
-def _divergence(base: Mapping[str, Any], model: Mapping[str, Any]) -> float | None:
-    if model is base:
-        return 0.0
-    names = [name for name in base["retention"] if name != "knowledge"]
+def _text_loss(model: Mapping[str, Any]) -> float | None:
+    texts = model["retention"]
+    return _mean([texts[name] for name in texts if name != "knowledge"])
+
+
+def _divergence(model: Mapping[str, Any]) -> float | None:
+    if "kl_to_base" not in model:
+        return 0.0  # The base model itself.
+    names = [name for name in model["retention"] if name != "knowledge"]
     return _mean([model["kl_to_base"].get(name) for name in names])
 
 
-def _knowledge_lost(base: Mapping[str, Any], model: Mapping[str, Any]) -> float | None:
-    return _minus(base["retention"]["knowledge"], model["retention"]["knowledge"])
+def _knowledge(model: Mapping[str, Any]) -> float | None:
+    return _percent(model["retention"]["knowledge"])
 
 
-def _minus(one: float | None, other: float | None) -> float | None:
-    return None if one is None or other is None else one - other
+def _percent(share: float | None) -> float | None:
+    return None if share is None else 100 * share
+
+
+_FORGOTTEN = (
+    _Measure("loss on general text (nats per token)", _text_loss),
+    _Measure("KL from the base model on general text (nats per token)", _divergence),
+    _Measure("knowledge questions answered correctly (%)", _knowledge, falls=True),
+)
+
+
+def _learned(models: Sequence[Mapping[str, Any]]) -> _Measure:
+    if all(model["task_accuracy"] is not None for model in models):
+        label = "exact match on held-out rows of the task (%)"
+        return _Measure(label, lambda model: _percent(model["task_accuracy"]))
+    label = "loss on held-out rows of the task (nats per token)"
+    return _Measure(label, lambda model: model["task_loss"], falls=True)
+
+
+def _sentence(
+    base: Mapping[str, Any], arms: Mapping[str, Mapping[str, Any]], learned: _Measure
+) -> str:
+    """What the arrows mean, and between which numbers they lead."""
+
+    def numbers(model: Mapping[str, Any]) -> str:
+        task, text = learned.of(model), _text_loss(model)
+        of_task = "-" if task is None else f"{task:.2f}"
+        of_text = "-" if text is None else f"{text:.3f}"
+        kind = "a task loss of " if learned.falls else ""
+        return f"{kind}{of_task}{'' if learned.falls else '%'} and {of_text}"
+
+    ends = ", ".join(f"{numbers(arm)} ({name})" for name, arm in arms.items())
+    return (
+        "To the right a model has learned, and upwards it has forgotten: from "
+        f"{numbers(base)} nats per token on general text to {ends}."
+    )
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -12,6 +12,7 @@ import optax
 import mofo_jax
 from examples.finetune.command.config import Config
 from examples.finetune.command.optimizers import FISHER, NEEDS
+from examples.finetune.command.options import OTHER_STRENGTH, STRENGTHS
 
 # If layers are stacked, each layer is one block, as without stacking.
 BLOCK_AXES = mofo_jax.block_rules("llama", "layer")
@@ -84,9 +85,14 @@ def _inverse_covariance(inputs: Inputs) -> optax.GradientTransformation:
     )
 
 
+def _strength(inputs: Inputs, name: str) -> float:
+    given = inputs.config.strength
+    return STRENGTHS.get(name, OTHER_STRENGTH) if given is None else given
+
+
 def _pulled(norm: str) -> Factory:
     def make(inputs: Inputs) -> optax.GradientTransformation:
-        pull = mofo_jax.pull_to_start(inputs.config.strength, norm)
+        pull = mofo_jax.pull_to_start(_strength(inputs, norm), norm)
         return optax.chain(_adam(inputs.config), pull, *_ending(inputs))
 
     return make
@@ -94,14 +100,14 @@ def _pulled(norm: str) -> Factory:
 
 def _ewc(inputs: Inputs) -> optax.GradientTransformation:
     consolidation = mofo_jax.baselines.elastic_weight_consolidation(
-        inputs.config.strength, inputs.information
+        _strength(inputs, "ewc"), inputs.information
     )
     return optax.chain(consolidation, _adamw(inputs))
 
 
 def _projected(inputs: Inputs) -> optax.GradientTransformation:
     return mofo_jax.baselines.selective_projection_decay(
-        _adamw(inputs), inputs.config.strength, block_axes=BLOCK_AXES
+        _adamw(inputs), _strength(inputs, "projection"), block_axes=BLOCK_AXES
     )
 
 

@@ -25,6 +25,10 @@ from examples.finetune.model.attention import causal_mask
 from examples.finetune.model.decoder import Decoder
 from examples.finetune.training.own_text import Text, batch
 
+# Arrays of the size of a part's logits that are alive at once: both models' logits,
+# what the divergence makes of them, and gradients.
+_ARRAYS = 8
+
 
 class Term(NamedTuple):
     """What a step of training needs for its term of replay.
@@ -139,14 +143,15 @@ def summed_divergence(
       base: turns the stored hidden states into logits.
       hidden_RxTxD: the model's final hidden states on the texts.
       own: the texts, as in `Term`.
-      batch_rows: B, rows of the task's batch. Both models' logits are computed for so
-        many tokens at a time that together they are no more than its logits are.
+      batch_rows: B, rows of the task's batch. Logits are computed for so many tokens at
+        a time that they and what is made of them take no more memory than the logits
+        of that batch.
 
     Returns:
       A float32 scalar.
     """
     R, T = hidden_RxTxD.shape[:2]
-    least = -(-2 * R // batch_rows)
+    least = -(-_ARRAYS * R // batch_rows)
     parts = next(n for n in range(least, T + 1) if T % n == 0) if least <= T else T
 
     @jax.checkpoint  # The logits are computed again in the backward pass.

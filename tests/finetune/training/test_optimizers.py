@@ -150,6 +150,24 @@ def test_names_that_need_the_information_are_known() -> None:
     assert sorted(needed) == sorted(NEEDS)
 
 
+@pytest.mark.parametrize("name", ["adamw", "mofo"])
+@pytest.mark.parametrize(
+    ("dtype", "master_weights", "wanted"),
+    [("float32", "auto", 8), ("bfloat16", "auto", 12), ("bfloat16", "off", 4)],
+)
+def test_the_bytes_of_the_state_for_each_parameter(
+    name: str, dtype: Any, master_weights: Any, wanted: int
+) -> None:
+    precision = {"param_dtype": dtype, "master_weights": master_weights}
+    made = optimizers.make(name, dataclasses.replace(CONFIG, **precision), 1e-3)
+    params = jax.tree.map(lambda x: x.astype(dtype), tree(0))
+    state = jax.eval_shape(made.init, params)
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    arrays = [leaf for leaf in jax.tree.leaves(state) if leaf.ndim]
+    found = sum(leaf.size * leaf.dtype.itemsize for leaf in arrays)
+    assert found == wanted * size
+
+
 @pytest.mark.parametrize("scan", [True, False])
 def test_after(scan: bool) -> None:
     start, end = tree(0), jax.tree.map(jnp.add, tree(0), tree(1))
