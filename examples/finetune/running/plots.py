@@ -9,7 +9,7 @@ import matplotlib.figure
 from examples.finetune.system.files import replacing
 
 BASE_COLOR = "0.35"
-# Okabe and Ito's colours, told apart by colour-blind readers; arms take them in turn.
+# Okabe and Ito's colours, which colour-blind readers can distinguish, in turn by arm.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 

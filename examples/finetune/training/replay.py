@@ -1,10 +1,10 @@
-"""Replay: training keeps close to the base model's predictions on its own texts.
+"""Replay: training keeps the model close to the base model on the base model's texts.
 
-Beside the task's loss a step minimises the forward Kullback-Leibler divergence from the
-base model on texts that the base model wrote. Its predictions are stored as its final
-hidden states, a few hundred numbers a token where logits would be tens of thousands;
-its head, kept on the devices, turns them into logits in each step, a part of the tokens
-at a time.
+In addition to the task's loss, a step minimizes the forward Kullback-Leibler divergence
+from the base model on texts that the base model generated. Its predictions are stored
+as its final hidden states, which have a few hundred numbers per token instead of tens
+of thousands of logits. In each step its head, which is stored on the devices, computes
+the logits from them, for a part of the tokens at a time.
 
 The idea is from https://arxiv.org/abs/2605.26097 and its predecessors.
 """
@@ -25,19 +25,19 @@ from examples.finetune.model.attention import causal_mask
 from examples.finetune.model.decoder import Decoder
 from examples.finetune.training.own_text import Text, batch
 
-# Arrays of the size of a part's logits that are alive at once: both models' logits,
-# what the divergence makes of them, and gradients.
+# Number of arrays with the size of a part's logits that exist at the same time: both
+# models' logits, intermediate values of the divergence, and gradients.
 _ARRAYS = 8
 
 
 class Term(NamedTuple):
-    """What a step of training needs for its term of replay.
+    """The data for the term of replay in a training step.
 
     Attributes:
       rows: one batch of texts: `tokens`, `positions`, `segments` int32 and `loss_mask`
         bool [R, T], `base_hidden` float32 [R, T, D].
-      head: the base model's parameters that make logits of hidden states.
-      weight: of the mean divergence, float32 scalar.
+      head: the base model's parameters that compute logits from hidden states.
+      weight: weight of the mean divergence, a float32 scalar.
     """
 
     rows: Mapping[str, jax.Array]
@@ -51,23 +51,22 @@ class Texts:
     def __init__(
         self, texts: Sequence[Text], length: int, hidden: np.ndarray, seed: int
     ) -> None:
-        """Keeps texts.
+        """Stores texts with their hidden states.
 
         Args:
           texts: at least one.
           length: tokens of a row.
           hidden: the base model's final hidden states on `batch(texts, length)`,
             float32 [N, length, D].
-          seed: decides the order.
+          seed: seed of the order.
         """
         self._rows = batch(texts, length) | {"base_hidden": hidden}
         self._seed = seed
 
     def at(self, step: int, count: int, rows: Sequence[int] | None = None) -> Batch:
-        """The rows of one step, in an order that is shuffled anew each epoch.
+        """Returns the rows of one step, in an order that is shuffled in each epoch.
 
-        They depend on the step's number alone, so a run that is resumed gets the rows
-        that it would have got.
+        They only depend on the step's number, so that a resumed run has the same rows.
 
         Args:
           step: counted from 1.
@@ -90,14 +89,14 @@ def _shuffled(seed: int, epoch: int, count: int) -> np.ndarray:
 
 
 def head(params: Mapping[str, Any], frozen: Mapping[str, Any] | None) -> Any:
-    """The base model's head, as long as training has not begun.
+    """Returns the base model's head, before training.
 
     Args:
-      params: what will be trained; under LoRA its factors.
-      frozen: under LoRA the parameters of the model, of which the head is a part.
+      params: the parameters to train; with LoRA, the factors.
+      frozen: with LoRA, the parameters of the model, which include the head.
 
     Returns:
-      A copy, since the first step donates `params`; under LoRA the frozen head itself.
+      A copy, since the first step donates `params`; with LoRA, the frozen head itself.
     """
     if frozen is not None:
         return head_of(frozen)
@@ -105,7 +104,7 @@ def head(params: Mapping[str, Any], frozen: Mapping[str, Any] | None) -> Any:
 
 
 def counted(rows: Mapping[str, jax.Array]) -> jax.Array:
-    """Which predictions count: those of tokens that the model wrote. bool [R, T]."""
+    """Returns which predictions count: of tokens that the model generated; [R, T]."""
     written = jnp.roll(rows["loss_mask"], -1, axis=1).at[:, -1].set(False)
     return written & (rows["segments"] != 0)
 
@@ -113,10 +112,10 @@ def counted(rows: Mapping[str, jax.Array]) -> jax.Array:
 def hidden_of_both(
     model: Decoder, task: Mapping[str, jax.Array], own: Mapping[str, jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
-    """Runs a batch of the task and one of own texts through the layers, in one pass.
+    """Runs a batch of the task and one of replayed texts through the layers together.
 
-    One pass needs one set of gradients: after two, those of the first would have to be
-    kept during the second.
+    A single pass needs one set of gradients; with two passes, the gradients of the
+    first would have to be stored during the second.
 
     Returns:
       Their final hidden states, [B, T, D] and [R, T, D].
@@ -136,16 +135,16 @@ def summed_divergence(
     own: Mapping[str, jax.Array],
     batch_rows: int,
 ) -> jax.Array:
-    """The divergence from the base model, summed over the predictions that count.
+    """Returns the divergence from the base model, summed over predictions that count.
 
     Args:
-      model: turns `hidden_RxTxD` into logits.
-      base: turns the stored hidden states into logits.
+      model: computes logits from `hidden_RxTxD`.
+      base: computes logits from the stored hidden states.
       hidden_RxTxD: the model's final hidden states on the texts.
       own: the texts, as in `Term`.
-      batch_rows: B, rows of the task's batch. Logits are computed for so many tokens at
-        a time that they and what is made of them take no more memory than the logits
-        of that batch.
+      batch_rows: B, rows of the task's batch. The number of tokens that are processed
+        at a time is such that their logits and intermediate values need no more memory
+        than the logits of that batch.
 
     Returns:
       A float32 scalar.
@@ -173,7 +172,7 @@ def summed_divergence(
 
 
 def base_model(graph: nnx.GraphDef, states: Sequence[Any], term: Term) -> Decoder:
-    """A model whose head is the base model's; its layers are not to be used.
+    """Returns a model with the base model's head, whose layers must not be used.
 
     Args:
       graph: the model's structure.
