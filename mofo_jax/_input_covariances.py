@@ -10,7 +10,7 @@ import optax
 from mofo_jax._covariances import shardings
 from mofo_jax._covariances.covariance import InputCovariance
 from mofo_jax._covariances.methods import Sums
-from mofo_jax._covariances.program import Found, Program, make_program
+from mofo_jax._covariances.program import Program, make_program
 from mofo_jax._options.path_rules import path_name, place
 
 Apply = Callable[[Any, Any], Any]
@@ -69,7 +69,10 @@ def input_covariances(
       apply: The model, called as ``apply(params, batch)`` and traced. What it returns
         does not matter. It must leave out dropout and the like by itself.
       params: The model's parameters, a tree of arrays. Those of a real floating-point
-        dtype are looked for.
+        dtype are looked for. Where they or a batch are abstract
+        (`jax.ShapeDtypeStruct`), so are the matrices that are returned, with their
+        shardings: a template for a checkpoint, or for a program that is compiled for
+        another machine.
       batches: The inputs, any iterable. Each batch is a tree of arrays. The program is
         compiled once for each type of batch.
       weights: What counts how much. Called with a batch, it returns an array of
@@ -111,33 +114,42 @@ def input_covariances(
         if not callable(value) and not (name == "weights" and value is None):
             raise TypeError(f"`{name}` must be callable, got {type(value).__name__}")
     paths = _paths(params)
-    found: list[Found | None] = []
-    obstacles: list[str] = []
-    unweighted: set[Any] = set()
+    program: Program | None = None
     sums: list[Sums] | None = None
     compiled: dict[Any, Callable[..., list[Sums]]] = {}
+    abstract = _is_abstract(params)
     for batch in batches:
         key = jax.tree.structure(batch), *map(jax.typeof, jax.tree.leaves(batch))
         if key not in compiled:
             program = _make(apply, params, batch, weights)
-            found, obstacles = program.found, program.obstacles
-            unweighted = program.unweighted
             compiled[key] = _compile(program, params, weights)
-        sums = compiled[key](sums, params, batch)
-    if sums is None:
+        if abstract or _is_abstract(batch):
+            abstract = True
+            sums = jax.eval_shape(compiled[key], None, params, batch)
+        else:
+            sums = compiled[key](sums, params, batch)
+    if program is None or sums is None:
         raise ValueError("`batches` must hold at least one batch")
-    means = jax.jit(lambda sums: [_mean(*pair) for pair in sums])(sums)
+    found, obstacles, unweighted = program.found, program.obstacles, program.unweighted
+    means = (
+        _abstract(sums, program.shardings(jax.tree.leaves(params)))
+        if abstract
+        else jax.jit(lambda sums: [_mean(*pair) for pair in sums])(sums)
+    )
     inputs = list(dict.fromkeys(each.parts for each in found if each))
     names: dict[Any, str] = {}
     leaves, report = [], {}
-    for path, each, obstacle in zip(paths, found, obstacles, strict=True):
+    for path, param, each, obstacle in zip(
+        paths, jax.tree.leaves(params), found, obstacles, strict=True
+    ):
         if each is None:
             leaves.append(None)
             report[path] = f"no covariance: {obstacle}"
             continue
         source = names.setdefault(each.parts, path)
         matrix = means[inputs.index(each.parts)]
-        leaves.append(InputCovariance(matrix, each.axes, each.batch_axes, source))
+        own = shardings.of(param)
+        leaves.append(InputCovariance(matrix, each.axes, each.batch_axes, source, own))
         report[path] = f"contracted along {each.axes}"
         if each.batch_axes:
             report[path] += f", for each index of {each.batch_axes}"
@@ -188,6 +200,19 @@ def _compile(program: Program, params: Any, weights: Any) -> Callable[..., list[
         return new if sums is None else jax.tree.map(jnp.add, sums, new)
 
     return jax.jit(add, donate_argnums=0)
+
+
+def _is_abstract(tree: Any) -> bool:
+    leaves = jax.tree.leaves(tree)
+    return any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
+
+
+def _abstract(sums: list[Sums], spread: list[Any]) -> list[jax.ShapeDtypeStruct]:
+    """Returns what stands for the means of sums that stand for arrays."""
+    return [
+        jax.ShapeDtypeStruct(matrix.shape, matrix.dtype, sharding=sharding)
+        for (matrix, _), sharding in zip(sums, spread, strict=True)
+    ]
 
 
 def _mean(matrix: jax.Array, count: jax.Array) -> jax.Array:

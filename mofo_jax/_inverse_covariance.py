@@ -1,11 +1,15 @@
 """Steps that spare the directions in which the inputs of a kernel lie."""
 
 import contextlib
+import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
+from jax.sharding import NamedSharding
 
 from mofo_jax import _checks, _inverse_factors
 from mofo_jax._covariances import given, shardings
@@ -161,18 +165,79 @@ def scale_by_inverse_covariance(
             covariance = kept[name]
             if covariance is None:
                 return update
-            axes, batch_axes = covariance.axes, covariance.batch_axes
             factor = state.factors[_key(name, covariance)]
-            wide = widen(update)
-            x = shardings.move_off(wide, axes, batch_axes)
-            factor = jax.tree.map(lambda f: shardings.like(f, x, batch_axes), factor)
-            removed = _inverse_factors.apply(factor, x, axes, batch_axes)
-            removed = shardings.like(removed, wide, range(wide.ndim))
-            return (wide - removed).astype(jnp.result_type(update))
+            wide = _in_parts(factor, widen(update), covariance)
+            return wide.astype(jnp.result_type(update))
 
         return jax.tree_util.tree_map_with_path(scale, updates), state
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _in_parts(
+    factor: _inverse_factors.Factor, x: jax.Array, covariance: InputCovariance
+) -> jax.Array:
+    """Returns an update less what is removed of it, one matrix after another.
+
+    In a loop, so that of a stack no more than one matrix is whole on each device.
+    """
+    sharding = shardings.known(x, covariance.sharding)
+    looped = {
+        axis: number
+        for number, axis in enumerate(covariance.batch_axes)
+        if sharding is None or sharding.spec[axis] is None
+    }
+    lengths = [x.shape[axis] for axis in looped]
+    if math.prod(lengths) == 1:
+        return _less(factor, x, covariance, sharding)
+
+    def one(index: jax.Array, x: jax.Array) -> jax.Array:
+        place = dict(zip(looped, jnp.unravel_index(index, lengths), strict=True))
+        own = {looped[axis]: i for axis, i in place.items()}
+        matrix = jax.tree.map(lambda f: _part(f, own), factor)
+        part = _less(matrix, _part(x, place), covariance, sharding)
+        starts = [place.get(axis, 0) for axis in range(x.ndim)]
+        return lax.dynamic_update_slice(x, part, starts)
+
+    return lax.fori_loop(0, math.prod(lengths), one, x)
+
+
+def _part(x: jax.Array, place: Mapping[int, Any]) -> jax.Array:
+    """Returns the part of an array at one index along some axes, of length 1 there."""
+    starts = [place.get(axis, 0) for axis in range(x.ndim)]
+    sizes = [1 if axis in place else size for axis, size in enumerate(x.shape)]
+    return lax.dynamic_slice(x, starts, sizes)
+
+
+def _less(
+    factor: _inverse_factors.Factor,
+    x: jax.Array,
+    covariance: InputCovariance,
+    sharding: NamedSharding | None,
+) -> jax.Array:
+    """Returns an update less what is removed of it.
+
+    Of a divided update each device gets whole columns, in exchange for rows: then it is
+    the matrix alone that is gathered, and no more of the update than a device's share.
+    """
+    axes, batch_axes = covariance.axes, covariance.batch_axes
+    if sharding is None:
+        return x - _inverse_factors.apply(factor, x, axes, batch_axes)
+    columns = shardings.moved_off(sharding, x.shape, axes, batch_axes)
+    constrain = shardings.constrain
+    # First as it lies, and back the same way: else the compiler moves what is whole out
+    # of the loop, or gathers the update itself.
+    moved = constrain(constrain(x, sharding), columns)
+
+    def gathered(f: jax.Array) -> jax.Array:
+        own = shardings.divide(covariance.matrix, len(batch_axes), f.shape)
+        whole = shardings.along(columns, batch_axes, f.ndim)
+        return constrain(constrain(f, own), whole)
+
+    factor = jax.tree.map(gathered, factor)
+    removed = _inverse_factors.apply(factor, moved, axes, batch_axes)
+    removed = constrain(constrain(removed, columns), sharding)
+    return constrain(x - removed, sharding)
 
 
 def _computed(function: Any, name: str, matrix: Any, batch: int) -> Any:
@@ -181,26 +246,25 @@ def _computed(function: Any, name: str, matrix: Any, batch: int) -> Any:
     Raises:
       ValueError: If the matrix has an eigenvalue that is too far below zero.
     """
+
+    def spread(x: jax.Array) -> jax.Array:
+        return shardings.constrain(x, shardings.divide(matrix, batch, x.shape))
+
     if isinstance(matrix, jax.ShapeDtypeStruct):
         types = jax.eval_shape(function, matrix)
-        return jax.tree.map(
-            lambda x: jnp.full(
-                x.shape,
-                jnp.nan,
-                x.dtype,
-                device=shardings.divide(matrix, batch, x.shape),
-            ),
-            types,
-        )
 
-    def spread(given: jax.Array) -> Any:
-        factor = function(shardings.whole_along(given, range(given.ndim)))
-        return jax.tree.map(
-            lambda x: shardings.constrain(x, shardings.divide(matrix, batch, x.shape)),
-            factor,
-        )
+        def unknown() -> Any:
+            return jax.tree.map(
+                lambda x: spread(jnp.full(x.shape, jnp.nan, x.dtype)), types
+            )
 
-    factor = jax.jit(spread)(matrix)
+        return jax.jit(unknown)()
+
+    def compute(matrix: jax.Array) -> Any:
+        whole = shardings.whole_along(matrix, range(matrix.ndim))
+        return jax.tree.map(spread, function(whole))
+
+    factor = jax.jit(compute)(matrix)
     finite = jax.tree.map(lambda x: jnp.all(jnp.isfinite(x)), factor)
     with contextlib.suppress(jax.errors.ConcretizationTypeError):
         if not all(jax.tree.leaves(finite)):

@@ -11,6 +11,7 @@ from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
+from examples.benchmarks import covariances
 from examples.benchmarks.programs import Step, bare_step
 from examples.benchmarks.trees import (
     LLAMA_7B,
@@ -45,6 +46,10 @@ class Case(NamedTuple):
       clips: whether gradients are clipped by their global norm first.
       block_axes: the option of MoFO.
       options: the compiler's options.
+      graph: the structure of the model whose training step it is.
+      forms: names of forms of the inverse covariance that are compiled beside AdamW,
+        instead of MoFO.
+      covariances: those of the model, abstract.
     """
 
     step: Callable[[optax.GradientTransformation], Step]
@@ -53,6 +58,9 @@ class Case(NamedTuple):
     clips: bool
     block_axes: Any = None
     options: Mapping[str, str] | None = None
+    graph: nnx.GraphDef | None = None
+    forms: tuple[str, ...] = ()
+    covariances: Any = None
 
 
 def cases(
@@ -89,6 +97,10 @@ def cases(
         )._replace(options={"xla_jf_program_hbm_alignment_in_kib": "1"})
         found["bare step, kernels of separate heads"] = lambda: on_tree(
             _HEADS, mesh, clips=False
+        )
+    for name in ("SmolLM2-135M", "Llama 1.2B", "Llama 7B"):
+        found[f"inverse covariance, {name}"] = lambda name=name: inverse_covariance(
+            covariances.MODELS[name], mesh
         )
     if topology == "v5p:4x4x4":  # Other devices have too little memory.
         found["bare step, shards of 2^32"] = lambda: on_tree(
@@ -186,7 +198,18 @@ def training(
 
         return step
 
-    return Case(step_of, params, batch, clips=True, block_axes=BLOCK_AXES)
+    return Case(
+        step_of, params, batch, clips=True, block_axes=BLOCK_AXES, graph=graph
+    )
+
+
+def inverse_covariance(config: LlamaConfig, mesh: Mesh) -> Case:
+    """A training step of scanned layers for the forms of the inverse covariance."""
+    case = training(config, mesh, True, dtype=jnp.bfloat16)
+    return case._replace(
+        forms=covariances.COMPILED,
+        covariances=covariances.covariances_of(case.graph, case.params, case.last),
+    )
 
 
 def placed(shapes: Any, places: Any) -> Any:

@@ -19,7 +19,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import mofo_jax
-from examples.benchmarks import hlo
+from examples.benchmarks import covariances, hlo
 from examples.benchmarks.cases import Case, cases, placed
 from examples.benchmarks.programs import build
 from examples.benchmarks.results import first_line
@@ -59,13 +59,8 @@ def compile_case(case: Case) -> Iterator[tuple[str, dict[str, Any]]]:
       device, temporaries as a share of the parameters, seconds, and counts of `hlo`.
     """
     size = parameter_bytes(case.params)
-    for name, optimizer in {
-        "adamw": optax.adamw(RATE),
-        "mofo": mofo_jax.mofo(RATE, block_axes=case.block_axes),
-    }.items():
-        if case.clips:
-            optimizer = optax.chain(optax.clip_by_global_norm(1.0), optimizer)
-        state = _state(optimizer, case.params)
+    for name, members in _chains(case).items():
+        optimizer, state = _chain(members, case.params)
         given = case.params, state, case.last
         program = build(
             case.step(optimizer), *given, keep_text=True, options=case.options
@@ -93,14 +88,47 @@ def parameter_bytes(params: Any) -> int:
     )
 
 
+def _chains(case: Case) -> dict[str, list[optax.GradientTransformation]]:
+    """Returns the members of each optimizer's chain, by its name."""
+    first = [optax.clip_by_global_norm(1.0)] if case.clips else []
+    if case.forms:
+        behind = {
+            form: mofo_jax.scale_by_inverse_covariance(
+                case.covariances, **covariances.FORMS[form]
+            )
+            for form in case.forms
+        }
+        last = optax.scale_by_learning_rate(RATE)
+        adam = [*first, optax.scale_by_adam()]
+        return {
+            "adamw": [*adam, last],
+            **{form: [*adam, rule, last] for form, rule in behind.items()},
+        }
+    return {
+        "adamw": [*first, optax.adamw(RATE)],
+        "mofo": [*first, mofo_jax.mofo(RATE, block_axes=case.block_axes)],
+    }
+
+
+def _chain(
+    members: list[optax.GradientTransformation], params: Any
+) -> tuple[optax.GradientTransformation, Any]:
+    """Returns a chain and its abstract state."""
+    return optax.chain(*members), tuple(_state(member, params) for member in members)
+
+
 def _state(optimizer: optax.GradientTransformation, params: Any) -> Any:
     """Returns the optimizer's abstract state, sharded like the parameters."""
+    shapes = jax.eval_shape(optimizer.init, params)
+    if hasattr(shapes, "factors"):  # The inverse covariance says itself how they lie.
+        places = jax.jit(optimizer.init).lower(params).compile().output_shardings
+        return placed(shapes, places)
     mesh = jax.tree.leaves(params)[0].sharding.mesh
     everywhere = NamedSharding(mesh, PartitionSpec())
     return optax.tree.map_params(
         optimizer,
         lambda _, param: param,
-        jax.eval_shape(optimizer.init, params),
+        shapes,
         params,
         transform_non_params=lambda leaf: placed(leaf, everywhere),
     )

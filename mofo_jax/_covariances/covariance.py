@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import jax
+from jax.sharding import NamedSharding
 
 
 @jax.tree_util.register_dataclass
@@ -23,6 +24,8 @@ class InputCovariance:
         covariances: those of stacked layers, of experts, or of heads.
       source: The path of the first of all parameters that are multiplied with the same
         input, and whose matrices are therefore equal.
+      sharding: The sharding of the parameter over a mesh with Auto axes. By it updates
+        are divided among devices. None if it is not known, or for one device.
 
     Examples:
       >>> import jax.numpy as jnp, mofo_jax
@@ -42,3 +45,6 @@ class InputCovariance:
         default=(), metadata={"static": True}
     )
     source: str = dataclasses.field(default="", metadata={"static": True})
+    sharding: NamedSharding | None = dataclasses.field(
+        default=None, metadata={"static": True}
+    )

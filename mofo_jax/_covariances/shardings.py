@@ -8,6 +8,14 @@ import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 
+def of(x: Any) -> NamedSharding | None:
+    """Returns the sharding of an array, or of what stands for one, over a mesh."""
+    sharding = getattr(x, "sharding", None)
+    if not isinstance(sharding, NamedSharding) or sharding.mesh.empty:
+        return None
+    return sharding
+
+
 def follow(
     param: Any, axes: Sequence[int], batch_axes: Sequence[int], length: int
 ) -> NamedSharding | None:
@@ -27,8 +35,8 @@ def follow(
       A sharding of ``[*batch, length, length]``; None if that of the parameter is not
       known, or is none of a mesh.
     """
-    sharding = getattr(param, "sharding", None)
-    if not isinstance(sharding, NamedSharding) or sharding.mesh.empty:
+    sharding = of(param)
+    if sharding is None:
         return None
     mesh, rank = sharding.mesh, len(param.shape)
     spec = (*sharding.spec, *[None] * (rank - len(sharding.spec)))
@@ -53,8 +61,8 @@ def divide(matrices: Any, batch: int, shape: Sequence[int]) -> NamedSharding | N
     Returns:
       A sharding; None if that of the matrices is not known, or is none of a mesh.
     """
-    sharding = getattr(matrices, "sharding", None)
-    if not isinstance(sharding, NamedSharding) or sharding.mesh.empty:
+    sharding = of(matrices)
+    if sharding is None:
         return None
     spec = (*sharding.spec, *[None] * (batch + 1))
     rows = _names([spec[batch]])
@@ -102,42 +110,68 @@ def whole_along(x: jax.Array, axes: Sequence[int]) -> jax.Array:
     return jax.sharding.reshard(x, PartitionSpec(*spec))
 
 
-def move_off(x: jax.Array, axes: Sequence[int], kept: Sequence[int]) -> jax.Array:
-    """Returns an array that is divided along other axes, where that can be told.
+def known(x: jax.Array, sharding: NamedSharding | None) -> NamedSharding | None:
+    """Returns how an array is divided, where that can be told.
 
     Args:
       x: The array.
+      sharding: What it is outside of the program, where that is known.
+
+    Returns:
+      What its type says in an Explicit mesh, and else `sharding`; None where nothing is
+      known, where there is one device only, and where the program itself divides.
+    """
+    own = jax.typeof(x).sharding
+    if is_explicit(own.mesh):
+        return NamedSharding(own.mesh, own.spec)
+    automatic = own.mesh.empty or set(own.mesh.axis_types) == {AxisType.Auto}
+    if not automatic or sharding is None or sharding.mesh.size == 1:
+        return None
+    return NamedSharding(sharding.mesh, _padded(sharding.spec, x.ndim))
+
+
+def moved_off(
+    sharding: NamedSharding,
+    shape: Sequence[int],
+    axes: Sequence[int],
+    kept: Sequence[int],
+) -> NamedSharding:
+    """Returns the sharding of an array that is whole along some axes.
+
+    What these were divided over divides another axis, where it does so evenly.
+
+    Args:
+      sharding: Of the array, for each of its axes.
+      shape: Of the array.
       axes: Axes along which it is to be whole.
       kept: Axes along which it stays as it is.
     """
-    sharding = jax.typeof(x).sharding
-    if not is_explicit(sharding.mesh):
-        return x
     spec: list[Any] = list(sharding.spec)
     moved = _names(spec[axis] for axis in axes)
     for axis in axes:
         spec[axis] = None
-    for axis in range(x.ndim):
+    for axis in range(len(shape)):
         names = (*_names([spec[axis]]), *moved)
         parts = math.prod(sharding.mesh.shape[name] for name in names)
-        if axis not in (*axes, *kept) and moved and x.shape[axis] % parts == 0:
+        if axis not in (*axes, *kept) and moved and shape[axis] % parts == 0:
             spec[axis], moved = names, []
-    return jax.sharding.reshard(x, PartitionSpec(*spec))
+    return NamedSharding(sharding.mesh, PartitionSpec(*spec))
 
 
-def like(x: jax.Array, other: jax.Array, axes: Sequence[int]) -> jax.Array:
-    """Returns an array divided along its first axes as another is along some of its.
+def along(sharding: NamedSharding, axes: Sequence[int], rank: int) -> NamedSharding:
+    """Returns the sharding of an array whose first axes are some of another's.
 
     Args:
-      x: The array.
-      other: The other.
-      axes: Those of the other, all axes for all of them.
+      sharding: Of the other.
+      axes: Of the other.
+      rank: How many axes the array has. Along the rest it is whole.
     """
-    sharding = jax.typeof(other).sharding
-    if not is_explicit(sharding.mesh):
-        return x
     spec = [sharding.spec[axis] for axis in axes]
-    return jax.sharding.reshard(x, PartitionSpec(*spec))
+    return NamedSharding(sharding.mesh, _padded(spec, rank))
+
+
+def _padded(spec: Sequence[Any], rank: int) -> PartitionSpec:
+    return PartitionSpec(*spec, *[None] * (rank - len(spec)))
 
 
 def replicated(x: jax.Array) -> Any:

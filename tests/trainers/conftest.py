@@ -20,6 +20,8 @@ TOLERATED = {
         "ignore:optax.global_norm is deprecated:DeprecationWarning",
         # Tunix only detects the mesh of this context, which its users therefore need.
         "ignore:.with mesh.. context manager has been deprecated:DeprecationWarning",
+        # Tunix's Qwen and Gemma.
+        "ignore:jax.experimental.shard_map is deprecated:DeprecationWarning",
         # Qwix.
         "ignore:The 'm.iter_modules..' method is deprecated:DeprecationWarning",
         "ignore:'VariableState' was removed:DeprecationWarning",

@@ -108,7 +108,9 @@ def test_sharded_as_on_one_device(name: str, options: str, kind: str) -> None:
             axes, batch_axes = AXES[key]
             place = follow(params[key], axes, batch_axes, matrix.shape[-1])
             matrix = jax.device_put(jnp.asarray(matrix), place)
-            covariances[key] = InputCovariance(matrix, axes, batch_axes)
+            covariances[key] = InputCovariance(
+                matrix, axes, batch_axes, sharding=places[key]
+            )
         optimizer = optimizer_of(covariances, OPTIONS[options])
         state = optimizer.init(params)
         types = jax.tree.map(jax.typeof, (params, state))
