@@ -1,15 +1,11 @@
 """Steps that spare the directions in which the inputs of a kernel lie."""
 
 import contextlib
-import math
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
-from jax.sharding import NamedSharding
 
 from mofo_jax import _checks, _inverse_factors
 from mofo_jax._covariances import given, shardings
@@ -67,22 +63,39 @@ def scale_by_inverse_covariance(
     coordinates of the input differ in scale. The learning rate that suits is higher
     than Adam's, since a part of each step is gone.
 
-    With MoFO, `scale_by_mofo` in place of `optax.scale_by_adam` spreads the selected
-    momenta over the columns that they are in, so that other weights move, too. A filter
-    around both ranks the scaled steps, and leaves what it does not select where it is:
+    There are two ways to combine it with MoFO. With the filter in front, the momenta
+    are selected first. The product then spreads each column of the selected steps over
+    all rows, so weights that were not selected move, too:
 
     .. code-block:: python
 
-      mofo_jax.momentum_filter(
-          optax.chain(
-              optax.scale_by_adam(),
-              mofo_jax.scale_by_inverse_covariance(covariances),
-          ),
-          score="update",
+      optax.chain(
+          mofo_jax.scale_by_mofo(),
+          mofo_jax.scale_by_inverse_covariance(covariances),
+          optax.scale_by_learning_rate(4e-4),
       )
 
-    Whole matrices in float32 take, for a Llama of 7 billion parameters, 0.8 of the
-    parameters' memory. Kernels with the same input share one matrix in any case.
+    With the filter behind, the scaled steps are ranked, and weights that are not
+    selected keep every bit:
+
+    .. code-block:: python
+
+      optax.chain(
+          mofo_jax.momentum_filter(
+              optax.chain(
+                  optax.scale_by_adam(),
+                  mofo_jax.scale_by_inverse_covariance(covariances),
+              ),
+              score="update",
+          ),
+          optax.scale_by_learning_rate(4e-4),
+      )
+
+    For a Llama of 7 billion parameters, whole matrices in float32 take 0.82 of the
+    parameters' memory, and blocks of 2048 in bfloat16 take 0.10. Parameters with the
+    same input share one matrix. Over several devices the matrices are sharded as the
+    parameters are. Each step gathers one matrix at a time, and exchanges rows of the
+    updates for columns; no parameter and no update is gathered.
 
     Args:
       covariances: A tree with the structure of the parameters, of `InputCovariance` or
@@ -166,78 +179,12 @@ def scale_by_inverse_covariance(
             if covariance is None:
                 return update
             factor = state.factors[_key(name, covariance)]
-            wide = _in_parts(factor, widen(update), covariance)
+            wide = _inverse_factors.subtract(factor, widen(update), covariance)
             return wide.astype(jnp.result_type(update))
 
         return jax.tree_util.tree_map_with_path(scale, updates), state
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _in_parts(
-    factor: _inverse_factors.Factor, x: jax.Array, covariance: InputCovariance
-) -> jax.Array:
-    """Returns an update less what is removed of it, one matrix after another.
-
-    In a loop, so that of a stack no more than one matrix is whole on each device.
-    """
-    sharding = shardings.known(x, covariance.sharding)
-    looped = {
-        axis: number
-        for number, axis in enumerate(covariance.batch_axes)
-        if sharding is None or sharding.spec[axis] is None
-    }
-    lengths = [x.shape[axis] for axis in looped]
-    if math.prod(lengths) == 1:
-        return _less(factor, x, covariance, sharding)
-
-    def one(index: jax.Array, x: jax.Array) -> jax.Array:
-        place = dict(zip(looped, jnp.unravel_index(index, lengths), strict=True))
-        own = {looped[axis]: i for axis, i in place.items()}
-        matrix = jax.tree.map(lambda f: _part(f, own), factor)
-        part = _less(matrix, _part(x, place), covariance, sharding)
-        starts = [place.get(axis, 0) for axis in range(x.ndim)]
-        return lax.dynamic_update_slice(x, part, starts)
-
-    return lax.fori_loop(0, math.prod(lengths), one, x)
-
-
-def _part(x: jax.Array, place: Mapping[int, Any]) -> jax.Array:
-    """Returns the part of an array at one index along some axes, of length 1 there."""
-    starts = [place.get(axis, 0) for axis in range(x.ndim)]
-    sizes = [1 if axis in place else size for axis, size in enumerate(x.shape)]
-    return lax.dynamic_slice(x, starts, sizes)
-
-
-def _less(
-    factor: _inverse_factors.Factor,
-    x: jax.Array,
-    covariance: InputCovariance,
-    sharding: NamedSharding | None,
-) -> jax.Array:
-    """Returns an update less what is removed of it.
-
-    Of a divided update each device gets whole columns, in exchange for rows: then it is
-    the matrix alone that is gathered, and no more of the update than a device's share.
-    """
-    axes, batch_axes = covariance.axes, covariance.batch_axes
-    if sharding is None:
-        return x - _inverse_factors.apply(factor, x, axes, batch_axes)
-    columns = shardings.moved_off(sharding, x.shape, axes, batch_axes)
-    constrain = shardings.constrain
-    # First as it lies, and back the same way: else the compiler moves what is whole out
-    # of the loop, or gathers the update itself.
-    moved = constrain(constrain(x, sharding), columns)
-
-    def gathered(f: jax.Array) -> jax.Array:
-        own = shardings.divide(covariance.matrix, len(batch_axes), f.shape)
-        whole = shardings.along(columns, batch_axes, f.ndim)
-        return constrain(constrain(f, own), whole)
-
-    factor = jax.tree.map(gathered, factor)
-    removed = _inverse_factors.apply(factor, moved, axes, batch_axes)
-    removed = constrain(constrain(removed, columns), sharding)
-    return constrain(x - removed, sharding)
 
 
 def _computed(function: Any, name: str, matrix: Any, batch: int) -> Any:

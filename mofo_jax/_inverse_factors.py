@@ -2,11 +2,16 @@
 
 import functools
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import NamedSharding
+
+from mofo_jax._covariances import shardings
+from mofo_jax._covariances.covariance import InputCovariance
 
 
 class LowRank(NamedTuple):
@@ -171,3 +176,73 @@ def _product(matrix: jax.Array, x: jax.Array) -> jax.Array:
         precision=None if narrow else lax.Precision.HIGHEST,
         preferred_element_type=x.dtype,
     )
+
+
+def subtract(factor: Factor, x: jax.Array, covariance: InputCovariance) -> jax.Array:
+    """Returns an update minus what is removed of it.
+
+    The matrices of a stack are applied in a loop, so that each device holds no more
+    than one whole matrix at a time.
+
+    Args:
+      factor: As `compute` returns it.
+      x: The update, in float32 or wider.
+      covariance: Of the parameter. What it says of axes and of the sharding is used.
+    """
+    sharding = shardings.known(x, covariance.sharding)
+    looped = {
+        axis: number
+        for number, axis in enumerate(covariance.batch_axes)
+        if sharding is None or sharding.spec[axis] is None
+    }
+    lengths = [x.shape[axis] for axis in looped]
+    if math.prod(lengths) == 1:
+        return _less(factor, x, covariance, sharding)
+
+    def one(index: jax.Array, x: jax.Array) -> jax.Array:
+        place = dict(zip(looped, jnp.unravel_index(index, lengths), strict=True))
+        own = {looped[axis]: i for axis, i in place.items()}
+        matrix = jax.tree.map(lambda f: _part(f, own), factor)
+        part = _less(matrix, _part(x, place), covariance, sharding)
+        starts = [place.get(axis, 0) for axis in range(x.ndim)]
+        return lax.dynamic_update_slice(x, part, starts)
+
+    return lax.fori_loop(0, math.prod(lengths), one, x)
+
+
+def _part(x: jax.Array, place: Mapping[int, Any]) -> jax.Array:
+    """Returns the part at one index along some axes, which keep length 1."""
+    starts = [place.get(axis, 0) for axis in range(x.ndim)]
+    sizes = [1 if axis in place else size for axis, size in enumerate(x.shape)]
+    return lax.dynamic_slice(x, starts, sizes)
+
+
+def _less(
+    factor: Factor,
+    x: jax.Array,
+    covariance: InputCovariance,
+    sharding: NamedSharding | None,
+) -> jax.Array:
+    """Returns an update, or one matrix of a stack, minus what is removed of it.
+
+    Each device exchanges rows of a sharded update for columns. Only the matrix is then
+    gathered, and each device holds no more than its share of the update.
+    """
+    axes, batch_axes = covariance.axes, covariance.batch_axes
+    if sharding is None:
+        return x - apply(factor, x, axes, batch_axes)
+    columns = shardings.moved_off(sharding, x.shape, axes, batch_axes)
+    constrain = shardings.constrain
+    # Both shardings are stated, before and after. Otherwise the compiler gathers the
+    # stack in front of the loop, or gathers the update.
+    moved = constrain(constrain(x, sharding), columns)
+
+    def gathered(f: jax.Array) -> jax.Array:
+        own = shardings.divide(covariance.matrix, len(batch_axes), f.shape)
+        whole = shardings.along(columns, batch_axes, f.ndim)
+        return constrain(constrain(f, own), whole)
+
+    factor = jax.tree.map(gathered, factor)
+    removed = apply(factor, moved, axes, batch_axes)
+    removed = constrain(constrain(removed, columns), sharding)
+    return constrain(x - removed, sharding)

@@ -198,12 +198,10 @@ def training(
 
         return step
 
-    return Case(
-        step_of, params, batch, clips=True, block_axes=BLOCK_AXES, graph=graph
-    )
+    return Case(step_of, params, batch, clips=True, block_axes=BLOCK_AXES, graph=graph)
 
 
-def inverse_covariance(config: LlamaConfig, mesh: Mesh) -> Case:
+def inverse_covariance(config: DecoderConfig, mesh: Mesh) -> Case:
     """A training step of scanned layers for the forms of the inverse covariance."""
     case = training(config, mesh, True, dtype=jnp.bfloat16)
     return case._replace(

@@ -1,7 +1,8 @@
-"""Part `covariances`: what the inverse input covariance costs in memory and products.
+"""The memory and the operations of the inverse input covariance, for three models.
 
-Nothing is computed but, for the smallest model, the time of a step: sizes and
-operations follow from the shapes.
+Run it with `python -m examples.benchmarks.covariances`. Both follow from the shapes of
+a model, so nothing is trained and no accelerator is needed. The part `compiled` of
+`examples.benchmarks.optimizer_step` compiles training steps with it.
 """
 
 from collections.abc import Mapping
@@ -9,26 +10,29 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import rich.console
+import rich.table
 import tqdm
+import tyro
 from flax import nnx
 
 import mofo_jax
 from examples.benchmarks.trees import LLAMA_1B, LLAMA_7B, SMOLLM2_135M
 from examples.finetune.data.batches import Batch
 from examples.finetune.model.attention import causal_mask
-from examples.finetune.model.llama import Llama
-from examples.finetune.model.llama_config import LlamaConfig
+from examples.finetune.model.decoder import Decoder
+from examples.finetune.model.decoder_config import DecoderConfig
 
 Entry = dict[str, Any]
 
-MODELS: dict[str, LlamaConfig] = {
+MODELS: dict[str, DecoderConfig] = {
     "SmolLM2-135M": SMOLLM2_135M,
     "Llama 1.2B": LLAMA_1B,
     "Llama 7B": LLAMA_7B,
     # To try the command.
-    "tiny": LlamaConfig(32, 16, 24, 2, 2, 1, 8, 1e4, 1e-5, 64, False),
+    "tiny": DecoderConfig(32, 16, 24, 2, 2, 1, 8, 1e4, 1e-5, 64, False),
 }
-# How the matrices are kept, as arguments of `scale_by_inverse_covariance`.
+# Ways to store the matrices, as arguments of `scale_by_inverse_covariance`.
 FORMS: dict[str, dict[str, Any]] = {
     "float32": {},
     "bfloat16": {"dtype": "bfloat16"},
@@ -39,22 +43,21 @@ FORMS: dict[str, dict[str, Any]] = {
     "bfloat16, 512 directions": {"dtype": "bfloat16", "rank": 512},
     "bfloat16, 128 directions": {"dtype": "bfloat16", "rank": 128},
 }
-# Those whose training steps are compiled for other machines.
+# The forms for which training steps are compiled.
 COMPILED = "float32", "bfloat16, blocks of 2048", "bfloat16, 128 directions"
-# Of the training step that operations are compared with.
+# Tokens of the training step with which operations are compared.
 STEP_TOKENS = 262_144
-# Of the training step that is timed.
-ROWS, TOKENS = 8, 128
-RATE = 1e-4
+# The shape of the batch in which the products are found; it does not matter.
+ROWS, TOKENS = 1, 128
 
 
 def covariances_of(graph: nnx.GraphDef, params: Any, batch: Mapping[str, Any]) -> Any:
-    """Returns what stands for the covariances of a Llama's inputs.
+    """Returns abstract covariances of the inputs of a model's kernels.
 
     Args:
-      graph: The model's structure.
-      params: Its parameters, abstract.
-      batch: As the training step's, abstract.
+      graph: the structure of the model.
+      params: its abstract parameters.
+      batch: an abstract batch of the training step.
     """
 
     def apply(params: Any, batch: Batch) -> jax.Array:
@@ -65,12 +68,12 @@ def covariances_of(graph: nnx.GraphDef, params: Any, batch: Mapping[str, Any]) -
 
 
 class Model(NamedTuple):
-    """A Llama that is not made.
+    """A model without arrays.
 
     Attributes:
-      graph: Its structure.
-      params: Its parameters, abstract.
-      covariances: Those of its inputs, abstract.
+      graph: the structure of the model.
+      params: its abstract parameters.
+      covariances: the abstract covariances of its kernels' inputs.
     """
 
     graph: nnx.GraphDef
@@ -78,9 +81,9 @@ class Model(NamedTuple):
     covariances: Any
 
 
-def abstract_model(config: LlamaConfig) -> Model:
+def abstract_model(config: DecoderConfig) -> Model:
     """Returns a model whose layers are not stacked."""
-    graph, state = nnx.split(nnx.eval_shape(lambda: Llama(config, rngs=nnx.Rngs(0))))
+    graph, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))
     params = nnx.to_pure_dict(state)
     batch = {
         name: jax.ShapeDtypeStruct((ROWS, TOKENS), kind)
@@ -95,12 +98,13 @@ def abstract_model(config: LlamaConfig) -> Model:
 
 
 def costs(model: Model) -> Entry:
-    """Returns what the forms of the rule cost, by their names.
+    """Returns the costs of each form, by its name.
 
     Returns:
-      `bytes` of the matrices, these as a `share` of the parameters', the `operations`
-      of the products of a step, and these as `step_share` of those of a training step
-      of `STEP_TOKENS` tokens, 6 for each parameter and token.
+      For each form `bytes`, the size of the matrices; `share`, their size divided by
+      that of the parameters; `operations`, the floating-point operations of an update;
+      and `step_share`, these divided by the operations of a training step of
+      `STEP_TOKENS` tokens, which are 6 per parameter and token.
     """
     leaves = jax.tree.leaves(model.params)
     size = sum(leaf.dtype.itemsize * leaf.size for leaf in leaves)
@@ -120,3 +124,30 @@ def costs(model: Model) -> Entry:
             "step_share": operations / whole,
         }
     return found
+
+
+def main(
+    models: tuple[str, ...] = ("SmolLM2-135M", "Llama 1.2B", "Llama 7B"),
+) -> None:
+    """Prints the memory and the operations of the inverse input covariance.
+
+    Args:
+      models: names of models: SmolLM2-135M, "Llama 1.2B", "Llama 7B" or tiny.
+    """
+    table = rich.table.Table(title="The inverse input covariance")
+    for heading in (
+        *("model", "form", "MB", "share of the parameters"),
+        "operations, share of a training step",
+    ):
+        table.add_column(heading)
+    for name in models:
+        for form, row in costs(abstract_model(MODELS[name])).items():
+            table.add_row(
+                *(name, form, f"{1e-6 * row['bytes']:.0f}", f"{row['share']:.3f}"),
+                f"{100 * row['step_share']:.2f}%",
+            )
+    rich.console.Console().print(table)
+
+
+if __name__ == "__main__":
+    tyro.cli(main, prog="python -m examples.benchmarks.covariances")

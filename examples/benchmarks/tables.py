@@ -143,7 +143,7 @@ def beyond_rows(cases: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
             *beyond(entry["programs"])[:-1],
         ]
         for case, entry in sorted(cases.items())
-        if "programs" in entry and ", pod " not in case
+        if "mofo" in entry.get("programs", {}) and ", pod " not in case
     ]
 
 

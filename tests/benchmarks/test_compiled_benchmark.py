@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from examples.benchmarks import (
     cases,
     compiled,
+    covariances,
     hlo,
     topologies,
 )
@@ -152,6 +153,35 @@ def test_both_steps_are_compiled_for_a_mesh(kind: str) -> None:
         assert row["argument_bytes"] >= 3 * 4 * coordinates
         share = row["temporary_bytes"] / (4 * coordinates)
         assert row["temporary_share"] == pytest.approx(share)
+
+
+def test_the_costs_of_the_inverse_covariance() -> None:
+    model = covariances.abstract_model(covariances.MODELS["tiny"])
+    found = covariances.costs(model)
+    assert list(found) == list(covariances.FORMS)
+    # Query, key and value have one input, gate and up another; then there are the
+    # inputs of output, of down, and of the head.
+    inputs = 2 * (3 * 16**2 + 24**2) + 16**2
+    kernels = 2 * ((16 + 2 * 8 + 16 + 2 * 24) * 16**2 + 16 * 24**2) + 32 * 16**2
+    whole = found["float32"]
+    assert whole["bytes"] == 4 * inputs
+    assert found["bfloat16"]["bytes"] == 2 * inputs
+    size = 4 * llama(covariances.MODELS["tiny"]).coordinates
+    assert whole["share"] == whole["bytes"] / size
+    assert 2 * kernels <= whole["operations"] < 2.2 * kernels
+    step = 6 * covariances.STEP_TOKENS * size / 4
+    assert whole["step_share"] == whole["operations"] / step
+
+
+def test_steps_with_the_inverse_covariance_are_compiled() -> None:
+    mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), sharding.AXES)
+    case = cases.inverse_covariance(covariances.MODELS["tiny"], mesh)
+    rows = dict(compiled.compile_case(case._replace(forms=("float32",))))
+    assert list(rows) == ["adamw", "float32"]
+    inputs = 2 * (3 * 16**2 + 24**2) + 16**2
+    more = rows["float32"]["argument_bytes"] - rows["adamw"]["argument_bytes"]
+    assert more == 4 * inputs
+    assert rows["float32"]["collectives"] == 0
 
 
 def test_a_pod_has_whole_models_split_in_width() -> None:

@@ -11,6 +11,8 @@ OPTIMIZERS: dict[str, str] = {
     "mofo": "MoFO: AdamW's step where the momentum is largest",
     "inverse_covariance": "AdamW's step, small along a kernel's usual inputs",
     "mofo_inverse_covariance": "MoFO's filter around inverse_covariance",
+    "inverse_covariance_of_mofo": "MoFO's step, small along a kernel's usual inputs",
+    "l2_inverse_covariance": "inverse_covariance pulled back to the base model",
     "l2": "AdamW pulled back to the base model, by L2 distance",
     "l1": "the same by L1 distance",
     "lion": "Lion",
@@ -36,6 +38,8 @@ NEEDS: dict[str, str] = {
     "ewc": FISHER,
     "inverse_covariance": COVARIANCES,
     "mofo_inverse_covariance": COVARIANCES,
+    "inverse_covariance_of_mofo": COVARIANCES,
+    "l2_inverse_covariance": COVARIANCES,
 }
 # These train kernels themselves, which LoRA freezes.
 NOT_WITH_LORA = ("natural_gradient", "mofo_fisher", "ewc", "half")

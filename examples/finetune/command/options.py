@@ -115,15 +115,16 @@ class Optimizing:
     clip_norm: float = 1.0
     # LoRA factors are scaled by this over their rank; by 1 by default.
     lora_alpha: float | None = None
-    # Strength of the pull to the base model, for l2, l1, ewc and projection. By
-    # default, 500 for l2, which suits the default run, and 0.1 for the others.
+    # Strength of the pull to the base model, for l2, l1, l2_inverse_covariance, ewc and
+    # projection. By default, 500 for the two with l2, which suits the default run, and
+    # 0.1 for the others.
     strength: float | None = None
     # Exponent of the second moment, for padam, mofo_padam and mofo_gain, in [0, 1];
     # Adam's is 0.5.
     exponent: float = 0.75
     # Added to the Fisher information, for natural_gradient and mofo_fisher.
     damping: float = 1e-6
-    # Damping of the covariances, for inverse_covariance and mofo_inverse_covariance;
+    # Damping of the covariances, for optimizers with inverse_covariance in their names;
     # smaller values spare more.
     covariance_damping: float = 0.1
     # Change of the trained parameters before they are measured: interpolate them with

@@ -75,19 +75,31 @@ def _natural_gradient(inputs: Inputs) -> optax.GradientTransformation:
     return optax.chain(natural, *_ending(inputs))
 
 
-def _inverse_covariance(inputs: Inputs) -> optax.GradientTransformation:
-    return optax.chain(
-        _adam(inputs.config),
-        mofo_jax.scale_by_inverse_covariance(
-            inputs.information, inputs.config.covariance_damping
-        ),
-        *_ending(inputs),
+def _sparing(inputs: Inputs) -> optax.GradientTransformation:
+    return mofo_jax.scale_by_inverse_covariance(
+        inputs.information, inputs.config.covariance_damping
     )
 
 
 def _strength(inputs: Inputs, name: str) -> float:
     given = inputs.config.strength
     return STRENGTHS.get(name, OTHER_STRENGTH) if given is None else given
+
+
+def _inverse_covariance(inputs: Inputs) -> optax.GradientTransformation:
+    return optax.chain(_adam(inputs.config), _sparing(inputs), *_ending(inputs))
+
+
+def _inverse_covariance_of_mofo(inputs: Inputs) -> optax.GradientTransformation:
+    """The filter in front: what it selects is spread over whole columns."""
+    selected = _filtered(lambda inputs: _adam(inputs.config))(inputs)
+    return optax.chain(selected, _sparing(inputs), *_ending(inputs))
+
+
+def _pulled_inverse_covariance(inputs: Inputs) -> optax.GradientTransformation:
+    """The pull is behind, so that it is not scaled."""
+    pull = mofo_jax.pull_to_start(_strength(inputs, "l2"))
+    return optax.chain(_adam(inputs.config), _sparing(inputs), pull, *_ending(inputs))
 
 
 def _pulled(norm: str) -> Factory:
@@ -161,6 +173,8 @@ OPTIMIZERS: dict[str, Factory] = {
     "padam": _padam,
     "natural_gradient": _natural_gradient,
     "inverse_covariance": _inverse_covariance,
+    "inverse_covariance_of_mofo": _inverse_covariance_of_mofo,
+    "l2_inverse_covariance": _pulled_inverse_covariance,
     "mofo": _filtered(_adamw),
     "mofo_gradient": _filtered(_adamw, "gradient"),
     "mofo_adam_ratio": _filtered(_adamw, _adam_ratio),

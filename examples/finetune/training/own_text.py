@@ -1,10 +1,11 @@
 """Texts that the base model generates, which represent its knowledge.
 
-They are generated once and stored in the run directory. Half of them begin with the
-token that begins a text. The others are conversations in the model's chat template, in
-which the model generates the user's turn as well as its own. Every token is sampled
-from the model's predictions. Texts that share a passage with those on which forgetting
-is measured are discarded.
+They are generated once and stored in the run directory. A third of them begin with the
+token that begins a text. A third are conversations in the model's chat template, in
+which the model generates the user's turn as well as its own. A third continue the
+openings in `openings.txt`, which are of many kinds, because knowledge that the texts do
+not show is not represented. Every token is sampled from the model's predictions. Texts
+that share a passage with those on which forgetting is measured are discarded.
 """
 
 import pathlib
@@ -24,6 +25,8 @@ from examples.finetune.system import hosts
 from examples.finetune.system.files import read_json, write_json
 
 FILE = "own_text.json"
+# Each line begins a text; "\\n" in it stands for a line break.
+OPENINGS = pathlib.Path(__file__).with_name("openings.txt")
 # Number of rows decoded at a time.
 ROWS = 32
 # Texts that share this many consecutive tokens with a measured text are discarded.
@@ -84,9 +87,10 @@ class Writer(NamedTuple):
             missing = count - len(kept)
             if not missing:
                 return kept
-            first, second = jax.random.split(jax.random.fold_in(key, number))
-            drawn = self._beginnings((missing + 1) // 2, first)
-            drawn += self._conversations(missing // 2, second)
+            keys = jax.random.split(jax.random.fold_in(key, number), 3)
+            drawn = self._beginnings((missing + 2) // 3, keys[0])
+            drawn += self._conversations((missing + 1) // 3, keys[1])
+            drawn += self._openings(missing // 3, keys[2])
             kept += [
                 text
                 for text in drawn
@@ -99,10 +103,33 @@ class Writer(NamedTuple):
         )
 
     def _beginnings(self, count: int, key: jax.Array) -> list[Text]:
-        first = self.tokenizer.bos_id
-        prompt = [self.tokenizer.eos_id if first is None else first]
+        prompt = [self._first()]
         written = self._continue([prompt] * count, self.length - 1, key)
         return [Text(prompt + ids, 1) for ids in written]
+
+    def _openings(self, count: int, key: jax.Array) -> list[Text]:
+        if not count:
+            return []
+        first = self._first()
+        lines = OPENINGS.read_text("utf-8").splitlines()
+        order = np.asarray(jax.random.permutation(key, len(lines)))
+        prompts = []
+        for number in range(count):
+            line = lines[order[number % len(lines)]].replace("\\n", "\n")
+            prompts.append([first, *self.tokenizer.encode(line)])
+        prompts = [prompt for prompt in prompts if len(prompt) < self.length]
+        if not prompts:
+            return self._beginnings(count, key)
+        return [
+            Text((prompt + ids)[: self.length], len(prompt))
+            for prompt, ids in zip(
+                prompts, self._continue(prompts, self.length, key), strict=True
+            )
+        ]
+
+    def _first(self) -> int:
+        first = self.tokenizer.bos_id
+        return self.tokenizer.eos_id if first is None else first
 
     def _conversations(self, count: int, key: jax.Array) -> list[Text]:
         opening = self._opening()

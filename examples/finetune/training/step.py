@@ -244,4 +244,10 @@ def init_state(
     nothing = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, bool), params)
     state = State(transformation.init(params), nothing)
     mesh = jax.tree.leaves(params)[0].sharding.mesh
-    return jax.device_put(state, param_shardings(state, mesh))
+
+    def placed(leaf: jax.Array, where: jax.sharding.NamedSharding) -> jax.Array:
+        # What lies on the mesh already, such as factors of covariances, stays.
+        kept = isinstance(leaf.sharding, jax.sharding.NamedSharding)
+        return leaf if kept else jax.device_put(leaf, where)
+
+    return jax.tree.map(placed, state, param_shardings(state, mesh))

@@ -88,21 +88,26 @@ def by_hand(name: str, rate: optax.Schedule) -> Any:
     }
     natural = mofo_jax.baselines.scale_by_natural_gradient(FISHER, damping=1e-6)
     consolidation = mofo_jax.baselines.elastic_weight_consolidation(0.5, FISHER)
-    sparing = optax.chain(
-        optax.scale_by_adam(**adam),
-        mofo_jax.scale_by_inverse_covariance(INFORMATION["covariances"], 0.1),
-        *ending,
-    )
+    members = {
+        "adam": optax.scale_by_adam(**adam),
+        "rule": mofo_jax.scale_by_inverse_covariance(INFORMATION["covariances"], 0.1),
+        "pull": mofo_jax.pull_to_start(0.5),
+    }
 
     def mofo(inner: Any = adamw, score: Any = "momentum") -> Any:
         return mofo_jax.momentum_filter(inner, block_axes=layers, score=score)
 
+    sparing = optax.chain(members["adam"], members["rule"], *ending)
     return {
         "adamw": adamw,
         "lion": lion,
         "padam": padam,
         "natural_gradient": optax.chain(natural, *ending),
         "inverse_covariance": sparing,
+        "inverse_covariance_of_mofo": optax.chain(
+            mofo(members["adam"]), members["rule"], *ending
+        ),
+        "l2_inverse_covariance": optax.chain(*members.values(), *ending),
         "mofo_inverse_covariance": mofo(sparing, "update"),
         "mofo": mofo(),
         "mofo_gradient": mofo(score="gradient"),
@@ -247,12 +252,13 @@ def test_wrong_options_are_told(changes: dict[str, Any], words: str) -> None:
 @pytest.mark.nightly
 def test_the_command_runs_with_them(tmp_path: pathlib.Path) -> None:
     model, output = small.write_model(tmp_path / "model"), tmp_path / "run"
-    extra = ["--optimizer", "ewc", "mofo_fisher", "--after", "interpolate"]
+    names = "ewc", "mofo_fisher", "l2_inverse_covariance"
+    extra = ["--optimizer", *names, "--after", "interpolate"]
     status, said, complaint = small.run(
         *small.options(model, output), *extra, "--own-texts", "8"
     )
     assert status == 0, complaint
     assert "Fisher information" in said
     text = (output / "report.md").read_text()
-    assert "mofo_fisher" in text
-    assert "ewc" in text
+    for name in names:
+        assert name in text

@@ -1,6 +1,8 @@
 """The inverse covariance of sharded parameters: the same steps for every sharding."""
 
 import functools
+import math
+import re
 from typing import Any
 
 import jax
@@ -91,6 +93,12 @@ def trees() -> list[dict[str, jax.Array]]:
     ]
 
 
+def gathered(text: str) -> set[int]:
+    """Returns how many numbers the results of a program's all-gathers have."""
+    shapes = re.findall(r"= \(?\w+\[([\d,]*)\]\S* all-gather", text)
+    return {math.prod(map(int, shape.split(","))) for shape in shapes}
+
+
 CASES = [(name, "whole") for name in SPECS]
 CASES += [("both", "blocks"), ("layers", "low rank")]
 
@@ -119,6 +127,7 @@ def test_sharded_as_on_one_device(name: str, options: str, kind: str) -> None:
         for gradient in grads:
             params, state = compiled(params, state, gradient)
     assert jax.tree.map(jax.typeof, (params, state)) == types
+    print(name, options, kind, gathered(compiled.as_text()))
     for key, desired in alone(options).items():
         np.testing.assert_allclose(params[key], desired, rtol=1e-3, atol=1e-3)
         assert params[key].sharding.is_equivalent_to(places[key], params[key].ndim)

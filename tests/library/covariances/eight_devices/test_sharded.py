@@ -87,6 +87,32 @@ def test_any_sharding_gives_the_same(name: str, kind: str) -> None:
         x = jax.device_put(jnp.float32(X), NamedSharding(mesh, P("a")))
         actual = mofo_jax.input_covariances(apply, params, [x, x])
         check(actual, by_hand())
-        for key, covariance in actual.items():
-            spec = covariance.matrix.sharding.spec
-            print(key, spec)
+        if kind == "auto":
+            abstract = jax.tree.map(
+                lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding),
+                (params, x),
+            )
+            template = mofo_jax.input_covariances(apply, abstract[0], [abstract[1]])
+            assert template.keys() == actual.keys()
+    divided = name != "replicated"
+    for key, covariance in actual.items():
+        matrix = covariance.matrix
+        assert (matrix.sharding.shard_shape(matrix.shape) != matrix.shape) == divided
+        assert covariance.sharding == params[key].sharding
+        if kind == "auto":
+            other = template[key].matrix
+            assert (other.shape, other.dtype) == (matrix.shape, matrix.dtype)
+            assert other.sharding.is_equivalent_to(matrix.sharding, matrix.ndim)
+
+
+def test_activations_are_not_gathered() -> None:
+    mesh = jax.make_mesh((8,), ("a",), axis_types=(AxisType.Auto,))
+    places = NamedSharding(mesh, P()), NamedSharding(mesh, P("a"))
+    given = (
+        jax.device_put(jax.tree.map(jnp.float32, PARAMS), places[0]),
+        jax.device_put(jnp.float32(X), places[1]),
+    )
+    compiled = jax.jit(lambda params, x: mofo_jax.input_covariances(apply, params, [x]))
+    text = compiled.lower(*given).compile().as_text()
+    assert "all-reduce" in text
+    assert "all-gather" not in text and "all-to-all" not in text
