@@ -58,7 +58,7 @@ class Case(NamedTuple):
     clips: bool
     block_axes: Any = None
     options: Mapping[str, str] | None = None
-    graph: nnx.GraphDef | None = None
+    graph: Any = None
     forms: tuple[str, ...] = ()
     covariances: Any = None
 

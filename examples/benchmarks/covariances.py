@@ -18,7 +18,6 @@ from flax import nnx
 
 import mofo_jax
 from examples.benchmarks.trees import LLAMA_1B, LLAMA_7B, SMOLLM2_135M
-from examples.finetune.data.batches import Batch
 from examples.finetune.model.attention import causal_mask
 from examples.finetune.model.decoder import Decoder
 from examples.finetune.model.decoder_config import DecoderConfig
@@ -60,7 +59,7 @@ def covariances_of(graph: nnx.GraphDef, params: Any, batch: Mapping[str, Any]) -
       batch: an abstract batch of the training step.
     """
 
-    def apply(params: Any, batch: Batch) -> jax.Array:
+    def apply(params: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
         mask = causal_mask(batch["segments"])
         return nnx.merge(graph, params)(batch["tokens"], batch["positions"], mask)
 
@@ -116,7 +115,8 @@ def costs(model: Model) -> Entry:
         factors = jax.tree.leaves(state)
         taken = sum(leaf.dtype.itemsize * leaf.size for leaf in factors)
         lowered = jax.jit(rule.update).lower(model.params, state)
-        operations = int(lowered.cost_analysis()["flops"])
+        analysis: Any = lowered.cost_analysis()
+        operations = int(analysis["flops"])
         found[name] = {
             "bytes": taken,
             "share": taken / size,

@@ -127,7 +127,7 @@ def known(x: jax.Array, sharding: NamedSharding | None) -> NamedSharding | None:
     automatic = own.mesh.empty or set(own.mesh.axis_types) == {AxisType.Auto}
     if not automatic or sharding is None or sharding.mesh.size == 1:
         return None
-    return NamedSharding(sharding.mesh, _padded(sharding.spec, x.ndim))
+    return NamedSharding(sharding.mesh, _padded(tuple(sharding.spec), x.ndim))
 
 
 def moved_off(
