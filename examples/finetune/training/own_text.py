@@ -25,7 +25,7 @@ from examples.finetune.system import hosts
 from examples.finetune.system.files import read_json, write_json
 
 FILE = "own_text.json"
-# Each line begins a text; "\\n" in it stands for a line break.
+# Each line begins a text. In it, a backslash and "n" stand for a line break.
 OPENINGS = pathlib.Path(__file__).with_name("openings.txt")
 # Number of rows decoded at a time.
 ROWS = 32
