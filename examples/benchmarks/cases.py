@@ -46,7 +46,7 @@ class Case(NamedTuple):
       clips: whether gradients are clipped by their global norm first.
       block_axes: the option of MoFO.
       options: the compiler's options.
-      graph: the structure of the model whose training step it is.
+      graph: the structure of the model, in training steps.
       forms: names of forms of the inverse covariance that are compiled beside AdamW,
         instead of MoFO.
       covariances: those of the model, abstract.
@@ -202,9 +202,12 @@ def training(
 
 
 def inverse_covariance(config: DecoderConfig, mesh: Mesh) -> Case:
-    """A training step of scanned layers for the forms of the inverse covariance."""
-    case = training(config, mesh, True, dtype=jnp.bfloat16)
+    """The optimizer's step on scanned layers, for forms of the inverse covariance."""
+    case = training(config, mesh, True)
     return case._replace(
+        step=bare_step,
+        last=case.params,
+        clips=False,
         forms=covariances.COMPILED,
         covariances=covariances.covariances_of(case.graph, case.params, case.last),
     )

@@ -2,7 +2,7 @@
 
 Run it with `python -m examples.benchmarks.covariances`. Both follow from the shapes of
 a model, so nothing is trained and no accelerator is needed. The part `compiled` of
-`examples.benchmarks.optimizer_step` compiles training steps with it.
+`examples.benchmarks.optimizer_step` compiles steps with it.
 """
 
 from collections.abc import Mapping
@@ -42,7 +42,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "bfloat16, 512 directions": {"dtype": "bfloat16", "rank": 512},
     "bfloat16, 128 directions": {"dtype": "bfloat16", "rank": 128},
 }
-# The forms for which training steps are compiled.
+# The forms for which steps are compiled.
 COMPILED = "float32", "bfloat16, blocks of 2048", "bfloat16, 128 directions"
 # Tokens of the training step with which operations are compared.
 STEP_TOKENS = 262_144

@@ -252,7 +252,7 @@ def test_wrong_options_are_told(changes: dict[str, Any], words: str) -> None:
 @pytest.mark.nightly
 def test_the_command_runs_with_them(tmp_path: pathlib.Path) -> None:
     model, output = small.write_model(tmp_path / "model"), tmp_path / "run"
-    names = "ewc", "mofo_fisher", "l2_inverse_covariance"
+    names = "ewc", "mofo_fisher"
     extra = ["--optimizer", *names, "--after", "interpolate"]
     status, said, complaint = small.run(
         *small.options(model, output), *extra, "--own-texts", "8"
