@@ -12,9 +12,9 @@ import tyro
 
 # The default run takes 15 minutes on two CPU cores. These numbers determine its size
 # and should be tuned together.
-OPTIMIZERS = ("adamw", "mofo", "l2")
+OPTIMIZERS = ("adamw", "mofo")
 # The best rate of each optimizer in the sweep that examples/finetune/README.md records.
-LEARNING_RATES = {"adamw": 2e-4, "mofo": 2e-4}
+LEARNING_RATES = {"adamw": 5e-5, "mofo": 1e-4}
 OTHER_LEARNING_RATE = 1e-4
 # Times the sum of the learning rates, this is between 1 and 5 in the default run.
 STRENGTHS = {"l2": 500.0}

@@ -152,6 +152,10 @@ def mean_gradients(
     return means, jax.tree.map(lambda x: (x / count).astype(x.dtype), total)
 
 
+def _at_least_float32(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 def make_step(
     graph: nnx.GraphDef,
     transformation: optax.GradientTransformationExtraArgs,
@@ -185,7 +189,7 @@ def make_step(
         # old parameters besides the new ones, and the optimizer's part took three times
         # as long.
         metrics = {
-            "gradient_norm": optax.tree.norm(grads),
+            "gradient_norm": optax.tree.norm(jax.tree.map(_at_least_float32, grads)),
             **movement.of_step(new, params, updates, state.selected),
         }
         return new, State(optimizer, movement.selected(updates)), metrics
@@ -193,7 +197,12 @@ def make_step(
     def stay(params: Params, state: State, grads: Params) -> Any:
         shapes = jax.eval_shape(move, params, state, grads)[2]
         nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        return params, state, nothing | {"gradient_norm": jnp.full((), jnp.nan)}
+        return (
+            params,
+            state,
+            nothing
+            | {"gradient_norm": jnp.full_like(nothing["gradient_norm"], jnp.nan)},
+        )
 
     def step(
         params: Params,

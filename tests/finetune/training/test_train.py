@@ -160,6 +160,31 @@ def test_a_step(
     assert "Compiling" not in caplog.text
 
 
+def test_a_step_of_bfloat16_parameters(tiny_source: Source) -> None:
+    settings = dataclasses.replace(CONFIG, param_dtype="bfloat16", schedule="constant")
+    model = pretrained.build(
+        tiny_source,
+        param_dtype="bfloat16",
+        scan_layers=True,
+        mesh=sharding.make_mesh(""),
+    )
+    graph, params = parameters.split(model)
+    transformation = make("mofo", settings, 1e-3)
+    state = init_state(transformation, params)
+    step = make_step(graph, transformation, 1, params, state)
+    batch = place(next(batches(settings)))
+    losses = []
+    for _ in range(3):
+        params, state, metrics = step(params, state, batch)
+        assert metrics["finite"]
+        assert float(metrics["gradient_norm"]) > 0
+        losses.append(float(metrics["loss"]))
+    assert losses[2] < losses[0]
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"bfloat16"}
+    masters = [x for x in jax.tree.leaves(state.optimizer) if x.ndim]
+    assert {leaf.dtype.name for leaf in masters} == {"float32"}
+
+
 def check_the_guard_changes_nothing(
     built: Built,
     transformation: optax.GradientTransformationExtraArgs,
