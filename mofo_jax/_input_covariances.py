@@ -1,4 +1,4 @@
-"""The covariances of what a model multiplies its parameters with."""
+"""The covariances of the inputs that a model multiplies its parameters with."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, overload
@@ -44,56 +44,57 @@ def input_covariances(
 ) -> Any:
     r"""Estimates the uncentered covariances of the inputs of a model's kernels.
 
-    For every parameter :math:`W` that a model multiplies an input :math:`x` with, such
-    as the kernel of a linear layer, it averages over all positions
+    For every parameter :math:`W` that a model multiplies by an input :math:`x`, such as
+    the kernel of a linear layer, the result is the mean over all positions
 
     .. math::
 
       A = E[x x^T],
 
-    along the axes of the input that the product contracts. One forward pass over the
-    batches suffices; nothing is differentiated. Text that the model wrote itself tells
-    which directions of a layer's input its knowledge lies in, see
+    along the axes of the input that the product contracts. This needs one forward pass
+    over the batches and no differentiation. On text that the model generated, the
+    covariances show which directions of a layer's input the model uses; see
     `scale_by_inverse_covariance`.
 
-    The products are found in the jaxpr of `apply`, whatever the framework: matrix
-    products, `einsum`, ragged products and convolutions, with the parameter reshaped,
-    transposed, sliced, broadcast, cast or scaled by a number before, within `jit`,
-    `scan`, `while_loop`, `cond`, `checkpoint`, and custom derivatives. Layers that are
-    stacked for a `scan`, experts and heads that are batch axes of a product get a
-    covariance each. The inputs of several uses of a parameter are averaged together. A
-    lookup in an embedding is no product, whether it is a gather or a product with
-    one-hot vectors, so a tied embedding's covariance is that of the head's input.
+    The products are found in the jaxpr of `apply`, for any framework: matrix products,
+    `einsum`, ragged products and convolutions. The parameter may be reshaped,
+    transposed, sliced, broadcast, cast or scaled by a number first, and the product may
+    be within `jit`, `scan`, `while_loop`, `cond`, `checkpoint`, `shard_map` and custom
+    derivatives. Layers that are stacked for a `scan`, and experts and heads that are
+    batch axes of a product, have separate covariances. Several uses of a parameter are
+    averaged. A lookup in an embedding, by a gather or by a product with one-hot
+    vectors, does not count as a product, so the covariance of a tied embedding is that
+    of the head's input.
 
     Args:
-      apply: The model, called as ``apply(params, batch)`` and traced. What it returns
-        does not matter. It must leave out dropout and the like by itself.
-      params: The model's parameters, a tree of arrays. Those of a real floating-point
-        dtype are looked for. Where they or a batch are abstract
-        (`jax.ShapeDtypeStruct`), so are the matrices that are returned, with their
-        shardings: a template for a checkpoint, or for a program that is compiled for
-        another machine.
-      batches: The inputs, any iterable. Each batch is a tree of arrays. The program is
-        compiled once for each type of batch.
-      weights: What counts how much. Called with a batch, it returns an array of
-        non-negative numbers whose axes are the leading axes of the batch's arrays, such
-        as a mask of shape ``[rows, positions]`` that leaves out padding. Its axes are
-        followed through the program to the inputs; where an input has lost one of them,
-        an index of the others counts as the largest weight along it. None counts every
-        position once.
-      return_report: Whether to return what was found, too.
+      apply: The model, which is called as ``apply(params, batch)`` and traced. Its
+        result is not used. It must not apply dropout.
+      params: The model's parameters, a tree of arrays, of which those with a real
+        floating-point dtype are considered. If they or a batch are abstract
+        (`jax.ShapeDtypeStruct`), so are the returned matrices, with their shardings, as
+        a template for a checkpoint or for compilation for another machine.
+      batches: The inputs, an iterable of batches, each of which is a tree of arrays.
+        The program is compiled once for each type of batch.
+      weights: The weights of positions: a function from a batch to an array of
+        nonnegative numbers whose axes are the leading axes of the batch's arrays, such
+        as a mask of shape ``[rows, positions]`` that excludes padding. Its axes are
+        followed through the program to the inputs. If an input does not have one of
+        them, the largest weight along it is used. None gives all positions the same
+        weight.
+      return_report: Whether to return a report too.
 
     Returns:
-      A tree with the structure of `params`. In place of each parameter it holds an
-      `InputCovariance`, accumulated in float32 (in float64 for inputs of that
-      precision), or None if it has none. With `return_report` a pair of this tree and
-      a dictionary from the path of each parameter to a sentence that tells which axes
-      were contracted, or why there is no covariance.
+      A tree with the structure of `params`, with an `InputCovariance` for each
+      parameter, accumulated in float32 (or float64 for inputs of that precision), or
+      None if it has none. With `return_report`, a pair of this tree and a dictionary
+      from the path of each parameter to a sentence that states the contracted axes, or
+      the reason why there is no covariance.
 
     Raises:
-      TypeError: If `apply` or `weights` is no callable, or a leaf of `params` no array.
-      ValueError: If there is no batch, if no parameter is multiplied with anything, or
-        if `weights` does not fit the batch.
+      TypeError: If `apply` or `weights` is not callable, or a leaf of `params` is not
+        an array.
+      ValueError: If there is no batch, if no parameter is multiplied by an input, or if
+        `weights` does not fit the batch.
 
     Examples:
       >>> import jax, jax.numpy as jnp, mofo_jax
@@ -168,7 +169,7 @@ def _paths(params: optax.Params) -> list[str]:
     """Returns the paths of the parameters.
 
     Raises:
-      TypeError: If there is a leaf that is no array.
+      TypeError: If a leaf is not an array.
     """
     paths = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
@@ -187,7 +188,7 @@ def _make(apply: Apply, params: Any, batch: Any, weights: Any) -> Program:
 
 
 def _compile(program: Program, params: Any, weights: Any) -> Callable[..., list[Sums]]:
-    """Returns what adds the sums of a batch to those of others."""
+    """Returns a compiled function that adds the sums of a batch to those of others."""
     spread = program.shardings(jax.tree.leaves(params))
 
     def add(sums: list[Sums] | None, params: Any, batch: Any) -> list[Sums]:
@@ -208,7 +209,7 @@ def _is_abstract(tree: Any) -> bool:
 
 
 def _abstract(sums: list[Sums], spread: list[Any]) -> list[jax.ShapeDtypeStruct]:
-    """Returns what stands for the means of sums that stand for arrays."""
+    """Returns abstract means of abstract sums."""
     return [
         jax.ShapeDtypeStruct(matrix.shape, matrix.dtype, sharding=sharding)
         for (matrix, _), sharding in zip(sums, spread, strict=True)
@@ -216,5 +217,5 @@ def _abstract(sums: list[Sums], spread: list[Any]) -> list[jax.ShapeDtypeStruct]
 
 
 def _mean(matrix: jax.Array, count: jax.Array) -> jax.Array:
-    """Returns the mean, zero where nothing was counted."""
+    """Returns the mean, which is zero where the count is zero."""
     return matrix / jnp.where(count > 0, count, 1)[..., None, None]

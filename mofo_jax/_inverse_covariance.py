@@ -1,4 +1,4 @@
-"""Steps that spare the directions in which the inputs of a kernel lie."""
+"""Steps that are small in the directions of a kernel's inputs."""
 
 import contextlib
 from typing import Any, NamedTuple
@@ -15,10 +15,10 @@ from mofo_jax._options.path_rules import path_name, place
 
 
 class ScaleByInverseCovarianceState(NamedTuple):
-    """What is removed of the steps, by the path of the first parameter that shares it.
+    """The parts of steps that are removed, by the first parameter that shares them.
 
-    A flat dictionary, so that nothing in it is taken for something of the parameter's
-    shape.
+    The paths are keys of a flat dictionary, so that no entry is mistaken for a value of
+    the parameter's shape.
     """
 
     factors: dict[str, _inverse_factors.Factor]
@@ -32,23 +32,23 @@ def scale_by_inverse_covariance(
     block_size: int | None = None,
     rank: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Makes steps small in the directions in which a kernel's inputs lie.
+    r"""Makes steps small in the directions of a kernel's inputs.
 
-    Multiplies each update :math:`u` along the axes of its parameter that products
-    contract by
+    Multiplies each update :math:`u`, along the axes of its parameter that products
+    contract, by
 
     .. math::
 
       \left( I + \frac{A}{c \bar\lambda} \right)^{-1},
 
-    with :math:`A` the uncentered covariance of the inputs of this parameter,
-    :math:`\bar\lambda` the mean of its eigenvalues and :math:`c` the damping. To second
-    order, a change :math:`\Delta` of a kernel changes the model's predictions by a
-    Kullback-Leibler divergence in which :math:`A` is the part of the input side. So
-    with the covariances of text that the model wrote itself (`input_covariances`), a
-    step learns where such text has little to lose.
+    where :math:`A` is the uncentered covariance of the parameter's inputs,
+    :math:`\bar\lambda` is the mean of its eigenvalues and :math:`c` is the damping. The
+    Kullback-Leibler divergence that a change of a kernel causes in the model's
+    predictions is, to second order, a quadratic form of the change, in which :math:`A`
+    is the factor of the inputs. With covariances from text that the model generated
+    (`input_covariances`), steps therefore change the predictions on such text less.
 
-    Place it behind what makes the step, and before the learning rate:
+    Place it after the transformation that makes the step and before the learning rate:
 
     .. code-block:: python
 
@@ -58,14 +58,14 @@ def scale_by_inverse_covariance(
           optax.scale_by_learning_rate(4e-4),
       )
 
-    Before `optax.scale_by_adam` it is of no use: the second moment normalises away what
-    has been scaled, all of it where :math:`A` is diagonal and most of it where the
-    coordinates of the input differ in scale. The learning rate that suits is higher
-    than Adam's, since a part of each step is gone.
+    It is ineffective before `optax.scale_by_adam`, whose normalization by the second
+    moment reverses the scaling: completely if :math:`A` is diagonal, and mostly if the
+    coordinates of the input differ in scale. The best learning rate is higher than
+    Adam's, since a part of each step is removed.
 
-    There are two ways to combine it with MoFO. With the filter in front, the momenta
-    are selected first. The product then spreads each column of the selected steps over
-    all rows, so weights that were not selected move, too:
+    There are two ways to combine it with MoFO. With MoFO first, the momenta are
+    selected before the product, which spreads each column of the selected steps over
+    all rows, so that weights that were not selected move too:
 
     .. code-block:: python
 
@@ -75,8 +75,8 @@ def scale_by_inverse_covariance(
           optax.scale_by_learning_rate(4e-4),
       )
 
-    With the filter behind, the scaled steps are ranked, and weights that are not
-    selected keep every bit:
+    With the filter last, the scaled steps are ranked, and weights that are not selected
+    do not change:
 
     .. code-block:: python
 
@@ -93,35 +93,35 @@ def scale_by_inverse_covariance(
 
     For a Llama of 7 billion parameters, whole matrices in float32 take 0.82 of the
     parameters' memory, and blocks of 2048 in bfloat16 take 0.10. Parameters with the
-    same input share one matrix. Over several devices the matrices are sharded as the
-    parameters are. Each step gathers one matrix at a time, and exchanges rows of the
+    same input share one matrix. On several devices the matrices are sharded like the
+    parameters. Each step gathers one matrix at a time, and exchanges rows of the
     updates for columns; no parameter and no update is gathered.
 
     Args:
-      covariances: A tree with the structure of the parameters, of `InputCovariance` or
-        None, as `input_covariances` returns it. Updates of parameters that have None
-        pass unchanged. The state is computed from it at `init`. It may be abstract, as
-        `jax.eval_shape` returns it, where a checkpoint's state is used: `init` then
-        fills the state with NaN.
-      damping: :math:`c`, > 0. The smaller it is, the more is spared.
-      dtype: Of the matrices. In a dtype narrower than float32, what is removed of a
-        step is rounded, and the step itself is not.
-      block_size: The largest length of the diagonal blocks that are kept of each
-        matrix; None for the whole.
-      rank: How many of the largest directions are kept beside the diagonal of each
-        matrix, or block; None for all. A matrix of at most twice as many rows is kept
-        as it is.
+      covariances: A tree with the structure of the parameters whose leaves are an
+        `InputCovariance` or None, as returned by `input_covariances`. Updates of
+        parameters with None do not change. The state is computed from it at `init`. If
+        the state of a checkpoint will be used, it may be abstract, as from
+        `jax.eval_shape`; `init` then fills the state with NaN.
+      damping: :math:`c`, > 0. Smaller values scale the directions of inputs more.
+      dtype: The dtype of the matrices. With a dtype narrower than float32, the part
+        that is removed from a step is rounded, but the step itself is not.
+      block_size: The largest length of the diagonal blocks of each matrix that are
+        used; None for the whole matrix.
+      rank: The number of the largest directions of each matrix, or block, that are used
+        in addition to the diagonal; None for all. Matrices with at most twice as many
+        rows are used as a whole.
 
     Returns:
       An `optax.GradientTransformationExtraArgs`. Updates are computed in float32, or in
-      their own dtype where that is wider, and keep their dtype. The state is a
-      dictionary of matrices, which updates return as they are.
+      their own dtype if that is wider, and keep their dtype. The state is a dictionary
+      of matrices, which updates do not change.
 
     Raises:
       TypeError: If a leaf of `covariances` is neither an `InputCovariance` nor None.
       ValueError: If a matrix is not square, not finite, not symmetric or has a negative
-        diagonal; if an argument has a wrong value; or, at `init` or an update, if the
-        covariances are not those of the parameters.
+        diagonal; if an argument has an invalid value; or, at `init` or an update, if
+        the covariances are not those of the parameters.
 
     Examples:
       >>> import jax.numpy as jnp, mofo_jax
@@ -133,11 +133,11 @@ def scale_by_inverse_covariance(
       [[0.05 0.05 0.05]
        [0.5  0.5  0.5 ]]
 
-    Source: ours. Its relatives are projectors of the steps of SGD, Zeng et al, `OWM
+    Source: ours. Related methods are the projections of SGD's steps in Zeng et al, `OWM
     <https://arxiv.org/abs/1810.01256>`_, 2019; the factor of the inputs in Martens and
     Grosse, `K-FAC <https://arxiv.org/abs/1503.05671>`_, 2015; and the null space after
-    Adam of Wang et al, `Adam-NSCL <https://arxiv.org/abs/2103.07113>`_, 2021. That Adam
-    undoes projections before it is shown in `2604.22407
+    Adam in Wang et al, `Adam-NSCL <https://arxiv.org/abs/2103.07113>`_, 2021. That Adam
+    reverses projections before it is shown in `2604.22407
     <https://arxiv.org/abs/2604.22407>`_.
     """
     _check_positive("damping", damping)
@@ -148,7 +148,7 @@ def scale_by_inverse_covariance(
     for path, covariance in kept.items():
         if covariance is not None:
             given.check_matrix(place(path), covariance)
-    # One for all parameters with the same input.
+    # Parameters with the same input share one covariance.
     inputs = {_key(path, c): c for path, c in kept.items() if c is not None}
 
     def factor(matrix: Any) -> _inverse_factors.Factor:
@@ -188,7 +188,7 @@ def scale_by_inverse_covariance(
 
 
 def _computed(function: Any, name: str, matrix: Any, batch: int) -> Any:
-    """Returns what is removed, sharded as the matrix is; NaN where it is not known.
+    """Returns the factor, sharded like the matrix; NaN if the matrix is abstract.
 
     Raises:
       ValueError: If the matrix has an eigenvalue that is too far below zero.

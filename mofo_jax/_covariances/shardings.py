@@ -1,4 +1,4 @@
-"""How covariances, and what is made of them, are spread over devices."""
+"""The shardings of covariances, and of arrays that are computed from them."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 
 def of(x: Any) -> NamedSharding | None:
-    """Returns the sharding of an array, or of what stands for one, over a mesh."""
+    """Returns the sharding of a concrete or abstract array over a mesh, or None."""
     sharding = getattr(x, "sharding", None)
     if not isinstance(sharding, NamedSharding) or sharding.mesh.empty:
         return None
@@ -19,21 +19,21 @@ def of(x: Any) -> NamedSharding | None:
 def follow(
     param: Any, axes: Sequence[int], batch_axes: Sequence[int], length: int
 ) -> NamedSharding | None:
-    """Returns the sharding of the matrices that belong to a parameter.
+    """Returns the sharding of a parameter's matrices.
 
-    Batch axes are divided as the parameter's are. The other mesh axes over which the
-    parameter is divided, those of contracted axes first, divide the rows, as many of
-    them as do so evenly.
+    Batch axes are sharded like those of the parameter. The other mesh axes of the
+    parameter's sharding, starting with those of contracted axes, shard the rows, as far
+    as they divide them evenly.
 
     Args:
-      param: The parameter, an array or what stands for one.
-      axes: Those that are contracted.
-      batch_axes: Those that lead the matrices' axes.
-      length: Of the matrices' last two axes.
+      param: The parameter, concrete or abstract.
+      axes: Its contracted axes.
+      batch_axes: Its axes that are leading axes of the matrices.
+      length: The length of the matrices' last two axes.
 
     Returns:
       A sharding of ``[*batch, length, length]``; None if that of the parameter is not
-      known, or is none of a mesh.
+      known, or not over a mesh.
     """
     sharding = of(param)
     if sharding is None:
@@ -50,16 +50,16 @@ def follow(
 
 
 def divide(matrices: Any, batch: int, shape: Sequence[int]) -> NamedSharding | None:
-    """Returns the sharding of what is made of matrices, such as blocks of them.
+    """Returns the sharding of an array computed from matrices, such as their blocks.
 
     Args:
-      matrices: An array, or what stands for one, with `batch` leading axes.
-      batch: How many leading axes both have.
-      shape: Of what is made of them. The first of its other axes that can be divided
-        as the matrices' rows are is.
+      matrices: A concrete or abstract array with `batch` leading axes.
+      batch: The number of leading axes of both arrays.
+      shape: The shape of the computed array. The first of its other axes that can be
+        sharded like the matrices' rows is sharded.
 
     Returns:
-      A sharding; None if that of the matrices is not known, or is none of a mesh.
+      A sharding; None if that of the matrices is not known, or not over a mesh.
     """
     sharding = of(matrices)
     if sharding is None:
@@ -100,7 +100,7 @@ def is_explicit(mesh: Any) -> bool:
 
 
 def whole_along(x: jax.Array, axes: Sequence[int]) -> jax.Array:
-    """Returns an array that is not divided along some axes, where that can be told."""
+    """Returns an array that is not sharded along some axes, in an Explicit mesh."""
     sharding = jax.typeof(x).sharding
     if not is_explicit(sharding.mesh):
         return x
@@ -111,15 +111,15 @@ def whole_along(x: jax.Array, axes: Sequence[int]) -> jax.Array:
 
 
 def known(x: jax.Array, sharding: NamedSharding | None) -> NamedSharding | None:
-    """Returns how an array is divided, where that can be told.
+    """Returns the sharding of an array, if it is known.
 
     Args:
       x: The array.
-      sharding: What it is outside of the program, where that is known.
+      sharding: The sharding outside of the program, if known.
 
     Returns:
-      What its type says in an Explicit mesh, and else `sharding`; None where nothing is
-      known, where there is one device only, and where the program itself divides.
+      The sharding of its type in an Explicit mesh, otherwise `sharding`; None if it is
+      unknown, for a single device, and within `shard_map`.
     """
     own = jax.typeof(x).sharding
     if is_explicit(own.mesh):
@@ -136,15 +136,15 @@ def moved_off(
     axes: Sequence[int],
     kept: Sequence[int],
 ) -> NamedSharding:
-    """Returns the sharding of an array that is whole along some axes.
+    """Returns the sharding of an array after moving mesh axes off some of its axes.
 
-    What these were divided over divides another axis, where it does so evenly.
+    The mesh axes of these axes shard another axis, if they divide it evenly.
 
     Args:
-      sharding: Of the array, for each of its axes.
-      shape: Of the array.
-      axes: Axes along which it is to be whole.
-      kept: Axes along which it stays as it is.
+      sharding: The sharding of the array.
+      shape: The shape of the array.
+      axes: The axes that must not be sharded.
+      kept: The axes whose sharding must not change.
     """
     spec: list[Any] = list(sharding.spec)
     moved = _names(spec[axis] for axis in axes)
@@ -159,12 +159,12 @@ def moved_off(
 
 
 def along(sharding: NamedSharding, axes: Sequence[int], rank: int) -> NamedSharding:
-    """Returns the sharding of an array whose first axes are some of another's.
+    """Returns the sharding of an array whose first axes are those of another array.
 
     Args:
-      sharding: Of the other.
-      axes: Of the other.
-      rank: How many axes the array has. Along the rest it is whole.
+      sharding: The sharding of the other array.
+      axes: The axes of the other array.
+      rank: The number of axes of the array. Its remaining axes are not sharded.
     """
     spec = [sharding.spec[axis] for axis in axes]
     return NamedSharding(sharding.mesh, _padded(spec, rank))
@@ -175,9 +175,9 @@ def _padded(spec: Sequence[Any], rank: int) -> PartitionSpec:
 
 
 def replicated(x: jax.Array) -> Any:
-    """Returns the sharding of a result that is on all devices, where it must be told.
+    """Returns the sharding of a replicated result, or None if it must not be given.
 
     Args:
-      x: An operand of what makes the result.
+      x: An operand of the operation.
     """
     return PartitionSpec() if is_explicit(jax.typeof(x).sharding.mesh) else None
