@@ -20,6 +20,7 @@ from examples.study.rows import Row
 from examples.study.screening import drift_of_a_squared_step
 
 PANELS = (PROSE, ON_PROMPTS, PROSE_RISE)
+MARKERS = "os^Dv"
 
 
 def draw(found: Compared, directory: pathlib.Path) -> list[str]:
@@ -40,9 +41,13 @@ def _fronts(found: Compared, task: str, steps: int) -> matplotlib.figure.Figure:
     figure = matplotlib.figure.Figure(figsize=(13, 4.6), layout="constrained")
     panels = figure.subplots(1, len(PANELS))
     level = float(found.level(task, steps)[0])
+    drawn = {run.method for run in found.rows if (run.task, run.steps) == (task, steps)}
+    methods = [method for method in METHODS if method in drawn]
     for axes, measure in zip(panels, PANELS, strict=True):
-        for method in METHODS:
-            _lines(axes, found, (task, method, steps), measure)
+        for number, method in enumerate(methods):
+            again, color = divmod(number, len(COLORS))
+            style = COLORS[color], MARKERS[again % len(MARKERS)]
+            _lines(axes, found, (task, method, steps), measure, style)
         axes.axvline(level, color=BASE_COLOR, linewidth=0.8, linestyle="--")
         axes.set(xlabel="task loss (left: learned more)", ylabel=_label(measure))
         axes.set_xlim(*_shown(found, task, steps, level))
@@ -68,10 +73,11 @@ def _lines(
     found: Compared,
     which: tuple[str, str, int],
     measure: Measure,
+    style: tuple[str, str],
 ) -> None:
     """Draws a line for each seed of a method, up to the rate that learned most."""
     task, method, steps = which
-    color = COLORS[list(METHODS).index(method) % len(COLORS)]
+    color, marker = style
     runs = [r for r in found.rows if (r.task, r.method, r.steps) == which]
     for number, seed in enumerate(sorted({run.seed for run in runs})):
         known = plan.rates(found.losses, plan.Cell(task, method, steps, seed))
@@ -84,7 +90,7 @@ def _lines(
         axes.plot(
             *zip(*points, strict=True),
             color=color,
-            marker="o",
+            marker=marker,
             markersize=4,
             linewidth=1.2,
             alpha=0.8,
