@@ -13,6 +13,7 @@ import optax
 import pytest
 
 from examples.finetune.command.config import Arm, Config
+from examples.finetune.command.optimizers import NEEDS
 from examples.finetune.data.batches import (
     Batch,
     evaluation_batches,
@@ -24,7 +25,7 @@ from examples.finetune.model import parameters, pretrained, sharding
 from examples.finetune.model.pretrained import Source
 from examples.finetune.storage import checksums
 from examples.finetune.storage.checkpoints import ArmFiles, Position
-from examples.finetune.training import train
+from examples.finetune.training import information, own_text, train
 from examples.finetune.training.optimizers import make, schedule
 from examples.finetune.training.step import (
     State,
@@ -232,7 +233,15 @@ def test_the_rate_rises_to_its_peak_and_then_falls_or_stays(kind: Any) -> None:
     np.testing.assert_allclose(rates[3:], expected, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", ["mofo"])
+def own_covariances(built: Built) -> Any:
+    """Returns covariances on texts that stand for the model's own."""
+    graph, params = built
+    rng = np.random.RandomState(3)
+    texts = [own_text.Text([*map(int, rng.randint(0, 256, 20))], 1) for _ in range(8)]
+    return information.covariances(graph, params, own_text.batch(texts, 32), place)
+
+
+@pytest.mark.parametrize("name", ["mofo", "mofo_inverse_covariance"])
 def test_an_interrupted_arm_ends_as_an_unbroken_one(
     built: Built,
     params: dict[str, Any],
@@ -242,10 +251,11 @@ def test_an_interrupted_arm_ends_as_an_unbroken_one(
 ) -> None:
     graph, start = built
     arm = Arm(name, name, 1e-3, replay=False)
+    known = own_covariances(built) if name in NEEDS else None
 
     def once(run: pathlib.Path, params: Any) -> tuple[Any, Position]:
         with ArmFiles(run, name, arm.peak) as files:
-            given = train.Given(batches(CONFIG), place)
+            given = train.Given(batches(CONFIG), place, information=known)
             found = train.train(CONFIG, arm, graph, params, given, files)
             metrics[run.name] = files.metrics()
         return found
