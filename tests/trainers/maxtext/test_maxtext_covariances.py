@@ -1,0 +1,123 @@
+"""The covariances of the inputs of MaxText's models, against recorded inputs."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import mofo_jax
+from mofo_jax._options.path_rules import path_name
+from tests.trainers.maxtext.maxtext_runs import CONFIG, MODEL
+
+# What imports MaxText comes behind what skips without it.
+from maxtext.configs import pyconfig  # pyright: ignore[reportMissingImports]  # isort: skip
+from maxtext.layers import linears  # pyright: ignore[reportMissingImports]  # isort: skip
+from maxtext.utils import (  # pyright: ignore[reportMissingImports]  # isort: skip
+    model_creation_utils,
+)
+
+MODELS = {
+    "scanned": ("scan_layers=true",),
+    "layers apart": ("scan_layers=false",),
+    "tied": ("scan_layers=true", "logits_via_embedding=true"),
+}
+TOKENS = np.random.RandomState(0).randint(0, 256, (2, 32))
+
+
+def build(folder: Any, *arguments: str) -> Any:
+    """Returns a small model that computes in float32."""
+    keys = {
+        argument.split("=")[0]: argument
+        for argument in (
+            *MODEL,
+            "base_num_decoder_layers=2",
+            "dtype=float32",
+            "matmul_precision=highest",
+            *arguments,
+            "run_name=covariances",
+            f"base_output_directory={folder}",
+            "steps=1",
+        )
+    }
+    config = pyconfig.initialize(["test", CONFIG, *keys.values()])
+    rngs = nnx.Rngs(params=0, dropout=1)
+    return model_creation_utils.from_config(config, rngs=rngs)
+
+
+def record(monkeypatch: pytest.MonkeyPatch) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Returns a list that gets the kernel and the input of every linear layer."""
+    found: list[tuple[np.ndarray, np.ndarray]] = []
+    original = linears.DenseGeneral.__call__
+
+    def call(self: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        jax.debug.callback(
+            lambda kernel, x: found.append((np.array(kernel), np.array(x))),
+            self.kernel[...],
+            inputs,
+        )
+        return original(self, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(linears.DenseGeneral, "__call__", call)
+    return found
+
+
+def mean_outer(x: Any, n: int) -> np.ndarray:
+    rows = np.asarray(x, np.float64).reshape(-1, n)
+    return rows.T @ rows / len(rows)
+
+
+def close(actual: Any, desired: Any, name: str) -> None:
+    atol = 1e-4 * np.max(np.abs(desired))
+    np.testing.assert_allclose(actual, desired, rtol=1e-3, atol=atol, err_msg=name)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model(name: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, params, rest = nnx.split(build(tmp_path, *MODELS[name]), nnx.Param, ...)
+    positions = np.broadcast_to(np.arange(TOKENS.shape[1]), TOKENS.shape)
+
+    def apply(params: Any, tokens: jax.Array) -> jax.Array:
+        model = nnx.merge(graph, params, rest, copy=True)
+        return model(
+            decoder_input_tokens=tokens,
+            decoder_positions=positions,
+            decoder_segment_ids=np.ones_like(positions),
+            enable_dropout=False,
+        )
+
+    tokens = jnp.asarray(TOKENS)
+    covariances = mofo_jax.input_covariances(apply, params, [tokens])
+    recorded = record(monkeypatch)
+    jax.block_until_ready(jax.jit(apply)(params, tokens))
+    jax.effects_barrier()
+    is_leaf = lambda node: isinstance(node, mofo_jax.InputCovariance)  # noqa: E731
+    flat = {
+        path_name(path): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(
+            covariances, is_leaf=is_leaf
+        )
+    }
+    arrays = {
+        path_name(path).removesuffix("/value"): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+    found = set()
+    for path, covariance in flat.items():
+        kernel = arrays[path]
+        for index in np.ndindex(covariance.matrix.shape[:-2]):
+            own: list[Any] = [slice(None)] * kernel.ndim
+            for axis, place in zip(covariance.batch_axes, index, strict=True):
+                own[axis] = place
+            inputs = [x for w, x in recorded if np.array_equal(w, kernel[tuple(own)])]
+            for x in inputs:
+                matrix = covariance.matrix[index]
+                close(matrix, mean_outer(x, len(matrix)), path)
+                found.add(path)
+    missing = {path for path in flat if path not in found}
+    # The tied head is no linear layer.
+    assert missing == ({"token_embedder/embedding"} if name == "tied" else set())
+    # Seven kernels in a layer, of which each stack is one, and the head.
+    assert len(flat) == {"scanned": 8, "layers apart": 15, "tied": 8}[name]
