@@ -22,10 +22,16 @@ XLA_FLAGS = os.environ["XLA_FLAGS"]
 FOLDERS = sorted(pathlib.Path(__file__).parent.rglob(EIGHT_DEVICES_FOLDER))
 
 
+def _is_installed(package: str) -> bool:
+    spec = importlib.util.find_spec(package)
+    # The folder of its tests may be found, too, as a package without an `__init__.py`.
+    return spec is not None and spec.origin is not None
+
+
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.parent.name)
 def test_on_eight_devices(folder: pathlib.Path) -> None:
     trainer = folder.parent
-    if trainer.parent.name == "trainers" and not importlib.util.find_spec(trainer.name):
+    if trainer.parent.name == "trainers" and not _is_installed(trainer.name):
         pytest.skip(f"{trainer.name} is not installed")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     process = subprocess.run(
