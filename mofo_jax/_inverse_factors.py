@@ -244,5 +244,4 @@ def _less(
 
     factor = jax.tree.map(gathered, factor)
     removed = apply(factor, moved, axes, batch_axes)
-    removed = constrain(constrain(removed, columns), sharding)
-    return constrain(x - removed, sharding)
+    return constrain(constrain(moved - removed, columns), sharding)

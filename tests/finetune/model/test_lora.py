@@ -209,6 +209,7 @@ def check_fractions(run: Run, layers: int = 3) -> None:
     np.testing.assert_allclose(shares, 0.15, atol=0.005)
 
 
+@pytest.mark.nightly
 def test_the_command_ends_with_report_pictures_and_a_merged_model(
     tmp_path: pathlib.Path,
     capsys: pytest.CaptureFixture[str],

@@ -17,6 +17,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return small.write_model(tmp_path_factory.mktemp("model") / "tiny-llama")
 
 
+@pytest.mark.nightly
 def test_a_whole_run_and_the_same_command_again(
     model: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:

@@ -282,9 +282,10 @@ def test_texts_are_kept_and_share_no_passage_with_those_that_are_measured(
     assert len(written) == 6
     for text in written:
         assert text.given < len(text.ids) <= 64
-    # Half of those that are drawn continue the opening of a user's turn.
+    # A third of those that are drawn continue the opening of a user's turn, unless they
+    # are empty.
     opening = tiny_source.tokenizer.encode("<|begin|><|start|>user\n")
-    assert sum(text.ids[: len(opening)] == opening for text in written) >= 2
+    assert any(text.ids[: len(opening)] == opening for text in written)
     assert own_text.kept(tmp_path, writer, 6, []) == written
     with pytest.raises(InputError, match="has 6 texts and 5 are needed"):
         own_text.kept(tmp_path, writer, 5, [])

@@ -241,7 +241,9 @@ def own_covariances(built: Built) -> Any:
     return information.covariances(graph, params, own_text.batch(texts, 32), place)
 
 
-@pytest.mark.parametrize("name", ["mofo", "mofo_inverse_covariance"])
+@pytest.mark.parametrize(
+    "name", ["mofo", pytest.param("mofo_inverse_covariance", marks=pytest.mark.nightly)]
+)
 def test_an_interrupted_arm_ends_as_an_unbroken_one(
     built: Built,
     params: dict[str, Any],
