@@ -99,6 +99,7 @@ def test_duplicates_are_dropped_and_overlap_is_counted(
     assert task.about["overlap"] == 2 / 8
 
 
+@pytest.mark.nightly
 def test_another_row_gives_another_digest(tmp_path: pathlib.Path, tiny_source: Source):
     def digests() -> list[str]:
         found = texts.read(tmp_path, tiny_source.tokenizer, BUDGET)

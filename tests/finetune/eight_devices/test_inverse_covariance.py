@@ -46,7 +46,9 @@ def trained(source: Source, name: str, description: str) -> tuple[Any, Any]:
     return params, state
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [NAMES[0], *(pytest.param(n, marks=pytest.mark.nightly) for n in NAMES[1:])]
+)
 def test_the_mesh_changes_nothing(tiny_source: Source, name: str) -> None:
     one, _ = trained(tiny_source, name, "")
     params, state = trained(tiny_source, name, "fsdp=4,tensor=2")

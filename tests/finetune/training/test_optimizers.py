@@ -196,6 +196,7 @@ def test_after(scan: bool) -> None:
     assert kept.sum() == 30
 
 
+@pytest.mark.nightly
 def test_fisher_information_is_that_of_the_models_own_text(
     tiny_source: Source,
 ) -> None:
