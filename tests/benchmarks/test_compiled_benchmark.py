@@ -135,6 +135,7 @@ def test_a_sort_in_a_real_program_is_found() -> None:
     assert (found["sort"], found["sort_in_loops"]) == (2, 1)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("kind", ["bare", "clipped", "training", "scanned"])
 def test_both_steps_are_compiled_for_a_mesh(kind: str) -> None:
     mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), sharding.AXES)

@@ -22,6 +22,7 @@ from tests import helpers
 ONE = {"heads": selections.Tensor((2, 5, 3, 8), (0, 2))}
 
 
+@pytest.mark.nightly
 def test_the_command_in_miniature(
     tmp_path: pathlib.Path,
     capsys: pytest.CaptureFixture[str],

@@ -161,6 +161,7 @@ def test_own_texts_begin_in_three_ways(study: Study):
     assert not asked & set(texts.instructions(48))
 
 
+@pytest.mark.nightly
 def test_the_rule_spares_directions_of_the_starts_own_texts(study: Study):
     trainer, task, config = study.trainer, study.task(TASK), Config(damping=0.1)
     course = Course(task.training, task.length, 3, 1, 0)

@@ -178,6 +178,7 @@ def is_scanned(built: Built) -> bool:
     return "mlp" in built.params["layers"]
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", ["adamw", "mofo"])
 def test_only_the_factors_are_trained(tiny_source: Source, name: str) -> None:
     losses = []

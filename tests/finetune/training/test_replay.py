@@ -222,11 +222,12 @@ def test_the_order_depends_on_the_step_alone_and_every_text_comes_once_an_epoch(
     np.testing.assert_array_equal(texts.at(5, ROWS, [1])["tokens"], tokens[4][1:])
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     "adapted",
     [
         pytest.param(False, id="parameters"),
-        pytest.param(True, id="lora", marks=pytest.mark.nightly),
+        pytest.param(True, id="lora"),
     ],
 )
 def test_an_interrupted_arm_with_replay_ends_as_an_unbroken_one(
