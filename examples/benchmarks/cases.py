@@ -181,15 +181,7 @@ def training(
     params = placed(shapes, sharding.param_shardings(shapes, mesh))
     rows = sharding.batch_sharding(mesh)
     shape = sharding.row_shards(mesh), tokens
-    batch = {
-        name: jax.ShapeDtypeStruct(shape, kind, sharding=rows)
-        for name, kind in {
-            "tokens": jnp.int32,
-            "positions": jnp.int32,
-            "segments": jnp.int32,
-            "loss_mask": jnp.bool_,
-        }.items()
-    }
+    batch = covariances.abstract_batch(shape, rows)
 
     def step_of(optimizer: optax.GradientTransformation) -> Step:
         def step(params: Any, state: Any, batch: Any) -> tuple[Any, Any, jax.Array]:

@@ -15,6 +15,7 @@ import rich.table
 import tqdm
 import tyro
 from flax import nnx
+from jax.sharding import NamedSharding
 
 import mofo_jax
 from examples.benchmarks.trees import LLAMA_1B, LLAMA_7B, SMOLLM2_135M
@@ -84,16 +85,24 @@ def abstract_model(config: DecoderConfig) -> Model:
     """Returns a model whose layers are not stacked."""
     graph, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))
     params = nnx.to_pure_dict(state)
-    batch = {
-        name: jax.ShapeDtypeStruct((ROWS, TOKENS), kind)
-        for name, kind in {
-            "tokens": jnp.int32,
-            "positions": jnp.int32,
-            "segments": jnp.int32,
-            "loss_mask": jnp.bool_,
-        }.items()
-    }
+    batch = abstract_batch((ROWS, TOKENS))
     return Model(graph, params, covariances_of(graph, params, batch))
+
+
+def abstract_batch(
+    shape: tuple[int, int], places: NamedSharding | None = None
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the types of a batch of `examples.finetune`.
+
+    Args:
+      shape: rows and tokens of a row.
+      places: the sharding, if known.
+    """
+    kinds = dict.fromkeys(("tokens", "positions", "segments"), jnp.int32)
+    return {
+        name: jax.ShapeDtypeStruct(shape, kind, sharding=places)
+        for name, kind in {**kinds, "loss_mask": jnp.bool_}.items()
+    }
 
 
 def costs(model: Model) -> Entry:

@@ -124,29 +124,6 @@ def compiled(cases: Mapping[str, Mapping[str, Any]]) -> rich.table.Table:
     return table
 
 
-BEYOND_HEADINGS = (
-    *("compiled for", "tensors", "AdamW's temporaries", "MoFO's in addition"),
-    *("additional all-reduces", "of them in loops", "all-gathers", "sorts"),
-    "compile time, ratio",
-)
-
-
-def beyond_rows(cases: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    """Returns the differences of MoFO and AdamW as cells under `BEYOND_HEADINGS`.
-
-    Cases of pods are left out.
-    """
-    return [
-        [
-            *(case, str(entry["tensors"])),
-            _number(entry["programs"]["adamw"]["temporary_share"], digits=4),
-            *beyond(entry["programs"])[:-1],
-        ]
-        for case, entry in sorted(cases.items())
-        if "mofo" in entry.get("programs", {}) and ", pod " not in case
-    ]
-
-
 POD_HEADINGS = (
     *("case", "", "arguments MB", "temporary MB", "collectives", "of them in loops"),
     *("MB outside of loops", "MB in loops, per iteration", "compile s"),

@@ -5,9 +5,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from examples.finetune.command.config import Config
+from examples.finetune.command.optimizers import COVARIANCES, NEEDS
 
 OWN_TEXTS = 96  # number of texts by the start for covariances, about 9,000 tokens
 WARMUP = 1 / 12  # Share of the steps with an increasing rate.
+# The names of optimizers in stored rows, where they differ.
+FORMER_NAMES = {
+    "inverse_covariance": "inverse",
+    "inverse_covariance_of_mofo": "inverse_behind_mofo",
+    "mofo_inverse_covariance": "inverse_filtered",
+}
 # The options of a method that determine its rows.
 DECISIVE = (
     *("update_fraction", "exponent", "strength", "damping", "lora", "b1", "b2", "eps"),
@@ -55,21 +62,27 @@ class Method:
         """
         config = self.config(0)
         texts = {"own_texts": self.own_texts} if self.own_texts else {}
+        decisive = {name: getattr(config, name) for name in DECISIVE}
+        if NEEDS.get(self.optimizer) == COVARIANCES:
+            decisive["damping"] = config.covariance_damping
         return {
             **texts,
-            "optimizer": self.optimizer,
+            "optimizer": FORMER_NAMES.get(self.optimizer, self.optimizer),
             "warmup": round(self.warmup, 4),
             "batches": self.batches,
             "frozen": list(self.frozen),
             # The option's former name, which the stored rows use.
             "rest": config.unselected_scale,
-            **{name: getattr(config, name) for name in DECISIVE},
+            **decisive,
         }
 
 
-def _inverse(damping: float, optimizer: str = "inverse", where: str = "") -> Method:
+def _inverse(
+    damping: float, optimizer: str = "inverse_covariance", where: str = ""
+) -> Method:
     title = f"inverse input covariance {damping:g}{where}"
-    return Method(title, optimizer, 2e-4, {"damping": damping}, own_texts=OWN_TEXTS)
+    options = {"covariance_damping": damping}
+    return Method(title, optimizer, 2e-4, options, own_texts=OWN_TEXTS)
 
 
 def _mofo(title: str, optimizer: str) -> Method:
@@ -86,7 +99,7 @@ METHODS: dict[str, Method] = {
     "inverse": _inverse(0.1),
     "inverse_weak": _inverse(0.3),
     "inverse_strong": _inverse(0.03),
-    "inverse_behind_mofo": _inverse(0.1, "inverse_behind_mofo", ", behind MoFO"),
-    "inverse_filtered": _inverse(0.1, "inverse_filtered", ", filtered"),
+    "inverse_behind_mofo": _inverse(0.1, "inverse_covariance_of_mofo", ", behind MoFO"),
+    "inverse_filtered": _inverse(0.1, "mofo_inverse_covariance", ", filtered"),
 }
 CONTROLS = ("adamw_warmup", "adamw_b2", "adamw_frozen", "adamw_batch")

@@ -28,6 +28,14 @@ NAME = "screen.jsonl"
 TASK_ITEMS, TEXT_ITEMS, FEW = 48, 16, 8
 OWN_TEXTS = 24  # number of texts for conjugate gradients' Fisher information
 ITERATIONS = 8
+
+
+def _inverse(
+    damping: float, optimizer: str = "inverse_covariance"
+) -> tuple[str, dict[str, Any]]:
+    return optimizer, {"covariance_damping": damping}
+
+
 # Directions that an optimizer computes from Adam's moments, by title.
 MADE: dict[str, tuple[str, dict[str, Any]]] = {
     "AdamW": ("adamw", {}),
@@ -36,12 +44,12 @@ MADE: dict[str, tuple[str, dict[str, Any]]] = {
     "filter by chance": ("mofo_random", {}),
     "Padam 0.75": ("padam", {"exponent": 0.75}),
     "momentum": ("padam", {"exponent": 0.0}),
-    "inverse input covariance 1": ("inverse", {"damping": 1.0}),
-    "inverse input covariance 0.3": ("inverse", {"damping": 0.3}),
-    "inverse input covariance 0.1": ("inverse", {"damping": 0.1}),
-    "inverse input covariance 0.03": ("inverse", {"damping": 0.03}),
-    "the same 0.1, behind MoFO": ("inverse_behind_mofo", {"damping": 0.1}),
-    "the same 0.1, filtered": ("inverse_filtered", {"damping": 0.1}),
+    "inverse input covariance 1": _inverse(1.0),
+    "inverse input covariance 0.3": _inverse(0.3),
+    "inverse input covariance 0.1": _inverse(0.1),
+    "inverse input covariance 0.03": _inverse(0.03),
+    "the same 0.1, behind MoFO": _inverse(0.1, "inverse_covariance_of_mofo"),
+    "the same 0.1, filtered": _inverse(0.1, "mofo_inverse_covariance"),
 }
 # Directions whose rows also have the weights that they select.
 FILTERS = ("MoFO 0.15", "filter by update", "filter by chance")
@@ -119,7 +127,7 @@ class _Bench:
         given = self._start, along, self._task, few, scales, references
         found = screen.measured(*given) | {"counts": scales.counts()}
         if title in FILTERS:
-            covariances = self._study.information("inverse")
+            covariances = self._study.information("inverse_covariance")
             found["inputs"] = selected_by_input(along, covariances)
         return found
 

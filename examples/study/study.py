@@ -11,12 +11,12 @@ import jax
 
 import mofo_jax
 from examples.finetune.command.errors import InputError
+from examples.finetune.command.optimizers import COVARIANCES, FISHER, NEEDS
 from examples.finetune.data.encoding import Example
 from examples.finetune.evaluation import token_losses
 from examples.finetune.model import pretrained
 from examples.finetune.training import movement
-from examples.finetune.training.optimizers import NEEDS_FISHER
-from examples.study import chat, own_texts, rows, sparing, start, texts
+from examples.study import chat, own_texts, rows, start, texts
 from examples.study.budget import BUDGETS, Budget
 from examples.study.measuring import Measured, Reference, Scales
 from examples.study.methods import METHODS, OWN_TEXTS
@@ -107,9 +107,10 @@ class Study:
 
     def information(self, optimizer: str) -> Params | None:
         """Returns what an optimizer needs to know about the start."""
-        if optimizer in sparing.OPTIMIZERS:
+        need = NEEDS.get(optimizer)
+        if need == COVARIANCES:
             return self._covariances
-        return self._fisher if optimizer in NEEDS_FISHER else None
+        return self._fisher if need == FISHER else None
 
     def task(self, name: str) -> texts.Task:
         """Returns a task's rows, read when first used."""

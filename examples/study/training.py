@@ -12,9 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import optax
-from flax import nnx
 
-import mofo_jax
 from examples.finetune.command.config import Config
 from examples.finetune.command.errors import InputError
 from examples.finetune.data.batches import (
@@ -27,10 +25,8 @@ from examples.finetune.data.batches import (
 )
 from examples.finetune.data.encoding import Example
 from examples.finetune.model import lora, parameters, pretrained, sharding
-from examples.finetune.model.attention import causal_mask
 from examples.finetune.training import information, optimizers, own_text
 from examples.finetune.training.step import gradients
-from examples.study import sparing
 from examples.study.budget import Budget
 
 Params = Any
@@ -133,17 +129,8 @@ class Trainer:
         batches = evaluation_batches(
             written, batch_size=self.budget.batch_size, sequence_length=longest
         )
-
-        def apply(params: Params, batch: dict[str, jax.Array]) -> jax.Array:
-            model = nnx.merge(self.graph, params)
-            mask = causal_mask(batch["segments"])
-            return model(batch["tokens"], batch["positions"], mask)
-
-        return mofo_jax.input_covariances(
-            apply,
-            self.begin(start),
-            map(self.place, batches),
-            weights=lambda batch: batch["segments"] > 0,
+        return information.covariances(
+            self.graph, self.begin(start), batches, self.place
         )
 
     def train(
@@ -260,10 +247,7 @@ def assemble(
     information: Params | None,
 ) -> optax.GradientTransformationExtraArgs:
     """Returns a method's transformation; the clipped norm omits frozen parameters."""
-    if name in sparing.OPTIMIZERS:
-        whole = sparing.assemble(name, config, rate, information)
-    else:
-        whole = optimizers.assemble(name, config, rate, information)
+    whole = optimizers.assemble(name, config, rate, information)
     if not frozen:
         return whole
 

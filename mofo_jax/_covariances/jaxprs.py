@@ -46,11 +46,6 @@ def scan_counts(params: Mapping[str, Any]) -> tuple[int, int]:
     return len(consts), len(carry)
 
 
-def mapped_specs(params: Mapping[str, Any]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """Returns the specs with which `shard_map` divides operands and results."""
-    return params["in_specs"], params["out_specs"]
-
-
 def manual_axes(params: Mapping[str, Any]) -> frozenset[str]:
     """Returns the mesh axes over which `shard_map` maps."""
     found = params.get("manual_axes", params.get("newly_manual_axes"))

@@ -1,7 +1,7 @@
 """The primitives that multiply parameters, and the covariances of their inputs."""
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -171,13 +171,3 @@ PRIMITIVES = {
     "dot_general": _dot_general,
     "ragged_dot_general": _ragged_dot,
 }
-
-
-def source_key(product: Product, numbers: Sequence[Hashable]) -> Hashable:
-    """Returns a key that is the same for products whose inputs' covariances are equal.
-
-    Args:
-      product: A product.
-      numbers: Keys of the operands, which are equal for equal operands.
-    """
-    return product.method, tuple(numbers[i] for i in product.operands)

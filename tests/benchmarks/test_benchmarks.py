@@ -3,7 +3,6 @@
 import io
 import json
 import pathlib
-import re
 import shutil
 import sys
 from typing import Any
@@ -258,29 +257,6 @@ def test_the_smallest_run(
     printed = capsys.readouterr().out
     assert 'mofo, ties="exact"' in printed
     assert str(file) in printed
-
-
-@pytest.mark.parametrize(
-    "arguments, words",
-    [
-        (["--trees", "oak"], "--trees must be among small, .*, got 'oak'"),
-        (["--pytorch-tree", "oak"], "--pytorch-tree must be among small, .*'oak'"),
-        (["--rounds", "0"], "--rounds must be at least 1, got 0"),
-        (["--run-steps", "0"], "--run-steps must be at least 1, got 0"),
-    ],
-)
-def test_wrong_options_are_named(
-    arguments: list[str],
-    words: str,
-    tmp_path: pathlib.Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    with pytest.raises(SystemExit) as stop:
-        optimizer_step.main([*arguments, "--output", str(tmp_path)])
-    assert stop.value.code == 2
-    said = capsys.readouterr().err
-    assert re.search(words, said)
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_damaged_file_is_not_overwritten(

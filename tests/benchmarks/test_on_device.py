@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import json
 import pathlib
-import re
 from typing import Any
 
 import jax
@@ -195,23 +194,3 @@ def test_the_trees_have_the_sizes_that_the_page_promises() -> None:
     sizes = [tree.coordinates / 1e9 for tree in on_device.FULL.trees.values()]
     np.testing.assert_allclose(sizes, [0.1, 1.2], rtol=0.4)
     assert on_device.MINIATURE.trees == {"tiny": TREES["tiny"]}
-
-
-@pytest.mark.parametrize(
-    "arguments, words",
-    [
-        (["--minutes", "0"], "--minutes must be above 0, got 0"),
-        (["--model", "no such"], "There is no model 'no such'"),
-    ],
-)
-def test_wrong_options_of_the_command_are_named(
-    arguments: list[str],
-    words: str,
-    tmp_path: pathlib.Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    with pytest.raises(SystemExit) as stop:
-        on_device.main([*arguments, "--output", str(tmp_path)])
-    assert stop.value.code == 2
-    assert re.search(words, capsys.readouterr().err)
-    assert not list(tmp_path.iterdir())

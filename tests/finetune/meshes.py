@@ -23,7 +23,7 @@ from examples.finetune.model.decoder_config import parameter_shapes
 from examples.finetune.training.optimizers import make
 from examples.finetune.training.step import init_state, make_step
 from tests.finetune import tiny
-from tests.finetune.training.test_train import CONFIG, batches
+from tests.finetune.arms import CONFIG, batches
 
 STEPS = 3
 

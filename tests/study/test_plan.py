@@ -6,7 +6,7 @@ import pytest
 
 from examples.finetune.command.errors import InputError
 from examples.finetune.training.optimizers import OPTIMIZERS
-from examples.study import options, plan, sparing
+from examples.study import options, plan
 from examples.study.budget import BUDGETS
 from examples.study.methods import METHODS
 from examples.study.plan import Cell, Run
@@ -110,7 +110,7 @@ def test_the_plan_lists_the_remaining_runs():
 
 def test_methods_use_existing_optimizers():
     for method in METHODS.values():
-        assert method.optimizer in {**OPTIMIZERS, **sparing.OPTIMIZERS}
+        assert method.optimizer in OPTIMIZERS
         assert 0 < method.warmup < 1
     keys = [str(method.key()) for method in METHODS.values()]
     assert len(set(keys)) == len(keys)

@@ -163,14 +163,15 @@ def test_own_texts_begin_in_three_ways(study: Study):
 
 @pytest.mark.nightly
 def test_the_rule_spares_directions_of_the_starts_own_texts(study: Study):
-    trainer, task, config = study.trainer, study.task(TASK), Config(damping=0.1)
+    trainer, task = study.trainer, study.task(TASK)
+    config = Config(covariance_damping=0.1)
     course = Course(task.training, task.length, 3, 1, 0)
     known = screen.moments(trainer, study.start, course, config)
     start = trainer.begin(study.start)
-    covariances = study.information("inverse")
+    covariances = study.information("inverse_covariance")
     assert covariances is not None
     adam = screen.direction("adamw", config, start, known)
-    rule = screen.direction("inverse", config, start, known, covariances)
+    rule = screen.direction("inverse_covariance", config, start, known, covariances)
     path = "layers", "mlp", "down", "kernel"
 
     def leaf(tree: Any) -> np.ndarray:

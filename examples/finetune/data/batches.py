@@ -138,23 +138,38 @@ def evaluation_batches(
     """
     longest = _check_lengths(examples, batch_size, sequence_length)
     length = min(sequence_length, round_up(longest, LENGTH_STEP))
-    batches = []
+    batches: list[Batch] = []
     for start in range(0, len(examples), batch_size):
-        shape = (batch_size, length)
-        batch = {
-            "tokens": np.zeros(shape, np.int32),
-            "loss_mask": np.zeros(shape, bool),
-            "segments": np.zeros(shape, np.int32),
-            "positions": np.zeros(shape, np.int32),
-        }
-        for row, example in enumerate(examples[start : start + batch_size]):
-            used = len(example.ids)
-            for name, values in _arrays(example).items():
-                batch[name][row, :used] = values
-            batch["segments"][row, :used] = 1
-            batch["positions"][row, :used] = np.arange(used)
-        batches.append(batch)
+        part = examples[start : start + batch_size]
+        batches.append(padded(part, batch_size, length))
     return batches
+
+
+def padded(examples: Sequence[Example], rows: int, length: int) -> Batch:
+    """Returns examples as the first rows of a batch whose other rows are padding.
+
+    Args:
+      examples: at most `rows`, none longer than `length`.
+      rows: rows of the batch.
+      length: tokens of a row.
+
+    Returns:
+      A batch as in `training_batches`.
+    """
+    shape = rows, length
+    batch = {
+        "tokens": np.zeros(shape, np.int32),
+        "loss_mask": np.zeros(shape, bool),
+        "segments": np.zeros(shape, np.int32),
+        "positions": np.zeros(shape, np.int32),
+    }
+    for row, example in enumerate(examples):
+        used = len(example.ids)
+        for name, values in _arrays(example).items():
+            batch[name][row, :used] = values
+        batch["segments"][row, :used] = 1
+        batch["positions"][row, :used] = np.arange(used)
+    return batch
 
 
 def _arrays(example: Example) -> Batch:

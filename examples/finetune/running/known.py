@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from examples.finetune.command.config import Arm
 from examples.finetune.command.optimizers import FISHER, NEEDS
-from examples.finetune.data.batches import Batch, round_up
+from examples.finetune.data.batches import Batch, evaluation_batches, round_up
 from examples.finetune.evaluation import token_losses
 from examples.finetune.model import sharding
 from examples.finetune.running.setup import Setup, say_step
@@ -88,17 +88,19 @@ class Known:
         if need is None:
             return None
         count = config.own_texts - config.own_texts % setup.row_shards
-        texts = own_text.batch(self._texts[:count], config.sequence_length)
+        texts, length = self._texts[:count], config.sequence_length
         graph = setup.trained.graph
         if need == FISHER:
             say_step("Fisher information")
-            return information.fisher(graph, params, texts, setup.place)
+            batch = own_text.batch(texts, length)
+            return information.fisher(graph, params, batch, setup.place)
         say_step("covariances of the kernels' inputs")
-        rows = round_up(information.ROWS, setup.row_shards)
-        while count % rows:
-            rows -= setup.row_shards
-        given = graph, params, texts, setup.place, frozen, rows
-        return information.covariances(*given)
+        batches = evaluation_batches(
+            [text.example for text in texts],
+            batch_size=round_up(information.ROWS, setup.row_shards),
+            sequence_length=length,
+        )
+        return information.covariances(graph, params, batches, setup.place, frozen)
 
     def term(
         self, arm: Arm, params: Any, frozen: Any

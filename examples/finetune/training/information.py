@@ -4,7 +4,7 @@ No other data is needed. The texts are distributed like the model's predictions,
 Fisher information requires.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -49,20 +49,18 @@ def fisher(graph: nnx.GraphDef, params: Any, texts: Batch, place: Place) -> Any:
 def covariances(
     graph: nnx.GraphDef,
     params: Any,
-    texts: Batch,
+    batches: Iterable[Batch],
     place: Place,
     frozen: Any = None,
-    rows: int = ROWS,
 ) -> Any:
     """Estimates the uncentered covariances of the inputs of a model's kernels.
 
     Args:
       graph: the model's structure.
       params: the parameters whose inputs are measured.
-      texts: as for `fisher`.
+      batches: texts, as batches for one forward pass each. Padding does not count.
       place: a function that puts a batch on the devices.
       frozen: the model's other parameters, if `params` are not all.
-      rows: number of texts in one forward pass, a divisor of the number of texts.
 
     Returns:
       The result of `mofo_jax.input_covariances`.
@@ -76,9 +74,4 @@ def covariances(
     def real(batch: Mapping[str, jax.Array]) -> jax.Array:
         return (batch["segments"] != 0).astype(jnp.float32)
 
-    count = len(texts["tokens"])
-    parts = (
-        place({name: x[start : start + rows] for name, x in texts.items()})
-        for start in range(0, count, rows)
-    )
-    return mofo_jax.input_covariances(apply, params, parts, weights=real)
+    return mofo_jax.input_covariances(apply, params, map(place, batches), weights=real)

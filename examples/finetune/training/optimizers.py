@@ -11,13 +11,10 @@ import optax
 
 import mofo_jax
 from examples.finetune.command.config import Config
-from examples.finetune.command.optimizers import FISHER, NEEDS
 from examples.finetune.command.options import OTHER_STRENGTH, STRENGTHS
 
 # If layers are stacked, each layer is one block, as without stacking.
 BLOCK_AXES = mofo_jax.block_rules("llama", "layer")
-# These receive the Fisher information of the base model on its own samples.
-NEEDS_FISHER = tuple(name for name, need in NEEDS.items() if need == FISHER)
 
 
 class Inputs(NamedTuple):

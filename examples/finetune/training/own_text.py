@@ -17,7 +17,8 @@ import numpy as np
 from flax import nnx
 
 from examples.finetune.command.errors import InputError
-from examples.finetune.data.batches import Batch, round_up
+from examples.finetune.data.batches import Batch, padded, round_up
+from examples.finetune.data.encoding import Example
 from examples.finetune.evaluation import generate
 from examples.finetune.model.tokenizer import Tokenizer
 from examples.finetune.storage import checksums
@@ -47,6 +48,12 @@ class Text(NamedTuple):
 
     ids: list[int]
     given: int
+
+    @property
+    def example(self) -> Example:
+        """The text as an example, of which the model learns what it generated."""
+        loss = tuple(place >= self.given for place in range(len(self.ids)))
+        return Example((), tuple(self.ids), loss, "")
 
 
 class Writer(NamedTuple):
@@ -238,16 +245,4 @@ def batch(texts: Sequence[Text], length: int) -> Batch:
       `tokens`, `segments` and `positions` as in `batches.training_batches`, and
       `loss_mask`, which is true for tokens that the model generated.
     """
-    made = {
-        "tokens": np.zeros((len(texts), length), np.int32),
-        "loss_mask": np.zeros((len(texts), length), bool),
-        "segments": np.zeros((len(texts), length), np.int32),
-        "positions": np.zeros((len(texts), length), np.int32),
-    }
-    for row, text in enumerate(texts):
-        used = len(text.ids)
-        made["tokens"][row, :used] = text.ids
-        made["loss_mask"][row, text.given : used] = True
-        made["segments"][row, :used] = 1
-        made["positions"][row, :used] = np.arange(used)
-    return made
+    return padded([text.example for text in texts], len(texts), length)

@@ -13,8 +13,7 @@ from examples.finetune.model.pretrained import Source
 from examples.finetune.training import information, own_text
 from examples.finetune.training.optimizers import make
 from examples.finetune.training.step import init_state, make_step
-from tests.finetune.training.test_train import CONFIG, batches
-from tests.helpers import random_generator
+from tests.finetune.arms import CONFIG, batches, own_texts
 
 NAMES = [name for name, need in NEEDS.items() if need == COVARIANCES]
 # A filter would select others where the last bits differ.
@@ -31,12 +30,8 @@ def trained(source: Source, name: str, description: str) -> tuple[Any, Any]:
     def place(batch: Any) -> Any:
         return jax.device_put(batch, where)
 
-    rng = random_generator(7)
-    texts = [
-        own_text.Text([int(i) for i in rng.integers(0, 256, length)], 1)
-        for length in (12, 5, 9, 12, 12, 7, 8, 11)
-    ]
-    known = information.covariances(graph, params, own_text.batch(texts, 12), place)
+    texts = own_text.batch(own_texts([12, 5, 9, 12, 12, 7, 8, 11]), 12)
+    known = information.covariances(graph, params, [texts], place)
     transformation = make(name, SETTINGS, 1e-2, known)
     state = init_state(transformation, params)
     step = make_step(graph, transformation, 1, params, state)

@@ -10,8 +10,8 @@ from examples.finetune.model import parameters, sharding
 from examples.finetune.model.pretrained import Source
 from examples.finetune.training.optimizers import make
 from examples.finetune.training.step import init_state, make_step
+from tests.finetune.arms import CONFIG, batches
 from tests.finetune.model.test_lora import Built, build, random_factors
-from tests.finetune.training.test_train import CONFIG, batches
 
 
 def losses(built: Built, mesh: jax.sharding.Mesh, scan: bool) -> list[float]:

@@ -6,8 +6,8 @@ import numpy as np
 from examples.finetune.model import parameters
 from examples.finetune.model.pretrained import Source
 from examples.finetune.training.step import mean_gradients
+from tests.finetune.arms import CONFIG, batches
 from tests.finetune.training.test_replay import Model
-from tests.finetune.training.test_train import CONFIG, batches
 
 
 def found(model: Model, rows: int) -> tuple[dict[str, float], dict[str, np.ndarray]]:

@@ -26,7 +26,7 @@ from examples.finetune.storage import checksums
 from examples.finetune.training.optimizers import make
 from examples.finetune.training.step import State, init_state, make_step
 from tests.finetune import small, tiny
-from tests.finetune.training.test_train import CONFIG, batches, place
+from tests.finetune.arms import CONFIG, batches, place
 
 ADAPTER = lora.Adapter(rank=4, alpha=6.0)
 PATHS = [

@@ -21,6 +21,7 @@ from examples.finetune.running import checks
 from examples.finetune.training import after, information, optimizers, own_text
 from examples.finetune.training.step import gradients
 from tests.finetune import small
+from tests.finetune.arms import own_texts
 from tests.helpers import assert_same_bits, random_generator
 
 CONFIG = dataclasses.replace(
@@ -208,11 +209,7 @@ def test_fisher_information_is_that_of_the_models_own_text(
     def place(batch: Any) -> Any:
         return jax.device_put(batch, spec)
 
-    rng = random_generator(7)
-    texts = [
-        own_text.Text([int(i) for i in rng.integers(0, 256, length)], 1)
-        for length in (12, 5, 9, 12)
-    ]
+    texts = own_texts([12, 5, 9, 12])
     batch = place(own_text.batch(texts, 12))
     found = information.fisher(graph, params, own_text.batch(texts, 12), place)
     # Another way to the same: the gradient of each sequence's mean loss, squared, times

@@ -25,9 +25,9 @@ from examples.finetune.training.step import (
     mean_gradients,
 )
 from tests.finetune import small
+from tests.finetune.arms import CONFIG, batches, interrupt, place
 from tests.finetune.meshes import one_device
 from tests.finetune.model.test_lora import build as build_adapted
-from tests.finetune.training.test_train import CONFIG, batches, place
 from tests.helpers import random_generator
 
 LENGTH = CONFIG.sequence_length
@@ -256,16 +256,8 @@ def test_an_interrupted_arm_with_replay_ends_as_an_unbroken_one(
         return checksums.of_tree(found)
 
     divergences: list[list[float]] = []
-    unbroken, log = once("unbroken"), ArmFiles.log
-    seen = []
-
-    def interrupt(self: ArmFiles, row: dict[str, Any]) -> None:
-        seen.append(row["step"])
-        if seen == [1, 2, 3]:
-            raise KeyboardInterrupt
-        log(self, row)
-
-    monkeypatch.setattr(ArmFiles, "log", interrupt)
+    unbroken = once("unbroken")
+    interrupt(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         once("broken")
     assert once("broken") == unbroken
@@ -279,22 +271,22 @@ def test_texts_are_kept_and_share_no_passage_with_those_that_are_measured(
     writer = own_text.Writer(
         model.graph, model.base, tiny_source.tokenizer, model.place, 64, seed=5
     )
-    written = own_text.kept(tmp_path, writer, 6, [])
-    assert len(written) == 6
+    written = own_text.kept(tmp_path, writer, 12, [])
+    assert len(written) == 12
     for text in written:
         assert text.given < len(text.ids) <= 64
     # A third of those that are drawn continue the opening of a user's turn, unless they
     # are empty.
     opening = tiny_source.tokenizer.encode("<|begin|><|start|>user\n")
-    assert any(text.ids[: len(opening)] == opening for text in written)
-    assert own_text.kept(tmp_path, writer, 6, []) == written
-    with pytest.raises(InputError, match="has 6 texts and 5 are needed"):
+    assert sum(text.ids[: len(opening)] == opening for text in written) >= 2
+    assert own_text.kept(tmp_path, writer, 12, []) == written
+    with pytest.raises(InputError, match="has 12 texts and 5 are needed"):
         own_text.kept(tmp_path, writer, 5, [])
     # A text that is measured is not among them, wherever its passage stands.
     longest = max(written, key=lambda text: len(text.ids))
     measured = [[7, 8, *longest.ids, 9]]
-    assert longest not in writer.texts(6, measured)
+    assert longest not in writer.texts(12, measured)
     path = tmp_path / own_text.FILE
     path.write_text(path.read_text().replace('"given": 1', '"given": 2', 1))
     with pytest.raises(InputError, match="is damaged; remove it"):
-        own_text.kept(tmp_path, writer, 6, [])
+        own_text.kept(tmp_path, writer, 12, [])

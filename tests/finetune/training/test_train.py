@@ -12,15 +12,12 @@ import numpy as np
 import optax
 import pytest
 
-from examples.finetune.command.config import Arm, Config
+from examples.finetune.command.config import Arm
 from examples.finetune.command.optimizers import NEEDS
 from examples.finetune.data.batches import (
-    Batch,
     evaluation_batches,
     loss_targets,
-    training_batches,
 )
-from examples.finetune.data.encoding import Example
 from examples.finetune.model import parameters, pretrained, sharding
 from examples.finetune.model.pretrained import Source
 from examples.finetune.storage import checksums
@@ -35,16 +32,8 @@ from examples.finetune.training.step import (
     make_step,
 )
 from tests.finetune import small
+from tests.finetune.arms import CONFIG, batches, examples, interrupt, own_texts, place
 from tests.helpers import assert_same_bits
-
-CONFIG = Config(
-    steps=4,
-    warmup_steps=1,
-    batch_size=8,
-    sequence_length=32,
-    checkpoint_every=1,
-    scan_layers=True,
-)
 
 Built = tuple[Any, dict[str, Any]]
 
@@ -60,34 +49,6 @@ def params(built: Built) -> dict[str, Any]:
     """A copy that may be donated."""
     start = built[1]
     return parameters.place(parameters.to_host(start), parameters.shardings(start))
-
-
-def examples() -> list[Example]:
-    """Examples of different lengths and shares of prompt."""
-    random = np.random.RandomState(5)
-    made = []
-    for length in random.randint(4, 30, 40):
-        ids = tuple(int(i) for i in random.randint(0, 256, length))
-        prompt = int(random.randint(0, length - 1))
-        loss = (False,) * prompt + (True,) * (length - prompt)
-        made.append(Example(ids[:prompt], ids, loss, ""))
-    return made
-
-
-def batches(config: Config) -> Any:
-    return iter(
-        training_batches(
-            examples(),
-            batch_size=config.batch_size * config.accumulation_steps,
-            sequence_length=config.sequence_length,
-            seed=config.seed,
-            pack=config.pack,
-        )
-    )
-
-
-def place(batch: Batch) -> dict[str, jax.Array]:
-    return jax.device_put(batch, sharding.batch_sharding(sharding.make_mesh("")))
 
 
 def test_the_loss_is_the_mean_over_what_is_to_be_learned(built: Built) -> None:
@@ -236,9 +197,8 @@ def test_the_rate_rises_to_its_peak_and_then_falls_or_stays(kind: Any) -> None:
 def own_covariances(built: Built) -> Any:
     """Returns covariances on texts that stand for the model's own."""
     graph, params = built
-    rng = np.random.RandomState(3)
-    texts = [own_text.Text([*map(int, rng.randint(0, 256, 20))], 1) for _ in range(8)]
-    return information.covariances(graph, params, own_text.batch(texts, 32), place)
+    texts = own_text.batch(own_texts([20] * 8), 32)
+    return information.covariances(graph, params, [texts], place)
 
 
 @pytest.mark.parametrize(
@@ -264,15 +224,7 @@ def test_an_interrupted_arm_ends_as_an_unbroken_one(
 
     metrics: dict[str, list[dict[str, Any]]] = {}
     unbroken, position = once(tmp_path / "unbroken", params)
-    log, logged = ArmFiles.log, []
-
-    def interrupt(self: ArmFiles, row: dict[str, Any]) -> None:
-        logged.append(row["step"])
-        if logged == [1, 2, 3]:
-            raise KeyboardInterrupt
-        log(self, row)
-
-    monkeypatch.setattr(ArmFiles, "log", interrupt)
+    logged = interrupt(monkeypatch)
     host = parameters.to_host(start)
     where = parameters.shardings(start)
     with pytest.raises(KeyboardInterrupt):
