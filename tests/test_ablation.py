@@ -7,6 +7,8 @@ import pytest
 from examples import ablation
 from examples.ablation import FRACTIONS, SCORES, Outcome
 
+pytestmark = pytest.mark.nightly
+
 
 @pytest.fixture(scope="module")
 def outcomes() -> dict[tuple[str, float], Outcome]:

@@ -37,6 +37,7 @@ def outputs(notebook: Any) -> list[tuple[str, ...]]:
     ]
 
 
+@pytest.mark.nightly
 def test_the_notebook_reproduces_its_stored_outputs() -> None:
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     stored = outputs(notebook)

@@ -22,7 +22,7 @@ import tqdm
 from examples.finetune.command import config
 from examples.finetune.command.status import exit_status
 from examples.finetune.system.files import read_json, write_json, write_text
-from tests.faults import directories, disks, inputs, processes
+from tests.faults import directories, disks, inputs, kinds, processes
 from tests.faults.lab import Case, Lab
 
 CASES: list[Case] = [
@@ -30,6 +30,7 @@ CASES: list[Case] = [
     *directories.CASES,
     *disks.CASES,
     *inputs.CASES,
+    *kinds.CASES,
 ]
 RESULTS = pathlib.Path(__file__).with_name("results.json")
 

@@ -41,7 +41,7 @@ def _newest(fault: str, harm: Harm, quick: bool = False) -> Case:
     return Case(f"newest checkpoint: {fault}", _BACK, work, quick)
 
 
-def _harmless(fault: str, harm: Harm) -> Case:
+def harmless(fault: str, harm: Harm) -> Case:
     """Returns a case of damage after which the newest checkpoint is still usable."""
 
     def work(lab: Lab) -> Outcome:
@@ -54,7 +54,7 @@ def _harmless(fault: str, harm: Harm) -> Case:
     return Case(fault, _GOES_ON, work)
 
 
-def _mended(fault: str, harm: Harm, says: str, mend: Harm, quick: bool = False) -> Case:
+def mended(fault: str, harm: Harm, says: str, mend: Harm, quick: bool = False) -> Case:
     """Returns a case of damage that the user is asked to repair."""
 
     def work(lab: Lab) -> Outcome:
@@ -128,7 +128,7 @@ def _foreign(lab: Lab) -> Outcome:
     return refused
 
 
-def _remove(name: str) -> Harm:
+def remove(name: str) -> Harm:
     return lambda run: (run / name).unlink()
 
 
@@ -175,68 +175,68 @@ CASES = [
     _newest("deleted", shutil.rmtree),
     Case("both checkpoints truncated", SENTENCE, _all_damaged),
     Case("all checkpoints deleted", "begins anew, bit for bit", _none_left),
-    _harmless(
+    harmless(
         "the older checkpoint truncated",
         lambda run: cut(largest(run / "arms" / ARM / "checkpoints" / "2")),
     ),
-    _harmless(
+    harmless(
         "the older checkpoint half deleted",
         lambda run: _half_deleted(run / "arms" / ARM / "checkpoints" / "2"),
     ),
-    _harmless(
+    harmless(
         "half a checkpoint left by a killed process",
         lambda run: shutil.copytree(
             run / "arms" / ARM / "checkpoints" / "3" / "params",
             run / "arms" / ARM / "checkpoints" / "4.orbax-checkpoint-tmp" / "params",
         ),
     ),
-    _harmless(
+    harmless(
         "half a file left by a killed process",
         lambda run: (run / ".settings.json.x1.part").write_text("{"),
     ),
-    _harmless(
+    harmless(
         "half a line of metrics left by a killed process",
         lambda run: append(run / "arms" / ARM / "metrics.jsonl", '{"step": 4, "lo'),
     ),
-    _harmless(
+    harmless(
         "bytes that are no text behind the metrics",
         lambda run: append(run / "arms" / ARM / "metrics.jsonl", "\udcff\udcfe\n"),
     ),
-    _mended(
+    mended(
         "settings.json truncated",
         lambda run: cut(_settings(run)),
         "settings.json is damaged (not JSON); put back a copy",
         _mend_settings,
     ),
-    _mended(
+    mended(
         "settings.json deleted",
-        _remove("settings.json"),
+        remove("settings.json"),
         "has files but is no run directory",
         _mend_settings,
     ),
-    _mended(
+    mended(
         "settings.json of another shape",
         lambda run: _settings(run).write_text(json.dumps([1, 2])),
         "settings.json is damaged",
         _mend_settings,
     ),
-    _mended(
+    mended(
         "the base model's record truncated",
         lambda run: cut(run / "base.json"),
         "base.json is damaged",
-        _remove("base.json"),
+        remove("base.json"),
     ),
-    _mended(
+    mended(
         "one bit of the base model's hidden states flipped",
         lambda run: flip(run / "base.npz"),
         "base.npz is damaged",
-        _remove("base.json"),
+        remove("base.npz"),
     ),
-    _mended(
+    mended(
         "the arm's settings truncated",
         lambda run: cut(run / "arms" / ARM / "arm.json"),
         "arm.json is damaged",
-        _remove(f"arms/{ARM}/arm.json"),
+        remove(f"arms/{ARM}/arm.json"),
     ),
     Case("the arm's result truncated", SENTENCE, _damaged_result),
     Case(

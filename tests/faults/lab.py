@@ -49,6 +49,23 @@ class Outcome(NamedTuple):
     lost: str = "nothing"
 
 
+class Kind(NamedTuple):
+    """A kind of run into which faults are injected.
+
+    Attributes:
+      name: its name.
+      write_model: writes the model to a directory.
+      options: options in addition to those of all kinds.
+    """
+
+    name: str
+    write_model: Callable[[pathlib.Path], object] = small.write_model
+    options: tuple[str, ...] = ()
+
+
+PLAIN = Kind("run")
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
     """One fault.
@@ -69,14 +86,19 @@ class Case:
 class Lab:
     """A directory with a model, an unbroken run, and an interrupted run."""
 
-    def __init__(self, path: pathlib.Path, name: str = "run") -> None:
+    def __init__(
+        self, path: pathlib.Path, name: str = "run", kind: Kind = PLAIN
+    ) -> None:
         """Makes the model and both runs, or finds them.
 
         Args:
           path: a directory, empty or another lab's.
           name: the name of the runs, if others use the directory too.
+          kind: the kind of all runs.
         """
         self.path = path
+        self.kind = kind
+        self._name = name
         self.model = path / "model"
         # All processes compile the same programs; all but the first read them here.
         self.cache = small.compiled_in(str(path / "compiled"))
@@ -86,15 +108,22 @@ class Lab:
         if not self.unbroken.exists():
             self._make()
         self.sha256 = self.digest(self.unbroken)
+        self._of: dict[Kind, Lab] = {}
 
     def _make(self) -> None:
-        small.write_model(self.model)
+        self.kind.write_model(self.model)
         # Signaled after its second step, it saves its third and ends.
         done = self.run(self.template, program=("-c", small.INTERRUPTED))
         assert done.status == 130, done.errors
         assert self.steps(self.template) == [NEWEST - 1, NEWEST]
         done = self.run(self.unbroken)
         assert done.status == 0, done.errors
+
+    def of(self, kind: Kind) -> "Lab":
+        """Returns the lab of another kind of run, in a directory within this one's."""
+        if kind not in self._of:
+            self._of[kind] = Lab(self.path / kind.name, self._name, kind)
+        return self._of[kind]
 
     def new(self) -> pathlib.Path:
         """Returns a path for a run."""
@@ -108,7 +137,8 @@ class Lab:
         """Returns the options of the run of every case."""
         few = ["--evaluation-rows", "2", "--knowledge-questions", "1"]
         few += ["--max-new-tokens", "0", "--batch-size", "2"]
-        return [*small.options(self.model, run), "--optimizer", ARM, *few]
+        few += ["--optimizer", ARM, *self.kind.options]
+        return [*small.options(self.model, run), *few]
 
     def start(
         self,

@@ -62,7 +62,7 @@ def _signaled(
     return Outcome(f"status {done.status}; {went_on.happened}", went_on.lost)
 
 
-def _killed(lab: Lab, ready: Ready, *words: str) -> Outcome:
+def killed(lab: Lab, ready: Ready, *words: str) -> Outcome:
     run = lab.new()
     process = lab.start(run, *words)
     lab.until(process, lambda: ready(lab, run))
@@ -170,7 +170,7 @@ def _limited_file_size(lab: Lab) -> Outcome:
 
 
 _STOPS = "saves after the step and ends with status {}; then goes on bit for bit"
-_GOES_ON = "the same command goes on bit for bit"
+GOES_ON = "the same command goes on bit for bit"
 _RARELY = ("--checkpoint-every", "100")
 
 
@@ -212,19 +212,17 @@ CASES = [
     ),
     Case(
         "SIGKILL while it trains",
-        _GOES_ON,
-        lambda lab: _killed(lab, _logged),
+        GOES_ON,
+        lambda lab: killed(lab, _logged),
         quick=True,
     ),
-    _case("SIGKILL while a checkpoint is written", _GOES_ON, _killed, saving),
-    _case(
-        "SIGKILL while the base model is measured", _GOES_ON, _killed, _measuring_base
-    ),
-    _case("SIGKILL after the last checkpoint", _GOES_ON, _killed, _all_saved),
-    _case("SIGKILL before the first checkpoint", _GOES_ON, _killed, _logged, *_RARELY),
+    _case("SIGKILL while a checkpoint is written", GOES_ON, killed, saving),
+    _case("SIGKILL while the base model is measured", GOES_ON, killed, _measuring_base),
+    _case("SIGKILL after the last checkpoint", GOES_ON, killed, _all_saved),
+    _case("SIGKILL before the first checkpoint", GOES_ON, killed, _logged, *_RARELY),
     Case(
         f"{KILLS} SIGKILLs at random moments of one run of {LONG[1]} steps",
-        _GOES_ON,
+        GOES_ON,
         _killed_often,
     ),
     _case(

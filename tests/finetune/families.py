@@ -65,10 +65,13 @@ def weights(shapes: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
 
 
 def write_model(
-    directory: pathlib.Path, family: str, shapes: Mapping[str, Sequence[int]]
+    directory: pathlib.Path,
+    family: str,
+    shapes: Mapping[str, Sequence[int]],
+    **changes: Any,
 ) -> pathlib.Path:
     """Writes a family's model in Hugging Face layout and returns its directory."""
-    return tiny.write_model(directory, CONFIGS[family], weights(shapes))
+    return tiny.write_model(directory, CONFIGS[family] | changes, weights(shapes))
 
 
 def token_ids() -> np.ndarray:

@@ -24,6 +24,7 @@ def tiny_source(tmp_path_factory: pytest.TempPathFactory) -> Source:
     return open_model(str(small.write_model(tmp_path_factory.mktemp("tiny"))))
 
 
+@pytest.mark.nightly
 def test_no_row_is_both_learned_and_measured(
     tmp_path: pathlib.Path, tiny_source: Source
 ):

@@ -266,13 +266,14 @@ def base_record(
     """Returns the base model's measurements, stored in the run directory."""
     head = token_losses.head_of(params)
     kept = hosts.by_first(lambda: read_json(run / "base.json"))
-    if kept is None:
+    path = run / "base.npz"
+    if kept is None or not hosts.by_first(path.exists):
         measurements, answers, hidden = measure(graph, params, suite, place, None, say)
         _check_finite(measurements)
         kept = {"measurements": measurements, "answers": answers}
         hosts.by_first(lambda: _keep_base(run, kept, hidden))
     else:
-        hidden = token_losses.load_hidden(run / "base.npz")
+        hidden = token_losses.load_hidden(path)
     if not {"measurements", "answers"} <= kept.keys():
         raise InputError(f"{run / 'base.json'} is damaged; remove it to go on")
     return Base(kept["measurements"], kept["answers"], hidden, head)

@@ -265,7 +265,6 @@ def load_hidden(path: pathlib.Path) -> dict[str, Hidden]:
     # A damaged file may cause errors of NumPy, zipfile, zlib and the system.
     except Exception as error:
         raise InputError(
-            f"{path} is damaged ({error}); remove {path.with_suffix('.json')} and the "
-            "base model is measured again"
+            f"{path} is damaged ({error}); remove it and it is computed again"
         ) from error
     return hidden

@@ -65,9 +65,11 @@ class Known:
         rows = own_text.batch(texts, config.sequence_length)
         name = checksums.of_json([text.ids for text in texts])
         path = config.output / _HIDDEN
+        kept: dict[str, token_losses.Hidden] = {}
         if hosts.by_first(path.exists):
             kept = token_losses.load_hidden(path)
-        else:
+        # Texts that were generated again may differ from those that the file is of.
+        if name not in kept:
             size = round_up(token_losses.ROWS, setup.row_shards)
             given = setup.graph, params, rows, setup.place, size
             kept = {name: [token_losses.hidden_states(*given)]}

@@ -1,19 +1,26 @@
 """Trains a tiny Llama with Levanter's `Trainer` and MoFO.
 
 Run it with `python -m examples.trainers.levanter.train`. The Llama has random weights
-and stacked layers, and learns to count.
+and stacked layers, and learns to count. With `--lora`, only LoRA factors are trained.
 """
 
 # Without Levanter, the type checker mistakes this folder for it.
 # pyright: reportMissingImports=false
 
 import dataclasses
+import sys
 import tempfile
 from typing import Any
 
+import equinox
 import haliax
 import jax
 import numpy as np
+from levanter.adaptor.lora import (
+    LoraConfig,
+    lora_trainable_params_filter,
+    loraize,
+)
 from levanter.checkpoint import CheckpointerConfig
 from levanter.data.dataset import ListAsyncDataset
 from levanter.models.llama import LlamaConfig
@@ -35,6 +42,9 @@ MODEL = LlamaConfig(
     num_kv_heads=2,
     num_layers=3,
 )
+# By default, one factor of each pair begins at zero, and then the other one has no
+# gradient in the first step.
+LORA = LoraConfig(r=4, a_init_mode="random")
 ADAM: dict[str, Any] = {"learning_rate": 1e-2, "warmup": 0, "lr_schedule": "constant"}
 
 
@@ -67,16 +77,26 @@ def make_config(folder: str, steps: int, **options: Any) -> TrainerConfig:
     )
 
 
-def train(config: TrainerConfig, optimizer: AdamConfig) -> tuple[list[float], Any, Any]:
+def build(lora: LoraConfig | None) -> Any:
+    """Returns the model, with LoRA factors if they are configured."""
+    vocabulary = haliax.Axis("vocab", VOCABULARY)
+    model = MODEL.build(vocabulary, key=jax.random.PRNGKey(0))
+    return loraize(model, lora, jax.random.PRNGKey(2)) if lora else model
+
+
+def train(
+    config: TrainerConfig, optimizer: AdamConfig, lora: LoraConfig | None = None
+) -> tuple[list[float], Any, Any]:
     """Returns the losses, and the trainer's state before and after."""
     losses = []
     transformation = optimizer.build(config.num_train_steps)
     with Trainer(config, transformation, loss_of) as trainer:
         trainer.add_hook(lambda info: losses.append(float(info.loss)), every=1)
-        vocabulary = haliax.Axis("vocab", VOCABULARY)
+        model = equinox.filter_eval_shape(build, lora)
         state = trainer.initial_state(
             jax.random.PRNGKey(1),
-            model_init=lambda: MODEL.build(vocabulary, key=jax.random.PRNGKey(0)),
+            model_init=lambda: build(lora),
+            is_trainable=lora_trainable_params_filter(model) if lora else True,
         )
         start = jax.tree.map(np.asarray, state.trainable_model)
         data = ListAsyncDataset(examples(BATCH * STEPS))
@@ -85,7 +105,7 @@ def train(config: TrainerConfig, optimizer: AdamConfig) -> tuple[list[float], An
     return losses, start, after
 
 
-def main() -> None:
+def main(lora: bool = False) -> None:
     """Prints the losses of a few steps."""
     optimizer = MoFOConfig(**ADAM)  # was: AdamConfig(**ADAM)
     with tempfile.TemporaryDirectory() as folder:
@@ -93,10 +113,10 @@ def main() -> None:
         quiet = dataclasses.replace(
             config, checkpointer=CheckpointerConfig(folder, save_interval=None)
         )
-        losses, _, _ = train(quiet, optimizer)
+        losses, _, _ = train(quiet, optimizer, LORA if lora else None)
     for step in range(0, STEPS, 10):
         print(f"step {step:3}  loss {losses[step]:.4f}")
 
 
 if __name__ == "__main__":
-    main()
+    main(lora="--lora" in sys.argv[1:])

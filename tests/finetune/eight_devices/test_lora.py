@@ -46,6 +46,7 @@ def test_factors_are_split_as_their_kernels(tiny_source: Source, scan: bool) -> 
         assert leaf.sharding.is_equivalent_to(kernels[path].sharding, leaf.ndim)
 
 
+@pytest.mark.nightly
 def test_the_mesh_changes_nothing(tiny_source: Source) -> None:
     found = []
     for description in ("", "fsdp=4,tensor=2"):

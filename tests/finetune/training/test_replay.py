@@ -139,6 +139,7 @@ def test_its_gradient_is_the_weight_times_that_of_the_divergence(model: Model) -
     jax.tree.map(close, gradient, gradients(model.graph, model.base, batch, 1)[1])
 
 
+@pytest.mark.nightly
 def test_accumulated_passes_give_the_same(model: Model) -> None:
     settings = dataclasses.replace(CONFIG, accumulation_steps=2)
     batch = place(next(batches(settings)))

@@ -47,10 +47,11 @@ class Run(NamedTuple):
     state: Any
 
 
-def run_in(folder: str, name: str, steps: int = STEPS, **options: Any) -> Run:
+def run_in(folder: str, name: str, steps: int = STEPS, lora: bool = False) -> Run:
     """Trains for some steps, resuming from the checkpoints in a folder."""
-    config = train.make_config(folder, steps, **options)
-    losses, start, state = train.train(config, OPTIMIZERS[name])
+    config = train.make_config(folder, steps)
+    factors = train.LORA if lora else None
+    losses, start, state = train.train(config, OPTIMIZERS[name], factors)
     return Run(
         losses,
         by_path(start),
@@ -61,10 +62,10 @@ def run_in(folder: str, name: str, steps: int = STEPS, **options: Any) -> Run:
 
 
 @functools.cache
-def run(name: str, steps: int = STEPS) -> Run:
+def run(name: str, steps: int = STEPS, lora: bool = False) -> Run:
     """Returns a run in a separate folder, which is performed on the first call."""
     with tempfile.TemporaryDirectory() as folder:
-        return run_in(folder, name, steps)
+        return run_in(folder, name, steps, lora)
 
 
 def assert_equal_runs(actual: Run, desired: Run) -> None:
@@ -85,9 +86,14 @@ def assert_the_largest_moved(before: Arrays, after: Arrays, momentum: Arrays) ->
         np.testing.assert_array_equal(before[path] != after[path], expected, path)
 
 
-def check_first_step() -> None:
+def check_everything_is_adam(lora: bool = False) -> None:
+    """Compares MoFO with a fraction of one with Adam."""
+    assert_equal_runs(run("everything", lora=lora), run("adam", lora=lora))
+
+
+def check_first_step(lora: bool = False) -> None:
     """Compares the first step of MoFO with the momenta of Adam's."""
-    adam, ours = run("adam", 1), run("mofo", 1)
+    adam, ours = run("adam", 1, lora), run("mofo", 1, lora)
     assert ours.losses == adam.losses
     assert_same_bits(ours.start, adam.start)
     assert_the_largest_moved(ours.start, ours.params, adam.momenta)

@@ -1,32 +1,43 @@
-"""Levanter's trainer: a tiny Llama with stacked layers."""
+"""Levanter's trainer with stacked layers: all parameters, and LoRA factors."""
 
 import pathlib
 
 import numpy as np
 import optax
+import pytest
 
 from tests.trainers.levanter import levanter_runs
 
-
-def test_a_fraction_of_one_trains_as_adam_does() -> None:
-    levanter_runs.assert_equal_runs(
-        levanter_runs.run("everything"), levanter_runs.run("adam")
-    )
+LORA = pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 
 
-def test_the_first_step_moves_what_numpy_selects() -> None:
-    levanter_runs.check_first_step()
+@LORA
+def test_a_fraction_of_one_trains_as_adam_does(lora: bool) -> None:
+    levanter_runs.check_everything_is_adam(lora)
 
 
-def test_a_run_begun_by_adam_resumes_as_mofo_and_back(tmp_path: pathlib.Path) -> None:
+@LORA
+def test_the_first_step_moves_what_numpy_selects(lora: bool) -> None:
+    levanter_runs.check_first_step(lora)
+
+
+def test_only_factors_of_lora_are_trained() -> None:
+    momenta = levanter_runs.run("mofo", 1, lora=True).momenta
+    assert momenta and all("lora" in path for path in momenta)
+
+
+@LORA
+def test_a_run_begun_by_adam_resumes_as_mofo_and_back(
+    lora: bool, tmp_path: pathlib.Path
+) -> None:
     folder = str(tmp_path)
-    begun = levanter_runs.run_in(folder, "adam", 2)
-    ours = levanter_runs.run_in(folder, "mofo", 3)
-    back = levanter_runs.run_in(folder, "adam", 4)
+    begun = levanter_runs.run_in(folder, "adam", 2, lora)
+    ours = levanter_runs.run_in(folder, "mofo", 3, lora)
+    back = levanter_runs.run_in(folder, "adam", 4, lora)
     # MoFO takes over the parameters and the moments of Adam's run.
     for path, array in begun.params.items():
         np.testing.assert_array_equal(ours.start[path], array, path)
-    whole = levanter_runs.run("adam")
+    whole = levanter_runs.run("adam", lora=lora)
     for path, momentum in ours.momenta.items():
         np.testing.assert_array_equal(momentum, whole.momenta[path], path)
     levanter_runs.assert_the_largest_moved(ours.start, ours.params, ours.momenta)
