@@ -61,6 +61,7 @@ PRESETS: Mapping[str, Config] = {
         knowledge_questions=16,
         retention_sequences=8,
         max_new_tokens=24,
+        own_texts=8,
     ),
 }
 

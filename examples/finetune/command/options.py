@@ -12,21 +12,21 @@ import tyro
 
 # The default run takes 15 minutes on two CPU cores. These numbers determine its size
 # and should be tuned together.
-OPTIMIZERS = ("adamw", "mofo")
+OPTIMIZERS = ("adamw", "mofo", "inverse_covariance")
 # The best rate of each optimizer in the sweep that examples/finetune/README.md records.
-LEARNING_RATES = {"adamw": 5e-5, "mofo": 1e-4}
+LEARNING_RATES = {"adamw": 5e-5, "mofo": 1e-4, "inverse_covariance": 4e-4}
 OTHER_LEARNING_RATE = 1e-4
 # Times the sum of the learning rates, this is between 1 and 5 in the default run.
 STRENGTHS = {"l2": 500.0}
 OTHER_STRENGTH = 0.1
-STEPS = 60
+STEPS = 50
 BATCH_SIZE = 4
 SEQUENCE_LENGTH = 96  # The longest row of the task json has 95 tokens.
 WARMUP_STEPS = 5
 CHECKPOINT_EVERY = 30
 TRAINING_ROWS = 512
 EVALUATION_ROWS = 64
-KNOWLEDGE_QUESTIONS = 100
+KNOWLEDGE_QUESTIONS = 64
 RETENTION_SEQUENCES = 16
 MAX_NEW_TOKENS = 64
 

@@ -59,12 +59,15 @@ def test_help_names_every_option_and_imports_no_jax() -> None:
 @pytest.mark.parametrize(
     ("words", "rates"),
     [
-        ("--learning-rate 1e-3", {"adamw": 1e-3, "mofo": 1e-3}),
+        ("--learning-rate 1e-3", dict.fromkeys(options.OPTIMIZERS, 1e-3)),
         (
             "--optimizer adamw mofo --learning-rate adamw=1e-4 mofo=2e-4",
             {"adamw": 1e-4, "mofo": 2e-4},
         ),
-        ("--learning-rate 1e-3 mofo=2e-4", {"adamw": 1e-3, "mofo": 2e-4}),
+        (
+            "--optimizer adamw mofo --learning-rate 1e-3 mofo=2e-4",
+            {"adamw": 1e-3, "mofo": 2e-4},
+        ),
         ("--optimizer mofo --learning-rate 1", {"mofo": 1.0}),
         (
             "--optimizer mofo --learning-rate 1 2",
