@@ -148,7 +148,7 @@ def distance_from_start(
       mixing: 0.00, relative 0.00
       total: 3.00, relative 0.35
 
-    Source: Chen et al, `MoFO <https://arxiv.org/abs/2407.20999>`_, 2024, which
+    Source: Chen et al, `MoFO <https://arxiv.org/abs/2407.20999>`_, 2025, which
     attributes less forgetting to a smaller distance.
     """
     squares = [_squares(x, old) for x, old in _pairs(params, "start", start)]

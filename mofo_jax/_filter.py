@@ -90,7 +90,8 @@ def momentum_filter(
         lowest row-major index in their block, and in blocks across tensors those of the
         first tensor in the tree. With neither do coordinates that score 0 move.
       unselected_scale: The factor on the updates of coordinates that are not selected,
-        in [0, 1), called gamma in MGUP. 0 leaves these coordinates unchanged.
+        in [0, 1). 0 leaves these coordinates unchanged. It is called gamma in Chang and
+        Yuan, `MGUP <https://arxiv.org/abs/2606.17526>`_, 2025.
       axis_name: Inside `shard_map`, the mesh axis or axes over which tensors are
         sharded, so that all shards of a tensor are ranked together; may differ between
         tensors, in the same forms as `block_axes`. None outside of `shard_map`. Under
@@ -116,7 +117,7 @@ def momentum_filter(
       >>> print(updates)
       [ 0.  3. -2.  0.]
 
-    Source: Chen et al, `MoFO <https://arxiv.org/abs/2407.20999>`_, 2024, algorithm 1,
+    Source: Chen et al, `MoFO <https://arxiv.org/abs/2407.20999>`_, 2025, algorithm 1,
     with the choices that the paper leaves open taken from the authors' code.
     """
     _checks.check_transformation("`inner` must be", inner)

@@ -34,8 +34,8 @@ def scale_by_inverse_covariance(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Makes steps small in the directions of a kernel's inputs.
 
-    Multiplies each update :math:`u`, along the axes of its parameter that products
-    contract, by
+    Multiplies each update, along the axes of the parameter that the model contracts
+    with the input, by
 
     .. math::
 
@@ -44,8 +44,9 @@ def scale_by_inverse_covariance(
     where :math:`A` is the uncentered covariance of the parameter's inputs,
     :math:`\bar\lambda` is the mean of its eigenvalues and :math:`c` is the damping. The
     Kullback-Leibler divergence that a change of a kernel causes in the model's
-    predictions is, to second order, a quadratic form of the change, in which :math:`A`
-    is the factor of the inputs. With covariances from text that the model generated
+    predictions is, to second order, a quadratic form of the change. The matrix of this
+    form is approximately the Kronecker product of :math:`A` and a factor of the
+    outputs, as in K-FAC. With covariances from text that the model generated
     (`input_covariances`), steps therefore change the predictions on such text less.
 
     Place it after the transformation that makes the step and before the learning rate:
@@ -94,16 +95,19 @@ def scale_by_inverse_covariance(
     For a Llama of 7 billion parameters, whole matrices in float32 take 0.82 of the
     parameters' memory, and blocks of 2048 in bfloat16 take 0.10. Parameters with the
     same input share one matrix. On several devices the matrices are sharded like the
-    parameters. Each step gathers one matrix at a time, and exchanges rows of the
-    updates for columns; no parameter and no update is gathered.
+    parameters, where the number of devices divides their length. Each step gathers one
+    matrix at a time, and exchanges rows of the updates for columns; no parameter and no
+    update is gathered.
 
     Args:
       covariances: A tree with the structure of the parameters whose leaves are an
         `InputCovariance` or None, as returned by `input_covariances`. Updates of
-        parameters with None do not change. The state is computed from it at `init`. If
-        the state of a checkpoint will be used, it may be abstract, as from
-        `jax.eval_shape`; `init` then fills the state with NaN.
-      damping: :math:`c`, > 0. Smaller values scale the directions of inputs more.
+        parameters whose leaf is None are passed through unscaled. `init` computes the
+        state from the covariances. If a checkpoint's state will replace the initial
+        one, they may be abstract, as from `jax.eval_shape`; `init` then fills the state
+        with NaN.
+      damping: :math:`c`, > 0. Smaller values shrink steps along common directions of
+        the inputs more.
       dtype: The dtype of the matrices. With a dtype narrower than float32, the part
         that is removed from a step is rounded, but the step itself is not.
       block_size: The largest length of the diagonal blocks of each matrix that are
@@ -137,8 +141,8 @@ def scale_by_inverse_covariance(
     <https://arxiv.org/abs/1810.01256>`_, 2019; the factor of the inputs in Martens and
     Grosse, `K-FAC <https://arxiv.org/abs/1503.05671>`_, 2015; and the null space after
     Adam in Wang et al, `Adam-NSCL <https://arxiv.org/abs/2103.07113>`_, 2021. That Adam
-    reverses projections before it is shown in `2604.22407
-    <https://arxiv.org/abs/2604.22407>`_.
+    reverses projections before it is shown in Hu et al, `Hidden Failure Modes of
+    Gradient Modification under Adam <https://arxiv.org/abs/2604.22407>`_, 2026.
     """
     _check_positive("damping", damping)
     dtype = floating_dtype("dtype", dtype)

@@ -56,6 +56,7 @@ def mofo(
     The other coordinates of :math:`\theta` do not change at all. The state is that of
     `optax.adamw` with the same arguments, so that either optimizer can resume from a
     checkpoint of the other, and a static ``update_fraction=1`` is bitwise identical to
+    `optax.adamw`. Pass `weight_decay` to both: its default is 0 here and 1e-4 in
     `optax.adamw`.
 
     With a `mu_dtype` narrower than the gradients, momenta are ranked as the update uses
@@ -116,7 +117,7 @@ def mofo(
       [0. 0. 0. 1.]
       [0.   0.   0.   1.49]
 
-    Source: Chen et al, `MoFO <https://arxiv.org/abs/2407.20999>`_, 2024, algorithm 1,
+    Source: Chen et al, `MoFO <https://arxiv.org/abs/2407.20999>`_, 2025, algorithm 1,
     and the authors' code.
     """
     _checks.check_choice("decay", decay, ("selected", "all"))
@@ -218,7 +219,7 @@ def scale_by_mofo(
       >>> print(updates.round(3))
       [-0.1 -0.   0.1 -0. ]
 
-    Source: Chen et al, `MoFO <https://arxiv.org/abs/2407.20999>`_, 2024, algorithm 1.
+    Source: Chen et al, `MoFO <https://arxiv.org/abs/2407.20999>`_, 2025, algorithm 1.
     """
     _check_adam(b1, b2, eps, eps_root)
 

@@ -68,7 +68,7 @@ def pull_to_start(
       [1.5 1.5]
 
     Source: the regularized baselines of Chen et al,
-    `MoFO <https://arxiv.org/abs/2407.20999>`_, 2024. L2 regularization towards the
+    `MoFO <https://arxiv.org/abs/2407.20999>`_, 2025. L2 regularization towards the
     start was introduced by Xuhong et al,
     `L2-SP <https://arxiv.org/abs/1802.01483>`_, 2018.
     """

@@ -11,7 +11,7 @@ from examples.finetune.evaluation import evaluate
 
 
 def problems(**_: Any) -> datasets.DatasetDict:
-    """Returns the word problems on which examples.finetune trains and evaluates.
+    """Returns the rows of `examples.finetune --task mathematics`.
 
     The test split has its held-out problems; solved examples before an item come from
     its training problems.
