@@ -1,10 +1,11 @@
-"""Gradient accumulation: gradients are summed, and the optimizer runs once.
+"""Gradient accumulation: gradients are averaged, and the optimizer runs once.
 
-Run it with `python -m examples.trainers.gradient_accumulation`. A `jax.lax.scan` sums
-the gradients of micro-batches, and the optimizer is then called once, as for one large
-batch. `optax.MultiSteps` gives the same numbers, but it runs the whole optimizer,
-including the selection, for every micro-batch and discards the result of all but the
-last. The program also prints the time of a step in both ways, for MoFO and for AdamW.
+Run it with `python -m examples.trainers.gradient_accumulation`. A `jax.lax.scan` adds
+up the gradients of micro-batches, and the optimizer is then called once with their
+mean, as for one large batch. `optax.MultiSteps` gives the same numbers, but it runs the
+whole optimizer, including the selection, for every micro-batch and discards the result
+of all but the last. The program also prints the time of a step in both ways, for MoFO
+and for AdamW.
 """
 
 import functools
