@@ -177,8 +177,9 @@ def measure(
       say: called with a message before each part.
 
     Returns:
-      `task_loss`, `task_accuracy` (None without prompts or decoding), `retention` and,
-      if `base` is given, `kl_to_base`; the decoded answers; the final hidden states.
+      `task_loss`, `task_accuracy` (None without prompts or decoding), `retention`,
+      `counts` of the answers and the questions that were judged and, if `base` is
+      given, `kl_to_base`; the decoded answers; the final hidden states.
     """
     head = token_losses.head_of(params) if base is None else base.head
     losses, divergences, hidden = {}, {}, {}
@@ -198,6 +199,7 @@ def measure(
         "task_loss": task_loss,
         "task_accuracy": exact_match(answers, suite.references) if answers else None,
         "retention": {"knowledge": knowledge, **losses},
+        "counts": {"task": len(answers), "knowledge": len(suite.questions)},
     }
     if base is not None:
         measured = {"task_prompts": task_divergence, **divergences}

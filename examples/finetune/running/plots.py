@@ -1,5 +1,6 @@
 """The pictures of a run."""
 
+import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -58,16 +59,17 @@ def learned_and_forgotten(
             axes.plot(*zip(start, end, strict=True), alpha=0)
             arrow = {"arrowstyle": "-|>", "color": color, "linewidth": 1.8}
             axes.annotate("", end, start, arrowprops={**arrow, "shrinkA": 4})
+            bars = {"xerr": learned.error(arm), "yerr": measure.error(arm)}
+            axes.errorbar(*end, **bars, color=color, linewidth=1, alpha=0.5)
             axes.plot(*end, "o", markersize=7, color=color, label=name)
         if None not in start:
             axes.plot(*start, "s", markersize=8, color=BASE_COLOR, label="base model")
-        axes.set(xlabel=learned.label, ylabel=measure.label)
+        axes.set_xlabel(f"{learned.label}\nmore learned \N{RIGHTWARDS ARROW}")
+        axes.set_ylabel(f"{measure.label}\nmore forgotten \N{RIGHTWARDS ARROW}")
         axes.grid(alpha=0.3)
         axes.margins(0.12)
         if learned.falls:
             axes.invert_xaxis()
-        if measure.falls:
-            axes.invert_yaxis()
     figure.axes[0].legend()
     figure.supxlabel(_sentence(base, arms, learned), fontsize=9, wrap=True)
     _save(figure, path)
@@ -79,12 +81,22 @@ class _Measure(NamedTuple):
     Attributes:
       label: of the axis, with the unit.
       of: the number, or None if it was not measured.
-      falls: whether less of it means more learned, or more forgotten.
+      falls: whether less of it means more learned.
+      counted: for a percentage, what `counts` calls the items that were judged.
     """
 
     label: str
     of: Callable[[Mapping[str, Any]], float | None]
     falls: bool = False
+    counted: str | None = None
+
+    def error(self, model: Mapping[str, Any]) -> float:
+        """Returns half of a percentage's 95% interval over items; 0 for others."""
+        count = model.get("counts", {}).get(self.counted)
+        percent = self.of(model)
+        if not count or percent is None:
+            return 0.0
+        return 1.96 * math.sqrt(percent * (100 - percent) / count)
 
 
 def _text_loss(model: Mapping[str, Any]) -> float | None:
@@ -99,8 +111,9 @@ def _divergence(model: Mapping[str, Any]) -> float | None:
     return _mean([model["kl_to_base"].get(name) for name in names])
 
 
-def _knowledge(model: Mapping[str, Any]) -> float | None:
-    return _percent(model["retention"]["knowledge"])
+def _wrong(model: Mapping[str, Any]) -> float | None:
+    right = _percent(model["retention"]["knowledge"])
+    return None if right is None else 100 - right
 
 
 def _percent(share: float | None) -> float | None:
@@ -110,14 +123,16 @@ def _percent(share: float | None) -> float | None:
 _FORGOTTEN = (
     _Measure("loss on general text (nats per token)", _text_loss),
     _Measure("KL from the base model on general text (nats per token)", _divergence),
-    _Measure("knowledge questions answered correctly (%)", _knowledge, falls=True),
+    _Measure("knowledge questions answered wrongly (%)", _wrong, counted="knowledge"),
 )
 
 
 def _learned(models: Sequence[Mapping[str, Any]]) -> _Measure:
     if all(model["task_accuracy"] is not None for model in models):
         label = "exact match on held-out rows of the task (%)"
-        return _Measure(label, lambda model: _percent(model["task_accuracy"]))
+        return _Measure(
+            label, lambda model: _percent(model["task_accuracy"]), counted="task"
+        )
     label = "loss on held-out rows of the task (nats per token)"
     return _Measure(label, lambda model: model["task_loss"], falls=True)
 
@@ -129,7 +144,7 @@ def _sentence(
 
     def numbers(model: Mapping[str, Any]) -> str:
         task, text = learned.of(model), _text_loss(model)
-        of_task = "-" if task is None else f"{task:.2f}"
+        of_task = "-" if task is None else f"{task:{'.2f' if learned.falls else '.0f'}}"
         of_text = "-" if text is None else f"{text:.3f}"
         kind = "a task loss of " if learned.falls else ""
         return f"{kind}{of_task}{'' if learned.falls else '%'} and {of_text}"
@@ -137,7 +152,9 @@ def _sentence(
     ends = ", ".join(f"{numbers(arm)} ({name})" for name, arm in arms.items())
     return (
         "To the right a model has learned, and upwards it has forgotten: from "
-        f"{numbers(base)} nats per token on general text to {ends}."
+        f"{numbers(base)} nats per token on general text, the mean of its kinds, to "
+        f"{ends}. Bars are 95% intervals over the rows and questions; there is one run "
+        "of each optimizer."
     )
 
 

@@ -111,7 +111,7 @@ def write(
     write_json_lines(
         run / "metrics.jsonl", [row for rows in metrics.values() for row in rows]
     )
-    text = markdown(config, table(base, arms), movement_table(arms), samples)
+    text = markdown(config, base, table(base, arms), movement_table(arms), samples)
     write_text(run / "report.md", text)
     write_json(
         run / "summary.json", {"config": to_json(config), "base": base, "arms": arms}
@@ -120,6 +120,7 @@ def write(
 
 def markdown(
     config: Config,
+    base: Mapping[str, Any],
     rows: Sequence[Row],
     moved: Sequence[Row],
     samples: Mapping[str, Sequence[str]],
@@ -128,6 +129,7 @@ def markdown(
 
     Args:
       config: as for `write`.
+      base: the base model's measurements.
       rows: from `table`.
       moved: from `movement_table`.
       samples: as for `write`.
@@ -143,7 +145,10 @@ def markdown(
         *_markdown_table(rows),
         "",
         "Losses and KL divergences are means in nats per token. Accuracy of the "
-        "knowledge questions is by likelihood among four choices.",
+        "knowledge questions is by likelihood among four choices. "
+        f"{_counted(base)}The distance is the Euclidean norm of the change of all "
+        "parameters. A coordinate is a single number in a parameter; it has moved if "
+        "its stored value has changed. Tokens are without padding.",
         "",
         "![Training curves](training.png)",
         "",
@@ -165,6 +170,16 @@ def markdown(
         for heading, text in zip(samples, texts, strict=True):
             lines += ["", f"**{heading}**", "", _quoted(text)]
     return "\n".join(lines) + "\n"
+
+
+def _counted(base: Mapping[str, Any]) -> str:
+    counts = base.get("counts")
+    if not counts:
+        return ""
+    return (
+        f"Exact match is of {counts['task']} answers, and accuracy of "
+        f"{counts['knowledge']} questions. "
+    )
 
 
 def _about_lora(config: Config) -> list[str]:

@@ -13,6 +13,7 @@ BASE: dict[str, Any] = {
     "task_loss": 1.5,
     "task_accuracy": 0.25,
     "retention": {"knowledge": 0.5, "prose": 3.25, "own": 2.0},
+    "counts": {"task": 40, "knowledge": 4},
 }
 
 
@@ -96,6 +97,7 @@ def test_writes_everything(tmp_path: pathlib.Path) -> None:
     text = (tmp_path / "report.md").read_text()
     assert "| task loss | 1.500 | 0.750 | - |" in text
     assert "| distance, mlp | 10.000 | 10.000 |" in text
+    assert "Exact match is of 40 answers, and accuracy of 4 questions." in text
     assert "(training.png)" in text
     assert "(forgetting.png)" in text
     assert "**Right answer**\n\n```text\n#### 2\n```" in text
