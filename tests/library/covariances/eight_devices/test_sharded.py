@@ -78,6 +78,8 @@ def by_hand() -> dict[str, Expected]:
 @pytest.mark.parametrize("kind", MESH_TYPES)
 @pytest.mark.parametrize("name", SPECS)
 def test_any_sharding_gives_the_same(name: str, kind: str) -> None:
+    if (name, kind) == ("columns", "explicit") and jax.__version_info__ < (0, 10):
+        pytest.skip("JAX before 0.10 cannot merge two axes that are both sharded")
     mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(MESH_TYPES[kind],) * 2)
     with jax.set_mesh(mesh):
         params = {
