@@ -84,7 +84,8 @@ def _all_damaged(lab: Lab) -> Outcome:
     copy = shutil.copytree(checkpoints, lab.new())
     for step in lab.steps(run):
         cut(largest(lab.checkpoint(run, step)))
-    refused = lab.refused(lab.run(run), "no older one is good", "put back a copy")
+    says = "no older one is good", "put back a copy"
+    refused = lab.refused(lab.run(run), *says, noisy=True)
     assert lab.steps(run) == [NEWEST - 1, NEWEST], "a checkpoint was removed"
     shutil.rmtree(checkpoints)
     copy.rename(checkpoints)
