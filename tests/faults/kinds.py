@@ -2,13 +2,13 @@
 
 import pathlib
 
+from examples.finetune.running.known import HIDDEN
 from examples.finetune.training.own_text import FILE
 from tests.faults import directories, processes
 from tests.faults.directories import harmless, mended, remove
 from tests.faults.lab import Case, Kind, Lab, cut, flip
 from tests.finetune import families, logits
 
-_HIDDEN = "own_text.npz"
 # Cases of every kind: an unexpected end, an expected one, and a damaged checkpoint.
 _EVERY = (
     "SIGTERM while it trains, no checkpoint due",
@@ -66,12 +66,12 @@ CASES = [
             ),
             mended(
                 "one bit of the texts' hidden states flipped",
-                lambda run: flip(run / _HIDDEN),
-                f"{_HIDDEN} is damaged",
-                remove(_HIDDEN),
+                lambda run: flip(run / HIDDEN),
+                f"{HIDDEN} is damaged",
+                remove(HIDDEN),
             ),
             harmless("texts deleted", remove(FILE)),
-            harmless("the texts' hidden states deleted", remove(_HIDDEN)),
+            harmless("the texts' hidden states deleted", remove(HIDDEN)),
         ]
     ),
 ]

@@ -15,7 +15,7 @@ from examples.finetune.storage import checksums
 from examples.finetune.system import hosts
 from examples.finetune.training import information, own_text, replay
 
-_HIDDEN = "own_text.npz"
+HIDDEN = "own_text.npz"
 
 
 class Known:
@@ -64,7 +64,7 @@ class Known:
         texts = self._texts[: config.replay]
         rows = own_text.batch(texts, config.sequence_length)
         name = checksums.of_json([text.ids for text in texts])
-        path = config.output / _HIDDEN
+        path = config.output / HIDDEN
         kept: dict[str, token_losses.Hidden] = {}
         if hosts.by_first(path.exists):
             kept = token_losses.load_hidden(path)

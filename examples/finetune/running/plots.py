@@ -144,10 +144,10 @@ def _sentence(
 
     def numbers(model: Mapping[str, Any]) -> str:
         task, text = learned.of(model), _text_loss(model)
-        of_task = "-" if task is None else f"{task:{'.2f' if learned.falls else '.0f'}}"
+        form = "a task loss of {:.2f}" if learned.falls else "{:.0f}%"
+        of_task = "-" if task is None else form.format(task)
         of_text = "-" if text is None else f"{text:.3f}"
-        kind = "a task loss of " if learned.falls else ""
-        return f"{kind}{of_task}{'' if learned.falls else '%'} and {of_text}"
+        return f"{of_task} and {of_text}"
 
     ends = ", ".join(f"{numbers(arm)} ({name})" for name, arm in arms.items())
     return (

@@ -61,7 +61,7 @@ def loss_of(model: Any, example: Any, *, key: Any = None) -> Any:
     return model.compute_next_token_loss(example, key=key)
 
 
-def make_config(folder: str, steps: int, **options: Any) -> TrainerConfig:
+def make_config(folder: str, steps: int) -> TrainerConfig:
     """Returns the trainer's configuration, with a checkpoint of every step."""
     checkpointer = CheckpointerConfig(folder, save_interval=None, keep=[{"every": 1}])
     return TrainerConfig(
@@ -73,7 +73,6 @@ def make_config(folder: str, steps: int, **options: Any) -> TrainerConfig:
         require_accelerator=False,
         log_jaxprs=False,
         log_xla_hlo=False,
-        **options,
     )
 
 

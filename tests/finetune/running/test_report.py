@@ -4,10 +4,12 @@ import json
 import pathlib
 from typing import Any
 
+import matplotlib.figure
+import numpy as np
 import pytest
 
 from examples.finetune.command.config import Config, to_json
-from examples.finetune.running import report
+from examples.finetune.running import plots, report
 
 BASE: dict[str, Any] = {
     "task_loss": 1.5,
@@ -103,6 +105,26 @@ def test_writes_everything(tmp_path: pathlib.Path) -> None:
     assert "**Right answer**\n\n```text\n#### 2\n```" in text
     # A fence in an answer does not end the quotation.
     assert "````text\n```python\n2\n```\n````" in text
+
+
+def test_bars_are_intervals_over_the_items_that_were_judged(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[matplotlib.figure.Figure] = []
+    monkeypatch.setattr(plots, "_save", lambda figure, path: drawn.append(figure))
+    plots.learned_and_forgotten(tmp_path / "x.png", BASE, {"adamw": arm()})
+    text, _, knowledge = drawn[0].axes
+    # A binomial share p of n items has the variance p (1 - p) / n.
+    task, wrong = (196 * np.sqrt(p * (1 - p) / n) for p, n in [(0.25, 40), (0.5, 4)])
+    for axes, place, half in [
+        (text, (25, (3.25 + 2) / 2), (task, 0)),
+        (knowledge, (25, 50), (task, wrong)),
+    ]:
+        bars = axes.collections
+        ends = [bar.get_segments()[0] for bar in bars]
+        for axis, (low, high) in enumerate(ends):
+            np.testing.assert_allclose((low + high) / 2, place)
+            np.testing.assert_allclose(high[axis] - low[axis], 2 * half[axis])
 
 
 def test_prints_the_table(
