@@ -5,19 +5,8 @@ import pathlib
 import shutil
 from collections.abc import Callable
 
-from tests.faults.lab import (
-    ARM,
-    LAST,
-    NEWEST,
-    Case,
-    Lab,
-    Outcome,
-    append,
-    change,
-    cut,
-    flip,
-    largest,
-)
+from tests.faults.damage import append, change, cut, flip, largest
+from tests.faults.lab import ARM, LAST, NEWEST, Case, Lab, Outcome
 
 Harm = Callable[[pathlib.Path], object]
 

@@ -5,8 +5,9 @@ import pathlib
 import subprocess
 from collections.abc import Callable
 
+from tests.faults.damage import disk, fill, resize
 from tests.faults.directories import SENTENCE
-from tests.faults.lab import Case, Lab, Outcome, disk, fill, resize
+from tests.faults.lab import Case, Lab, Outcome
 from tests.faults.processes import saving
 
 Moment = Callable[[Lab, pathlib.Path], Callable[[], object]]

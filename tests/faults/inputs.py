@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from tests.faults.lab import Case, Lab, Outcome, cut
+from tests.faults.damage import cut
+from tests.faults.lab import Case, Lab, Outcome
 from tests.finetune import small, tiny
 
 _REFUSED = "is refused in a sentence before anything is made"

@@ -5,8 +5,9 @@ import pathlib
 from examples.finetune.running.known import HIDDEN
 from examples.finetune.training.own_text import FILE
 from tests.faults import directories, processes
+from tests.faults.damage import cut, flip
 from tests.faults.directories import harmless, mended, remove
-from tests.faults.lab import Case, Kind, Lab, cut, flip
+from tests.faults.lab import Case, Kind, Lab
 from tests.finetune import families, logits
 
 # Cases of every kind: an unexpected end, an expected one, and a damaged checkpoint.
