@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from examples.finetune.command.config import Config
+from examples.finetune.command.config import Config, strength
 from examples.finetune.command.optimizers import COVARIANCES, NEEDS
 
 OWN_TEXTS = 96  # number of texts by the start for covariances, about 9,000 tokens
@@ -63,6 +63,7 @@ class Method:
         config = self.config(0)
         texts = {"own_texts": self.own_texts} if self.own_texts else {}
         decisive = {name: getattr(config, name) for name in DECISIVE}
+        decisive["strength"] = strength(config, self.optimizer)
         if NEEDS.get(self.optimizer) == COVARIANCES:
             decisive["damping"] = config.covariance_damping
         return {

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from examples.finetune.command.errors import InputError
-from examples.finetune.data import retention
+from examples.finetune.data import records, retention
 from examples.finetune.data.batches import round_up
 from examples.finetune.data.encoding import Example, encode_rows
 from examples.finetune.data.rows import read_rows
@@ -24,7 +24,9 @@ from examples.study import docstrings
 from examples.study.budget import Budget
 
 # The most tokens per row, before the budget's factor.
-LENGTHS = {"gsm8k": 192, "docstrings": 128, "prose": 128, "code": 128, "chat": 128}
+LENGTHS = {"gsm8k": 192, "json": 96, "docstrings": 128}
+LENGTHS |= {"prose": 128, "code": 128, "chat": 128}
+RECORDS = 2048, 512  # Numbers of rows of the task json, training and held out.
 HELD_OUT = 3  # One in this many groups is held out, without files.
 SHARED_WORDS = 8  # The length of word sequences for counting overlap.
 PLENTY = 1_000_000
@@ -96,7 +98,10 @@ def read(data: pathlib.Path | None, tokenizer: Tokenizer, budget: Budget) -> Tex
     """
     reader = _Reader(data, tokenizer, budget)
     neutral = [*reader.manual(1), *reader.library(1)]
-    tasks: dict[str, Callable[[], Task]] = {"docstrings": reader.docstrings}
+    tasks: dict[str, Callable[[], Task]] = {
+        "json": reader.records,
+        "docstrings": reader.docstrings,
+    }
     if data is None:
         prose, code = reader.manual(0), reader.library(0)
     else:
@@ -140,6 +145,14 @@ class _Reader:
             "gsm8k",
             read_rows(self.file("gsm8k_train.jsonl")),
             read_rows(self.file("gsm8k_test.jsonl")),
+        )
+
+    def records(self) -> Task:
+        learned, measured = RECORDS
+        return self.task(
+            "json",
+            records.rows(learned, seed=0, split="train"),
+            records.rows(measured, seed=0, split="test"),
         )
 
     def docstrings(self) -> Task:

@@ -6,7 +6,7 @@ import pytest
 
 from examples.finetune.command.errors import InputError
 from examples.finetune.training.optimizers import OPTIMIZERS
-from examples.study import options, plan
+from examples.study import options, plan, rows
 from examples.study.budget import BUDGETS
 from examples.study.methods import METHODS
 from examples.study.plan import Cell, Run
@@ -78,7 +78,7 @@ def test_seeds_begin_where_seed_0_ended():
 
 
 def test_the_plan_runs_to_its_end_round_by_round():
-    steps = plan.steps(BUDGETS["cpu"], ("gsm8k", "docstrings"))
+    steps = plan.steps(BUDGETS["cpu"], ("gsm8k", "json", "docstrings"))
     losses: dict[Run, float] = {}
     order = []
     while (found := next(plan.missing(losses, steps), None)) is not None:
@@ -114,6 +114,16 @@ def test_methods_use_existing_optimizers():
         assert 0 < method.warmup < 1
     keys = [str(method.key()) for method in METHODS.values()]
     assert len(set(keys)) == len(keys)
+
+
+def test_the_stored_rows_have_the_keys_of_the_methods():
+    # A row is found again only by exactly the settings of its method.
+    stored = rows.read(rows.file_of(options.RESULTS, "cpu", options.RESULTS))
+    for row in stored:
+        run = rows.run_of(row)
+        if run.method != plan.START:
+            assert row["key"]["method"] == METHODS[run.method].key(), run
+    assert len(stored) > 5
 
 
 @pytest.mark.parametrize(

@@ -207,6 +207,6 @@ def test_log_odds_are_of_the_right_choice():
 def test_an_unknown_task_is_refused(tmp_path: pathlib.Path, tiny_model: pathlib.Path):
     options = study.Options(model=str(tiny_model), output=tmp_path, task=("cooking",))
     with pytest.raises(
-        InputError, match=r"--task must be of docstrings, got 'cooking'"
+        InputError, match=r"--task must be of json, docstrings, got 'cooking'"
     ):
         study.Study(options, study.budget_of(options))

@@ -30,7 +30,7 @@ def test_no_row_is_both_learned_and_measured(
 ):
     write_data(tmp_path)
     found = texts.read(tmp_path, tiny_source.tokenizer, BUDGET)
-    assert list(found.tasks) == ["gsm8k", "docstrings"]
+    assert list(found.tasks) == ["gsm8k", "json", "docstrings"]
     for name, read in found.tasks.items():
         task = read()
         learned = {example.ids for example in task.training}
@@ -61,7 +61,7 @@ def test_functions_are_cut_where_their_docstring_ends():
 def test_docstrings_are_held_out_by_module(tiny_source: Source):
     everything = dataclasses.replace(BUDGET, task_items=1000)
     found = texts.read(None, tiny_source.tokenizer, everything)
-    assert list(found.tasks) == ["docstrings"]
+    assert list(found.tasks) == ["json", "docstrings"]
     task = found.tasks["docstrings"]()
     # Bodies that occur in several modules do not identify their module.
     modules: dict[str, set[str]] = {}

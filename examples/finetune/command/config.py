@@ -210,6 +210,13 @@ def _usual_rate(name: str) -> float:
     return options.LEARNING_RATES.get(name, other)
 
 
+def strength(config: Config, optimizer: str) -> float:
+    """Returns the strength of an optimizer's pull: --strength, or its default."""
+    if config.strength is not None:
+        return config.strength
+    return options.STRENGTHS.get(optimizer, options.OTHER_STRENGTH)
+
+
 def to_json(config: Config) -> dict[str, Any]:
     """Returns the configuration as JSON values (paths as text, tuples as lists)."""
     values = dataclasses.asdict(config)

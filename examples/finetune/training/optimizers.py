@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 import optax
 
 import mofo_jax
-from examples.finetune.command.config import Config
-from examples.finetune.command.options import OTHER_STRENGTH, STRENGTHS
+from examples.finetune.command.config import Config, strength
 
 # If layers are stacked, each layer is one block, as without stacking.
 BLOCK_AXES = mofo_jax.block_rules("llama", "layer")
@@ -78,11 +77,6 @@ def _sparing(inputs: Inputs) -> optax.GradientTransformation:
     )
 
 
-def _strength(inputs: Inputs, name: str) -> float:
-    given = inputs.config.strength
-    return STRENGTHS.get(name, OTHER_STRENGTH) if given is None else given
-
-
 def _inverse_covariance(inputs: Inputs) -> optax.GradientTransformation:
     return optax.chain(_adam(inputs.config), _sparing(inputs), *_ending(inputs))
 
@@ -95,13 +89,13 @@ def _inverse_covariance_of_mofo(inputs: Inputs) -> optax.GradientTransformation:
 
 def _pulled_inverse_covariance(inputs: Inputs) -> optax.GradientTransformation:
     """The pull is behind, so that it is not scaled."""
-    pull = mofo_jax.pull_to_start(_strength(inputs, "l2"))
+    pull = mofo_jax.pull_to_start(strength(inputs.config, "l2"))
     return optax.chain(_adam(inputs.config), _sparing(inputs), pull, *_ending(inputs))
 
 
 def _pulled(norm: str) -> Factory:
     def make(inputs: Inputs) -> optax.GradientTransformation:
-        pull = mofo_jax.pull_to_start(_strength(inputs, norm), norm)
+        pull = mofo_jax.pull_to_start(strength(inputs.config, norm), norm)
         return optax.chain(_adam(inputs.config), pull, *_ending(inputs))
 
     return make
@@ -109,14 +103,14 @@ def _pulled(norm: str) -> Factory:
 
 def _ewc(inputs: Inputs) -> optax.GradientTransformation:
     consolidation = mofo_jax.baselines.elastic_weight_consolidation(
-        _strength(inputs, "ewc"), inputs.information
+        strength(inputs.config, "ewc"), inputs.information
     )
     return optax.chain(consolidation, _adamw(inputs))
 
 
 def _projected(inputs: Inputs) -> optax.GradientTransformation:
     return mofo_jax.baselines.selective_projection_decay(
-        _adamw(inputs), _strength(inputs, "projection"), block_axes=BLOCK_AXES
+        _adamw(inputs), strength(inputs.config, "projection"), block_axes=BLOCK_AXES
     )
 
 
