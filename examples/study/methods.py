@@ -35,7 +35,8 @@ class Method:
       warmup: share of the steps with an increasing rate.
       batches: the number of rows of a step, relative to other methods.
       frozen: top-level names of the parameters that are not trained.
-      own_texts: number of texts by the start from which the method estimates something.
+      own_texts: number of texts by the start that the method uses.
+      replay_every: one step in this many replays these texts; 0 for none.
     """
 
     title: str
@@ -46,6 +47,7 @@ class Method:
     batches: int = 1
     frozen: tuple[str, ...] = ()
     own_texts: int = 0
+    replay_every: int = 0
 
     def config(self, seed: int) -> Config:
         """Returns the settings for `examples.finetune.training.optimizers`."""
@@ -62,12 +64,14 @@ class Method:
         """
         config = self.config(0)
         texts = {"own_texts": self.own_texts} if self.own_texts else {}
+        replay = {"replay_every": self.replay_every} if self.replay_every else {}
         decisive = {name: getattr(config, name) for name in DECISIVE}
         decisive["strength"] = strength(config, self.optimizer)
         if NEEDS.get(self.optimizer) == COVARIANCES:
             decisive["damping"] = config.covariance_damping
         return {
             **texts,
+            **replay,
             "optimizer": FORMER_NAMES.get(self.optimizer, self.optimizer),
             "warmup": round(self.warmup, 4),
             "batches": self.batches,
@@ -86,6 +90,10 @@ def _inverse(
     return Method(title, optimizer, 2e-4, options, own_texts=OWN_TEXTS)
 
 
+def _replay(title: str, every: int) -> Method:
+    return Method(title, "adamw", 1e-4, own_texts=OWN_TEXTS, replay_every=every)
+
+
 def _mofo(title: str, optimizer: str) -> Method:
     return Method(title, optimizer, 1e-4, {"update_fraction": 0.15})
 
@@ -97,10 +105,16 @@ METHODS: dict[str, Method] = {
     "adamw_batch": Method("AdamW, batches of 16", "adamw", batches=4),
     "adamw_frozen": Method("AdamW, embedding frozen", "adamw", frozen=("embed",)),
     "mofo": _mofo("MoFO 0.15", "mofo"),
+    "replay": _replay("AdamW, replay", 1),
+    "replay_tenth": _replay("AdamW, replay at every tenth step", 10),
     "inverse": _inverse(0.1),
     "inverse_weak": _inverse(0.3),
     "inverse_strong": _inverse(0.03),
     "inverse_behind_mofo": _inverse(0.1, "inverse_covariance_of_mofo", ", behind MoFO"),
     "inverse_filtered": _inverse(0.1, "mofo_inverse_covariance", ", filtered"),
 }
+METHODS["inverse_replay"] = dataclasses.replace(
+    METHODS["inverse"], title="inverse input covariance 0.1, replay", replay_every=1
+)
 CONTROLS = ("adamw_warmup", "adamw_b2", "adamw_frozen", "adamw_batch")
+REPLAY = ("replay", "replay_tenth", "inverse_replay")

@@ -6,8 +6,11 @@ of many kinds. No opening is among the instructions on which drift is measured.
 """
 
 import pathlib
+from collections.abc import Sequence
 
-from examples.finetune.data.batches import Example
+from examples.finetune.evaluation import token_losses
+from examples.finetune.training import own_text, replay
+from examples.finetune.training.own_text import Text
 from examples.study import chat
 from examples.study.training import Params, Trainer
 
@@ -17,7 +20,7 @@ NEW_TOKENS = 96
 SEED = 1
 
 
-def write(trainer: Trainer, start: Params, count: int) -> list[Example]:
+def write(trainer: Trainer, start: Params, count: int) -> list[Text]:
     """Samples texts from the start.
 
     Args:
@@ -39,6 +42,32 @@ def write(trainer: Trainer, start: Params, count: int) -> list[Example]:
             prompts.append([first, *tokenizer.encode(line.replace("\\n", "\n"))])
     made = chat.written(trainer, start, prompts, NEW_TOKENS, SEED)
     return [
-        Example((), (*prompt, *text), (True,) * (len(prompt) + len(text)), "")
+        Text([*prompt, *text], len(prompt))
         for prompt, text in zip(prompts, made, strict=True)
     ]
+
+
+def predicted(
+    trainer: Trainer, start: Params, written: Sequence[Text], length: int
+) -> replay.Texts:
+    """Returns texts for replay, with the start's predictions.
+
+    Args:
+      trainer: the trainer with the model's structure.
+      start: the start's parameters, on the host.
+      written: the result of `write`.
+      length: tokens of a row. Longer texts are cut.
+    """
+    texts = [
+        Text(text.ids[:length], text.given)
+        for text in written
+        if text.given + 1 < length
+    ]
+    hidden = token_losses.hidden_states(
+        trainer.graph,
+        trainer.begin(start),
+        own_text.batch(texts, length),
+        trainer.place,
+        trainer.budget.batch_size,
+    )
+    return replay.Texts(texts, length, hidden, seed=0)

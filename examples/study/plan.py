@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from examples.study.budget import Budget
-from examples.study.methods import CONTROLS, METHODS
+from examples.study.methods import CONTROLS, METHODS, REPLAY
 
 START = "start"  # as a method: the start itself, without training
 PILOT_RATES = (5e-5, 1e-4, 2e-4)
@@ -204,6 +204,7 @@ def steps(budget: Budget, tasks: Iterable[str]) -> list[Step]:
             )
             for task in others
         ),
+        Step("replay", cells(main, short, (0, *SEEDS), ("adamw", *REPLAY))),
     ]
 
 

@@ -161,7 +161,8 @@ class _Bench:
         study = self._study
         written = own_texts.write(study.trainer, study.start, OWN_TEXTS)
         length = round_up(max(len(text.ids) for text in written), LENGTH_STEP)
-        batches = evaluation_batches(written, batch_size=8, sequence_length=length)
+        examples = [text.example for text in written]
+        batches = evaluation_batches(examples, batch_size=8, sequence_length=length)
         placed = [study.trainer.place(batch) for batch in batches]
         return screen.fisher_product(study.trainer, self._start, placed)
 

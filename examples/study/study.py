@@ -15,7 +15,8 @@ from examples.finetune.command.optimizers import COVARIANCES, FISHER, NEEDS
 from examples.finetune.data.encoding import Example
 from examples.finetune.evaluation import token_losses
 from examples.finetune.model import pretrained
-from examples.finetune.training import movement
+from examples.finetune.training import movement, replay
+from examples.finetune.training.own_text import Text
 from examples.study import chat, own_texts, rows, start, texts
 from examples.study.budget import BUDGETS, Budget
 from examples.study.measuring import Measured, Reference, Scales
@@ -71,6 +72,7 @@ class Study:
         self.file = rows.file_of(options.output, budget.name, options.data)
         self._tasks: dict[str, texts.Task] = {}
         self._digests: dict[str, str] = {}
+        self._replays: dict[int, replay.Texts] = {}
         self._scales: dict[str, tuple[Scales, Reference]] = {}
         for name in options.task:
             if name not in self.texts.tasks:
@@ -102,8 +104,20 @@ class Study:
     @functools.cached_property
     def _covariances(self) -> Params:
         say("Covariances of the start's inputs on its own texts")
-        written = own_texts.write(self.trainer, self.start, OWN_TEXTS)
-        return self.trainer.covariances(self.start, written)
+        examples = [text.example for text in self._written]
+        return self.trainer.covariances(self.start, examples)
+
+    @functools.cached_property
+    def _written(self) -> list[Text]:
+        return own_texts.write(self.trainer, self.start, OWN_TEXTS)
+
+    def _replayed(self, length: int) -> replay.Texts:
+        """Returns the start's texts and predictions, for rows of a length."""
+        if length not in self._replays:
+            self._replays[length] = own_texts.predicted(
+                self.trainer, self.start, self._written, length
+            )
+        return self._replays[length]
 
     def information(self, optimizer: str) -> Params | None:
         """Returns what an optimizer needs to know about the start."""
@@ -233,6 +247,8 @@ class Study:
             max(1, round(run.steps * method.warmup)),
             run.seed,
             method.batches,
+            self._replayed(task.length) if method.replay_every else None,
+            method.replay_every,
         )
         return self.trainer.train(
             *(method.optimizer, method.config(run.seed), run.rate, self.start, course),

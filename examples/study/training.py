@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -25,8 +26,8 @@ from examples.finetune.data.batches import (
 )
 from examples.finetune.data.encoding import Example
 from examples.finetune.model import lora, parameters, pretrained, sharding
-from examples.finetune.training import information, optimizers, own_text
-from examples.finetune.training.step import gradients
+from examples.finetune.training import information, optimizers, own_text, replay
+from examples.finetune.training.step import mean_gradients
 from examples.study.budget import Budget
 
 Params = Any
@@ -59,6 +60,9 @@ class Course:
       warmup_steps: the steps with an increasing rate.
       seed: seed of the shuffles.
       batches: the number of rows of a step, relative to the budget.
+      replayed: texts by the start with its predictions, half as many of which as of the
+        examples are in a step with replay.
+      replay_every: one step in this many has replay.
     """
 
     examples: Sequence[Example]
@@ -67,6 +71,8 @@ class Course:
     warmup_steps: int
     seed: int
     batches: int = 1
+    replayed: replay.Texts | None = None
+    replay_every: int = 1
 
 
 class Trainer:
@@ -163,17 +169,36 @@ class Trainer:
             config, steps=course.steps, warmup_steps=course.warmup_steps
         )
         rate = optimizers.schedule(settings, peak)
+        term = self._replay(course, params, rest)
         seconds, tokens, loss = [], 0, math.nan
         for number, batch in enumerate(self.batches(course)):
             began = time.perf_counter()
             rates = np.asarray(rate(number), np.float32)
-            given = params, state, self.place(batch), rates, rest
+            given = params, state, self.place(batch), rates, rest, term(number + 1)
             params, state, loss = step(*given)
             loss = float(loss)  # Waits for the step.
             seconds.append(time.perf_counter() - began)
             tokens += token_count(batch)
         median = statistics.median(seconds[1:] or seconds)
         return Trained(part.finish(params, rest), loss, median, tokens)
+
+    def _replay(
+        self, course: Course, params: Params, frozen: Params | None
+    ) -> Callable[[int], replay.Term | None]:
+        """Returns a function from a step, counted from 1, to its term of replay."""
+        texts, every = course.replayed, course.replay_every
+        if texts is None:
+            return lambda step: None
+        head = replay.head(params, frozen)
+        count = max(1, self.budget.batch_size // 2)
+
+        def term(step: int) -> replay.Term | None:
+            if step % every:
+                return None
+            rows = self.place(texts.at(step // every, count))
+            return replay.Term(rows, head, jnp.float32(1))
+
+        return term
 
     def _part(self, config: Config) -> lora.Trained:
         adapter = lora.adapter_of(config)
@@ -228,12 +253,13 @@ class Trainer:
             batch: dict[str, jax.Array],
             rate: jax.Array,
             rest: Params | None,
+            term: replay.Term | None,
         ) -> tuple[Params, optax.OptState, jax.Array]:
             # The information about the start is in the state, the only input of a step.
             optimizer = assemble(name, config, frozen, lambda _: rate, information)
-            loss, grads = gradients(part.graph, params, batch, 1, rest)
+            means, grads = mean_gradients(part.graph, params, batch, 1, rest, term)
             updates, state = optimizer.update(grads, state, params)
-            return optax.apply_updates(params, updates), state, loss
+            return optax.apply_updates(params, updates), state, means["loss"]
 
         self._steps[name, config, frozen] = step
         return step

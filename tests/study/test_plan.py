@@ -80,21 +80,21 @@ def test_seeds_begin_where_seed_0_ended():
 def test_the_plan_runs_to_its_end_round_by_round():
     steps = plan.steps(BUDGETS["cpu"], ("gsm8k", "json", "docstrings"))
     losses: dict[Run, float] = {}
-    order = []
+    order, rounds = [], {step.name: [] for step in steps}
     while (found := next(plan.missing(losses, steps), None)) is not None:
-        _, run = found
+        step, run = found
         assert run not in losses
         order.append(run)
+        rounds[step.name].append(run.seed)
         losses[run] = 2.0 if run.method == plan.START else learned(run.rate)
     assert order[0] == START
     assert [run.rate for run in order[1:4]] == list(plan.PILOT_RATES)
     assert not any(plan.runs_left(losses, steps).values())
     cells = {cell for step in steps for cell in step.cells}
     assert len(order) >= 2 * len(cells)
-    for length in (24, 96):
-        runs = [run for run in order if (run.task, run.steps) == ("gsm8k", length)]
-        seeds = [run.seed for run in runs if run.seed in plan.SEEDS]
-        assert seeds == sorted(seeds) and set(seeds) == set(plan.SEEDS)
+    assert all(seeds == sorted(seeds) for seeds in rounds.values())
+    for name in ("confirmation", "long runs", "replay"):
+        assert set(plan.SEEDS) <= set(rounds[name]) <= {0, *plan.SEEDS}
 
 
 def test_the_plan_lists_the_remaining_runs():

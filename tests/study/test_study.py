@@ -5,13 +5,18 @@ import pathlib
 import signal
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from examples.finetune.command.errors import InputError
+from examples.finetune.model.attention import causal_mask
 from examples.finetune.system.files import read_json_lines
+from examples.finetune.training import own_text
 from examples.study import __main__ as command
-from examples.study import commands, measuring, plan, rows, study
+from examples.study import commands, measuring, own_texts, plan, rows, study
+from examples.study.methods import METHODS, REPLAY
 from examples.study.plan import Cell, Run, Step
 from examples.study.training import Trainer
 from tests.finetune import small
@@ -134,6 +139,43 @@ def test_frozen_parameters_do_not_move(
     )
     # Adam's first steps are as large as the rate.
     assert 5e-4 < np.abs(moved).max() < 3e-3
+
+
+@pytest.mark.nightly
+def test_replay_keeps_the_predictions_of_the_start_on_its_own_texts(
+    tiny_model: pathlib.Path, tmp_path: pathlib.Path
+):
+    options = study.Options(model=str(tiny_model), budget="smallest", output=tmp_path)
+    made = study.Study(options, study.budget_of(options))
+    trainer = made.trainer
+    made.__dict__["start"] = trainer.quantized
+    texts = own_texts.write(trainer, trainer.quantized, 8)
+    made.__dict__["_written"] = texts
+    batch = trainer.place(own_text.batch(texts, max(len(text.ids) for text in texts)))
+
+    def predicted(params: Any) -> np.ndarray:
+        model = nnx.merge(trainer.graph, params)
+        mask = causal_mask(batch["segments"])
+        logits = model(batch["tokens"], batch["positions"], mask)
+        return np.asarray(jax.nn.log_softmax(logits), np.float64)
+
+    def trained(method: str) -> Any:
+        return made.train(Run(TASK, method, 9, 0, 3e-3)).params
+
+    before, real = predicted(trainer.begin(trainer.quantized)), batch["segments"] != 0
+
+    def drift(params: Any) -> float:
+        change = np.exp(before) * (before - predicted(params))
+        return float(change.sum(axis=-1).mean(where=np.asarray(real)))
+
+    plain, every = trained("adamw"), trained("replay")
+    assert drift(every) < 0.8 * drift(plain)
+    # The tenth step is not reached.
+    jax.tree.map(np.testing.assert_array_equal, trained("replay_tenth"), plain)
+    # The keys of methods without replay do not mention it.
+    assert [name for name in METHODS if "replay_every" in METHODS[name].key()] == [
+        *REPLAY
+    ]
 
 
 @pytest.mark.nightly
