@@ -1,8 +1,7 @@
 """Sentences about orders, appointments and measurements, each with its JSON record.
 
 A row asks for one line of JSON with the keys in `KEYS`. Values are copied from the
-sentence, except that numbers are written as digits, durations in minutes, and units in
-the singular:
+sentence, except that numbers are written as digits and units in the singular:
 
     Please send Clara seventeen boxes of plum jam by Friday.
     {"kind": "order", "name": "Clara", "item": "plum jam", "amount": 17, "unit": "box",
@@ -128,14 +127,6 @@ _UNDER_TWENTY = (
 _TENS = (
     *("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"),
 )
-_DURATIONS = {
-    15: "a quarter of an hour",
-    30: "half an hour",
-    45: "three quarters of an hour",
-    60: "an hour",
-    90: "an hour and a half",
-    120: "two hours",
-}
 
 
 def in_words(number: int) -> str:
@@ -153,10 +144,6 @@ def in_words(number: int) -> str:
 def _counted(generator: random.Random, amount: float, plural: str) -> str:
     whole = int(amount)
     return f"{generator.choice((str(whole), in_words(whole)))} {plural}"
-
-
-def _lasting(generator: random.Random, amount: float, plural: str) -> str:
-    return _DURATIONS.get(int(amount)) or _counted(generator, amount, plural)
 
 
 def _measured(generator: random.Random, amount: float, plural: str) -> str:
@@ -199,8 +186,8 @@ _KINDS = {
         " career coach, swimming trainer, notary, travel agent, speech therapist,"
         " landlord, tennis coach",
         {"minute": "minutes"},
-        (*range(10, 100, 5), 120),
-        _lasting,
+        tuple(range(10, 100, 5)),
+        _counted,
     ),
     "measurement": _Kind(
         (

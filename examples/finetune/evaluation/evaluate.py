@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # Rows in one pass. Wide batches cost little more per step, since a step reads all of
 # the weights in any case.
 CHOICE_ROWS = 20
-DECODING_ROWS = 32
+DECODING_ROWS = 64
 
 Place = Callable[[Batch], dict[str, jax.Array]]
 Say = Callable[[str], None]

@@ -28,8 +28,8 @@ from examples.finetune.system.files import read_json, write_json
 FILE = "own_text.json"
 # Each line begins a text. In it, a backslash and "n" stand for a line break.
 OPENINGS = pathlib.Path(__file__).with_name("openings.txt")
-# Number of rows decoded at a time.
-ROWS = 32
+# Most rows decoded at a time.
+ROWS = 64
 # Texts that share this many consecutive tokens with a measured text are discarded.
 PASSAGE = 16
 # Most rounds of generation, if texts are empty or discarded.
@@ -94,10 +94,7 @@ class Writer(NamedTuple):
             missing = count - len(kept)
             if not missing:
                 return kept
-            keys = jax.random.split(jax.random.fold_in(key, number), 3)
-            drawn = self._beginnings((missing + 2) // 3, keys[0])
-            drawn += self._conversations((missing + 1) // 3, keys[1])
-            drawn += self._openings(missing // 3, keys[2])
+            drawn = self._drawn(missing, jax.random.fold_in(key, number))
             kept += [
                 text
                 for text in drawn
@@ -109,95 +106,91 @@ class Writer(NamedTuple):
             "needed, and else empty ones; ask for fewer, or for longer sequences"
         )
 
-    def _beginnings(self, count: int, key: jax.Array) -> list[Text]:
-        prompt = [self._first()]
-        written = self._continue([prompt] * count, self.length - 1, key)
-        return [Text(prompt + ids, 1) for ids in written]
-
-    def _openings(self, count: int, key: jax.Array) -> list[Text]:
-        if not count:
-            return []
-        first = self._first()
-        lines = OPENINGS.read_text("utf-8").splitlines()
-        order = np.asarray(jax.random.permutation(key, len(lines)))
+    def _drawn(self, count: int, key: jax.Array) -> list[Text]:
+        """Generates texts of the three kinds in turn, some of which may be empty."""
+        order, begun, answered = jax.random.split(key, 3)
+        first, turn = self._first(), self._turn()
+        kinds = [[first]], [turn or [first]], self._openings(order)
         prompts = []
         for number in range(count):
-            line = lines[order[number % len(lines)]].replace("\\n", "\n")
-            prompts.append([first, *self.tokenizer.encode(line)])
-        prompts = [prompt for prompt in prompts if len(prompt) < self.length]
-        if not prompts:
-            return self._beginnings(count, key)
-        return [
-            Text((prompt + ids)[: self.length], len(prompt))
-            for prompt, ids in zip(
-                prompts, self._continue(prompts, self.length, key), strict=True
-            )
-        ]
+            kind = kinds[number % len(kinds)]
+            prompts.append(kind[number // len(kinds) % len(kind)])
+        # All in one batch, since more rows add little to the time of a step.
+        texts = self._continue(prompts, begun)
+        if turn:
+            texts[1 :: len(kinds)] = self._answered(texts[1 :: len(kinds)], answered)
+        return texts
 
     def _first(self) -> int:
         first = self.tokenizer.bos_id
         return self.tokenizer.eos_id if first is None else first
 
-    def _conversations(self, count: int, key: jax.Array) -> list[Text]:
-        opening = self._opening()
-        if opening is None or not count:
-            return self._beginnings(count, key) if count else []
-        user, answer = jax.random.split(key)
-        # Each of the two turns has half of the remaining length.
-        room = (self.length - len(opening)) // 2
-        if room < 2:
-            return self._beginnings(count, key)
-        asked = self._continue([opening] * count, room, user, keep_stop=False)
-        questions = [self.tokenizer.decode(ids).strip() for ids in asked]
-        turns = [[{"role": "user", "content": question}] for question in questions]
-        prompts = [
-            self.tokenizer.encode(self.tokenizer.chat(turn, add_generation_prompt=True))
-            for turn in turns
-        ]
-        prompts = [
-            prompt
-            for prompt, question in zip(prompts, questions, strict=True)
-            if question and len(prompt) < self.length
-        ]
-        if not prompts:
-            return []
-        answers = self._continue(prompts, self.length, answer)
-        return [
-            Text((prompt + ids)[: self.length], len(opening))
-            for prompt, ids in zip(prompts, answers, strict=True)
-        ]
+    def _turn(self) -> list[int] | None:
+        """Returns the tokens before a user's message.
 
-    def _opening(self) -> list[int] | None:
-        """Returns the tokens before a user's message; None without a chat template."""
+        None without a chat template, or if texts are too short for a conversation.
+        """
         mark = "CONTENT"
         try:
             text = self.tokenizer.chat([{"role": "user", "content": mark}])
         except InputError:
             return None
         before, found, _ = text.partition(mark)
-        return self.tokenizer.encode(before) if found and before else None
+        ids = self.tokenizer.encode(before)
+        return ids if found and ids and len(ids) + 4 <= self.length else None
 
-    def _continue(
-        self,
-        prompts: list[list[int]],
-        most: int,
-        key: jax.Array,
-        *,
-        keep_stop: bool = True,
-    ) -> list[list[int]]:
-        return generate.answers(
+    def _openings(self, key: jax.Array) -> list[list[int]]:
+        """Returns the openings that leave room for a text, in random order."""
+        first = self._first()
+        lines = OPENINGS.read_text("utf-8").splitlines()
+        prompts = [
+            [first, *self.tokenizer.encode(lines[place].replace("\\n", "\n"))]
+            for place in np.asarray(jax.random.permutation(key, len(lines)))
+        ]
+        return [ids for ids in prompts if len(ids) < self.length] or [[first]]
+
+    def _answered(self, asked: Sequence[Text], key: jax.Array) -> list[Text]:
+        """Returns conversations of users' turns and the model's answers.
+
+        Where a turn is empty, or leaves no room, so is the conversation.
+        """
+        prompts = [self._conversation(text) for text in asked]
+        going = [prompt for prompt in prompts if prompt]
+        answers = iter(self._continue(going, key) if going else [])
+        return [
+            Text(next(answers).ids if prompt else [], text.given)
+            for prompt, text in zip(prompts, asked, strict=True)
+        ]
+
+    def _conversation(self, asked: Text) -> list[int]:
+        """Returns the tokens before the answer to a user's turn, or none."""
+        # Each of the two turns has half of the remaining length.
+        written = asked.ids[asked.given : (self.length + asked.given) // 2]
+        stops = self.tokenizer.stop_ids
+        question = self.tokenizer.decode([x for x in written if x not in stops]).strip()
+        if not question:
+            return []
+        turn = [{"role": "user", "content": question}]
+        chat = self.tokenizer.chat(turn, add_generation_prompt=True)
+        ids = self.tokenizer.encode(chat)
+        return ids if len(ids) < self.length else []
+
+    def _continue(self, prompts: list[list[int]], key: jax.Array) -> list[Text]:
+        written = generate.answers(
             self.graph,
             self.params,
             prompts,
             self.place,
-            # Few shapes, since each is compiled.
-            batch_size=round_up(ROWS, self.row_multiple),
-            max_new_tokens=most,
+            batch_size=round_up(min(ROWS, len(prompts)), self.row_multiple),
+            max_new_tokens=self.length - min(map(len, prompts)),
             stop_ids=self.tokenizer.stop_ids,
-            length=1 if most == self.length - 1 else self.length,
             key=key,
-            keep_stop=keep_stop,
+            keep_stop=True,
         )
+        return [
+            Text((prompt + ids)[: self.length], len(prompt))
+            for prompt, ids in zip(prompts, written, strict=True)
+        ]
 
 
 def _passages(ids: Sequence[int]) -> Iterator[tuple[int, ...]]:

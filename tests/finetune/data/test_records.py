@@ -13,7 +13,7 @@ DAY = r"(?P<day>\w+day)"
 NAME = r"(?P<name>[A-Z]\w+)"
 ORDER = r"(?P<amount>[\w-]+) (?P<unit>\w+) of (?P<item>[a-z ]+)"
 MEASURED = r"(?P<amount>\d+\.\d) (?P<unit>\w+) of (?P<item>[a-z ]+)"
-LASTING = r"(?P<long>[\w -]+?)"
+LASTING = r"(?P<amount>[\w-]+) (?P<unit>minutes)"
 WITH = r"(?P<item>[a-z ]+)"
 FORMS = {
     "order": (
@@ -49,12 +49,6 @@ ONES = (
 WORDS = {word: value for value, word in enumerate(ONES, 1)}
 WORDS |= {"thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70}
 WORDS |= {"eighty": 80, "ninety": 90}
-SPANS = {
-    "a quarter of an hour": 15,
-    "half an hour": 30,
-    "three quarters of an hour": 45,
-}
-SPANS |= {"an hour": 60, "an hour and a half": 90, "two hours": 120}
 
 
 def number(text: str) -> float:
@@ -73,10 +67,6 @@ def read(sentence: str) -> dict[str, object]:
     ]
     assert len(found) == 1, sentence
     kind, said = found[0]
-    if kind == "appointment":
-        long = said["long"]
-        minutes = SPANS.get(long) or number(long.removesuffix(" minutes"))
-        said |= {"amount": str(minutes), "unit": "minutes"}
     unit = said["unit"]
     return {
         "kind": kind,
