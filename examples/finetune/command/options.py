@@ -128,6 +128,13 @@ class Optimizing:
     # Damping of the covariances, for optimizers with inverse_covariance in their names;
     # smaller values spare more.
     covariance_damping: float = 0.1
+    # Dtype of the covariances. For large models, see also the next two options.
+    covariance_dtype: Precision = "float32"
+    # Use only diagonal blocks of the covariances of at most this length.
+    covariance_block_size: int | None = None
+    # Use only this many of the largest directions of each covariance, or block, and the
+    # diagonal.
+    covariance_rank: int | None = None
     # Change of the trained parameters before they are measured: interpolate them with
     # the base model's (WiSE-FT), or undo all but the largest changes (FAPM).
     after: Literal["nothing", "interpolate", "prune"] = "nothing"

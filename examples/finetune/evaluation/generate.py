@@ -37,6 +37,7 @@ def decode(
     max_new_tokens: int,
     stop_ids: tuple[int, ...],
     key: jax.Array | None = None,
+    temperature: jax.typing.ArrayLike = 1.0,
 ) -> jax.Array:
     """Continues prompts until each has stopped, greedily or by sampling.
 
@@ -48,6 +49,7 @@ def decode(
       max_new_tokens: N, at least 1.
       stop_ids: at least one token id; the first generated one ends a row.
       key: for sampling from the model's predictions; None decodes greedily.
+      temperature: the logits of the samples are divided by this positive number.
 
     Returns:
       int32 [B, N]; after its last token, a row is filled with `stop_ids[0]`.
@@ -65,7 +67,8 @@ def decode(
         if key is None:
             tokens_B = jnp.argmax(logits_BxV, axis=-1)
         else:
-            tokens_B = jax.random.categorical(jax.random.fold_in(key, step), logits_BxV)
+            drawn = jax.random.fold_in(key, step)
+            tokens_B = jax.random.categorical(drawn, logits_BxV / temperature)
         return jnp.where(stopped_B, stop[0], tokens_B.astype(jnp.int32))
 
     def advance(now: _Decoding) -> _Decoding:

@@ -42,6 +42,8 @@ _TABLE |= {
     if path.endswith("/kernel")
     for factor, split in (("a", (axes[0], None)), ("b", (None, axes[-1])))
 }
+# Covariances of low rank. The optimizer divides them among the devices itself.
+_TABLE |= {"/diagonal": (None,), "/basis": (None, None)}
 
 
 def make_mesh(description: str) -> Mesh:

@@ -62,6 +62,9 @@ def check_options(config: Config) -> None:
         _require(config, "strength", 0 <= strength < math.inf, ">= 0")
     for field in ("damping", "covariance_damping"):
         _require(config, field, 0 < getattr(config, field) < math.inf, "positive")
+    for field in ("covariance_block_size", "covariance_rank"):
+        value = getattr(config, field)
+        _require(config, field, value is None or value >= 1, ">= 1")
     _require(config, "after_share", 0 < config.after_share <= 1, "in (0, 1]")
     _check_optimizers(config)
     _check_processes(config)

@@ -72,8 +72,13 @@ def _natural_gradient(inputs: Inputs) -> optax.GradientTransformation:
 
 
 def _sparing(inputs: Inputs) -> optax.GradientTransformation:
+    config = inputs.config
     return mofo_jax.scale_by_inverse_covariance(
-        inputs.information, inputs.config.covariance_damping
+        inputs.information,
+        config.covariance_damping,
+        dtype=config.covariance_dtype,
+        block_size=config.covariance_block_size,
+        rank=config.covariance_rank,
     )
 
 

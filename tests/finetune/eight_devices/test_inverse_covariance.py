@@ -20,8 +20,11 @@ NAMES = [name for name, need in NEEDS.items() if need == COVARIANCES]
 SETTINGS = dataclasses.replace(CONFIG, update_fraction=1.0)
 
 
-def trained(source: Source, name: str, description: str) -> tuple[Any, Any]:
+def trained(
+    source: Source, name: str, description: str, changes: dict[str, Any]
+) -> tuple[Any, Any]:
     """Returns the parameters after two steps, and the optimizer's state."""
+    settings = dataclasses.replace(SETTINGS, **changes)
     mesh = sharding.make_mesh(description)
     model = pretrained.build(source, scan_layers=True, mesh=mesh)
     graph, params = parameters.split(model)
@@ -32,21 +35,30 @@ def trained(source: Source, name: str, description: str) -> tuple[Any, Any]:
 
     texts = own_text.batch(own_texts([12, 5, 9, 12, 12, 7, 8, 11]), 12)
     known = information.covariances(graph, params, [texts], place)
-    transformation = make(name, SETTINGS, 1e-2, known)
+    transformation = make(name, settings, 1e-2, known)
     state = init_state(transformation, params)
     step = make_step(graph, transformation, 1, params, state)
-    given = batches(SETTINGS)
+    given = batches(settings)
     for _ in range(2):
         params, state, _ = step(params, state, place(next(given)))
     return params, state
 
 
 @pytest.mark.parametrize(
-    "name", [NAMES[0], *(pytest.param(n, marks=pytest.mark.nightly) for n in NAMES[1:])]
+    ("name", "changes"),
+    [
+        (NAMES[0], {"covariance_rank": 8}),
+        pytest.param(
+            NAMES[0], {"covariance_block_size": 16}, marks=pytest.mark.nightly
+        ),
+        *(pytest.param(name, {}, marks=pytest.mark.nightly) for name in NAMES),
+    ],
 )
-def test_the_mesh_changes_nothing(tiny_source: Source, name: str) -> None:
-    one, _ = trained(tiny_source, name, "")
-    params, state = trained(tiny_source, name, "fsdp=4,tensor=2")
+def test_the_mesh_changes_nothing(
+    tiny_source: Source, name: str, changes: dict[str, Any]
+) -> None:
+    one, _ = trained(tiny_source, name, "", changes)
+    params, state = trained(tiny_source, name, "fsdp=4,tensor=2", changes)
     for path, leaf in parameters.flat(params).items():
         desired = np.asarray(parameters.flat(one)[path])
         np.testing.assert_allclose(leaf, desired, rtol=2e-3, atol=2e-4, err_msg=path)

@@ -25,7 +25,15 @@ from tests.finetune.arms import own_texts
 from tests.helpers import assert_same_bits, random_generator
 
 CONFIG = dataclasses.replace(
-    Config(), clip_norm=0.0, weight_decay=0.01, steps=4, warmup_steps=1, strength=0.5
+    Config(),
+    clip_norm=0.0,
+    weight_decay=0.01,
+    steps=4,
+    warmup_steps=1,
+    strength=0.5,
+    covariance_dtype="bfloat16",
+    covariance_block_size=4,
+    covariance_rank=1,
 )
 
 
@@ -91,7 +99,9 @@ def by_hand(name: str, rate: optax.Schedule) -> Any:
     consolidation = mofo_jax.baselines.elastic_weight_consolidation(0.5, FISHER)
     members = {
         "adam": optax.scale_by_adam(**adam),
-        "rule": mofo_jax.scale_by_inverse_covariance(INFORMATION["covariances"], 0.1),
+        "rule": mofo_jax.scale_by_inverse_covariance(
+            INFORMATION["covariances"], 0.1, dtype="bfloat16", block_size=4, rank=1
+        ),
         "pull": mofo_jax.pull_to_start(0.5),
     }
 
@@ -237,6 +247,8 @@ def test_fisher_information_is_that_of_the_models_own_text(
         ({"exponent": 1.5}, "--exponent must be in [0, 1], got 1.5"),
         ({"strength": -1.0}, "--strength must be >= 0, got -1.0"),
         ({"damping": 0.0}, "--damping must be positive, got 0.0"),
+        ({"covariance_rank": 0}, "--covariance-rank must be >= 1, got 0"),
+        ({"covariance_block_size": -1}, "--covariance-block-size must be >= 1, got -1"),
         ({"after_share": 0.0}, "--after-share must be in (0, 1], got 0.0"),
         ({"own_texts": 0}, "--own-texts must be >= 1, got 0"),
         ({"optimizer": ("ewc",), "lora": 4}, "--optimizer ewc trains kernels"),
