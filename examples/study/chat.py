@@ -67,6 +67,7 @@ def written(
     prompts: Sequence[Sequence[int]],
     new_tokens: int,
     seed: int,
+    temperature: float = 1.0,
 ) -> list[list[int]]:
     """Samples continuations of prompts from the model's predictions.
 
@@ -76,6 +77,7 @@ def written(
       prompts: nonempty sequences of token ids.
       new_tokens: length of the longest continuation.
       seed: seed of the samples.
+      temperature: the logits are divided by it.
 
     Returns:
       The continuation of each prompt, up to and including the token that ended it.
@@ -95,6 +97,7 @@ def written(
         max_new_tokens=new_tokens,
         stop_ids=stops,
         key=jax.random.key(seed),
+        temperature=temperature,
     )
     return [_ended(ids, stops) for ids in fetch(made)]
 

@@ -101,7 +101,9 @@ class Compared:
 
     def at(self, cell: Cell, measure: Measure, share: float = PRIMARY) -> Values | None:
         """Returns a measure where a cell reaches the level, or None if it does not."""
-        level = self.level(cell.task, cell.steps, share)
+        return self._where(cell, measure, self.level(cell.task, cell.steps, share))
+
+    def _where(self, cell: Cell, measure: Measure, level: Values) -> Values | None:
         known = plan.rates(self.losses, cell)
         found = plan.bracket(known, float(level[0]))
         if found is None:
@@ -110,6 +112,18 @@ class Compared:
         above, below = (self.loss(run) for run in pair)
         first, second = (self.value(run, measure) for run in pair)
         return evidence.between((above, below), (first, second), level)
+
+    def at_own_loss(self, run: Run, measure: Measure) -> Estimate | None:
+        """Returns a run's ratio to (or difference from) AdamW at the run's task loss.
+
+        The interval is over items. None if AdamW has no rates around that loss.
+        """
+        own = Cell(run.task, "adamw", run.steps, run.seed)
+        other = self._where(own, measure, self.loss(run))
+        if other is None:
+            return None
+        made = evidence.estimate(self.value(run, measure) - other)
+        return made.exp() if measure.ratio else made
 
     def cells(self, task: str, method: str, steps: int) -> dict[int, Cell]:
         """Returns the cells of a method that reach the level, by seed."""

@@ -7,7 +7,6 @@ from typing import Any
 from examples.finetune.command.config import Config, strength
 from examples.finetune.command.optimizers import COVARIANCES, NEEDS
 
-OWN_TEXTS = 96  # number of texts by the start for covariances, about 9,000 tokens
 WARMUP = 1 / 12  # Share of the steps with an increasing rate.
 # The names of optimizers in stored rows, where they differ.
 FORMER_NAMES = {
@@ -16,10 +15,37 @@ FORMER_NAMES = {
     "mofo_inverse_covariance": "inverse_filtered",
 }
 # The options of a method that determine its rows.
+FORMS = ("covariance_dtype", "covariance_block_size", "covariance_rank")
 DECISIVE = (
     *("update_fraction", "exponent", "strength", "damping", "lora", "b1", "b2", "eps"),
     *("weight_decay", "clip_norm", "schedule"),
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnTexts:
+    """Texts that the start writes.
+
+    Attributes:
+      count: the number of texts. 96 have about 9,000 tokens.
+      kinds: how they begin: with nothing, with the opening of a text, or with a message
+        in the chat template, which they answer.
+      temperature: the logits of the samples are divided by it.
+    """
+
+    count: int = 96
+    kinds: tuple[str, ...] = ("nothing", "opening", "message")
+    temperature: float = 1.0
+
+    def key(self) -> dict[str, Any]:
+        """Returns the settings that determine the texts, as JSON."""
+        key: dict[str, Any] = {"own_texts": self.count}
+        # Only what differs from the settings of the first rows.
+        if self.kinds != OwnTexts.kinds:
+            key["kinds"] = list(self.kinds)
+        if self.temperature != OwnTexts.temperature:
+            key["temperature"] = self.temperature
+        return key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +61,7 @@ class Method:
       warmup: share of the steps with an increasing rate.
       batches: the number of rows of a step, relative to other methods.
       frozen: top-level names of the parameters that are not trained.
-      own_texts: number of texts by the start that the method uses.
+      own_texts: the texts by the start that the method uses, if any.
       replay_every: one step in this many replays these texts; 0 for none.
     """
 
@@ -46,7 +72,7 @@ class Method:
     warmup: float = WARMUP
     batches: int = 1
     frozen: tuple[str, ...] = ()
-    own_texts: int = 0
+    own_texts: OwnTexts | None = None
     replay_every: int = 0
 
     def config(self, seed: int) -> Config:
@@ -63,7 +89,12 @@ class Method:
         Rate, seed and length are not among them.
         """
         config = self.config(0)
-        texts = {"own_texts": self.own_texts} if self.own_texts else {}
+        texts = self.own_texts.key() if self.own_texts else {}
+        forms = {
+            name: getattr(config, name)
+            for name in FORMS
+            if getattr(config, name) != getattr(Config, name)
+        }
         replay = {"replay_every": self.replay_every} if self.replay_every else {}
         decisive = {name: getattr(config, name) for name in DECISIVE}
         decisive["strength"] = strength(config, self.optimizer)
@@ -71,6 +102,7 @@ class Method:
             decisive["damping"] = config.covariance_damping
         return {
             **texts,
+            **forms,
             **replay,
             "optimizer": FORMER_NAMES.get(self.optimizer, self.optimizer),
             "warmup": round(self.warmup, 4),
@@ -83,21 +115,62 @@ class Method:
 
 
 def _inverse(
-    damping: float, optimizer: str = "inverse_covariance", where: str = ""
+    damping: float,
+    note: str = "",
+    optimizer: str = "inverse_covariance",
+    texts: OwnTexts = OwnTexts(),
+    **forms: Any,
 ) -> Method:
-    title = f"inverse input covariance {damping:g}{where}"
-    options = {"covariance_damping": damping}
-    return Method(title, optimizer, 2e-4, options, own_texts=OWN_TEXTS)
+    title = f"inverse input covariance {damping:g}{note}"
+    options = {"covariance_damping": damping, **forms}
+    return Method(title, optimizer, 2e-4, options, own_texts=texts)
 
 
 def _replay(title: str, every: int) -> Method:
-    return Method(title, "adamw", 1e-4, own_texts=OWN_TEXTS, replay_every=every)
+    return Method(title, "adamw", 1e-4, own_texts=OwnTexts(), replay_every=every)
 
 
 def _mofo(title: str, optimizer: str) -> Method:
     return Method(title, optimizer, 1e-4, {"update_fraction": 0.15})
 
 
+# Other texts, and forms that need less memory, of the rule.
+_SETTINGS: dict[str, Method] = {
+    "inverse_blocks": _inverse(
+        0.1,
+        ", bfloat16 blocks of 512",
+        covariance_dtype="bfloat16",
+        covariance_block_size=512,
+    ),
+    "inverse_rank": _inverse(
+        0.1,
+        ", bfloat16, 128 directions",
+        covariance_dtype="bfloat16",
+        covariance_rank=128,
+    ),
+    **{
+        f"inverse_{count}_texts": _inverse(
+            0.1, f", {count} texts", texts=OwnTexts(count)
+        )
+        for count in (11, 43, 171, 683)
+    },
+    **{
+        f"inverse_{kind}": _inverse(
+            0.1, f", texts that begin with {said}", texts=OwnTexts(kinds=(kind,))
+        )
+        for kind, said in (
+            ("nothing", "nothing"),
+            ("opening", "an opening"),
+            ("message", "a message"),
+        )
+    },
+    **{
+        f"inverse_temperature_{value:g}": _inverse(
+            0.1, f", temperature {value:g}", texts=OwnTexts(temperature=value)
+        )
+        for value in (0.7, 1.3)
+    },
+}
 METHODS: dict[str, Method] = {
     "adamw": Method("AdamW", "adamw"),
     "adamw_warmup": Method("AdamW, half of the steps warm-up", "adamw", warmup=1 / 2),
@@ -109,12 +182,15 @@ METHODS: dict[str, Method] = {
     "replay_tenth": _replay("AdamW, replay at every tenth step", 10),
     "inverse": _inverse(0.1),
     "inverse_weak": _inverse(0.3),
+    "inverse_weaker": _inverse(1.0),
     "inverse_strong": _inverse(0.03),
-    "inverse_behind_mofo": _inverse(0.1, "inverse_covariance_of_mofo", ", behind MoFO"),
-    "inverse_filtered": _inverse(0.1, "mofo_inverse_covariance", ", filtered"),
+    "inverse_behind_mofo": _inverse(0.1, ", behind MoFO", "inverse_covariance_of_mofo"),
+    "inverse_filtered": _inverse(0.1, ", filtered", "mofo_inverse_covariance"),
+    **_SETTINGS,
 }
 METHODS["inverse_replay"] = dataclasses.replace(
     METHODS["inverse"], title="inverse input covariance 0.1, replay", replay_every=1
 )
 CONTROLS = ("adamw_warmup", "adamw_b2", "adamw_frozen", "adamw_batch")
 REPLAY = ("replay", "replay_tenth", "inverse_replay")
+SETTINGS = tuple(_SETTINGS)

@@ -5,46 +5,59 @@ that begins a text, as answers to messages in the chat template, and with short 
 of many kinds. No opening is among the instructions on which drift is measured.
 """
 
+import itertools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from examples.finetune.evaluation import token_losses
 from examples.finetune.training import own_text, replay
 from examples.finetune.training.own_text import Text
 from examples.study import chat
+from examples.study.methods import OwnTexts
 from examples.study.training import Params, Trainer
 
 OPENINGS = pathlib.Path(__file__).with_name("openings.txt")
 MESSAGE = "> "  # Lines with this prefix are messages, others begin texts.
 NEW_TOKENS = 96
 SEED = 1
+ROWS = 96  # Most texts that are written at the same time.
 
 
-def write(trainer: Trainer, start: Params, count: int) -> list[Text]:
+def write(trainer: Trainer, start: Params, wanted: OwnTexts) -> list[Text]:
     """Samples texts from the start.
 
     Args:
       trainer: the trainer with the model's structure.
       start: the start's parameters, on the host.
-      count: the number of texts, a third of which have no opening.
+      wanted: the number and kinds of texts, and the temperature. Of all kinds, a third
+        begin with nothing.
     """
-    tokenizer = trainer.source.tokenizer
-    first = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
-    lines = OPENINGS.read_text("utf-8").splitlines()
-    prompts = []
-    for number in range(count):
-        line = lines[number * 2 // 3 % len(lines)]
-        if number % 3 == 0:
-            prompts.append([first])
-        elif line.startswith(MESSAGE):
-            prompts.append(chat.in_template(trainer, line.removeprefix(MESSAGE)))
-        else:
-            prompts.append([first, *tokenizer.encode(line.replace("\\n", "\n"))])
-    made = chat.written(trainer, start, prompts, NEW_TOKENS, SEED)
+    possible = (prompt for kind, prompt in _prompts(trainer) if kind in wanted.kinds)
+    prompts = list(itertools.islice(possible, wanted.count))
+    made: list[list[int]] = []
+    for first in range(0, len(prompts), ROWS):
+        given = trainer, start, prompts[first : first + ROWS], NEW_TOKENS
+        made += chat.written(*given, SEED + first // ROWS, wanted.temperature)
     return [
         Text([*prompt, *text], len(prompt))
         for prompt, text in zip(prompts, made, strict=True)
     ]
+
+
+def _prompts(trainer: Trainer) -> Iterator[tuple[str, list[int]]]:
+    """Yields kinds and prompts without end."""
+    tokenizer = trainer.source.tokenizer
+    first = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
+    lines = OPENINGS.read_text("utf-8").splitlines()
+    for number in itertools.count():
+        line = lines[number * 2 // 3 % len(lines)]
+        if number % 3 == 0:
+            yield "nothing", [first]
+        elif line.startswith(MESSAGE):
+            message = line.removeprefix(MESSAGE)
+            yield "message", chat.in_template(trainer, message)
+        else:
+            yield "opening", [first, *tokenizer.encode(line.replace("\\n", "\n"))]
 
 
 def predicted(

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from examples.study.budget import Budget
-from examples.study.methods import CONTROLS, METHODS, REPLAY
+from examples.study.methods import CONTROLS, METHODS, REPLAY, SETTINGS
 
 START = "start"  # as a method: the start itself, without training
 PILOT_RATES = (5e-5, 1e-4, 2e-4)
@@ -18,7 +18,7 @@ PILOT_SEED, CONTROL_SEEDS, SEEDS = 0, (0, 1), (11, 12, 13, 14, 15)
 PRIMARY, SECONDARY = 0.95, 0.9  # shares of AdamW's reduction of the task loss
 # Settings of the rule among which seed 0 chooses, and the chosen ones: the rule alone
 # and with MoFO. None is chosen yet.
-CANDIDATES = ("inverse", "inverse_strong", "inverse_weak")
+CANDIDATES = ("inverse", "inverse_strong", "inverse_weak", "inverse_weaker")
 CANDIDATES += ("inverse_behind_mofo", "inverse_filtered")
 RULE: tuple[str, ...] = ()
 COMBINED: tuple[str, ...] = ()
@@ -189,6 +189,7 @@ def steps(budget: Budget, tasks: Iterable[str]) -> list[Step]:
     return [
         Step("pilots", [Cell(main, "adamw", short, PILOT_SEED)]),
         Step("choice", cells(main, short, (PILOT_SEED,), CANDIDATES)),
+        Step("settings", cells(main, short, (PILOT_SEED,), SETTINGS)),
         Step("confirmation", cells(main, short, (0, *SEEDS), (*plain, *rules))),
         Step("controls", cells(main, short, CONTROL_SEEDS, ("adamw", *CONTROLS))),
         *(

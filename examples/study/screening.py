@@ -14,11 +14,12 @@ from examples.finetune.command.config import Config
 from examples.finetune.data.batches import LENGTH_STEP, evaluation_batches, round_up
 from examples.finetune.evaluation import token_losses
 from examples.finetune.evaluation.evaluate import spread
-from examples.study import cells, evidence, own_texts, rows, screen
+from examples.study import cells, evidence, rows, screen
 from examples.study.cells import Lines, ranged
 from examples.study.evidence import Estimate, Values
 from examples.study.inputs import selected_by_input
 from examples.study.measuring import Reference, Scales
+from examples.study.methods import OwnTexts
 from examples.study.plan import PILOT_SEED, START, Run
 from examples.study.study import Study, say
 from examples.study.texts import CHAT
@@ -159,7 +160,7 @@ class _Bench:
     @functools.cached_property
     def _product(self) -> screen.Product:
         study = self._study
-        written = own_texts.write(study.trainer, study.start, OWN_TEXTS)
+        written = study.written(OwnTexts(OWN_TEXTS))
         length = round_up(max(len(text.ids) for text in written), LENGTH_STEP)
         examples = [text.example for text in written]
         batches = evaluation_batches(examples, batch_size=8, sequence_length=length)

@@ -20,7 +20,7 @@ from examples.finetune.training.own_text import Text
 from examples.study import chat, own_texts, rows, start, texts
 from examples.study.budget import BUDGETS, Budget
 from examples.study.measuring import Measured, Reference, Scales
-from examples.study.methods import METHODS, OWN_TEXTS
+from examples.study.methods import METHODS, OwnTexts
 from examples.study.options import Options
 from examples.study.plan import (
     START,
@@ -72,7 +72,9 @@ class Study:
         self.file = rows.file_of(options.output, budget.name, options.data)
         self._tasks: dict[str, texts.Task] = {}
         self._digests: dict[str, str] = {}
-        self._replays: dict[int, replay.Texts] = {}
+        self._written: dict[OwnTexts, list[Text]] = {}
+        self._inputs: dict[OwnTexts, Params] = {}
+        self._replays: dict[tuple[OwnTexts, int], replay.Texts] = {}
         self._scales: dict[str, tuple[Scales, Reference]] = {}
         for name in options.task:
             if name not in self.texts.tasks:
@@ -101,29 +103,36 @@ class Study:
         file, count = self.file.with_name(chat.NAME), self.budget.text_items
         return chat.answers(self.trainer, self.start, file, count)
 
-    @functools.cached_property
-    def _covariances(self) -> Params:
-        say("Covariances of the start's inputs on its own texts")
-        examples = [text.example for text in self._written]
-        return self.trainer.covariances(self.start, examples)
+    def written(self, wanted: OwnTexts) -> list[Text]:
+        """Returns texts by the start."""
+        if wanted not in self._written:
+            say("Texts by the start")
+            self._written[wanted] = own_texts.write(self.trainer, self.start, wanted)
+        return self._written[wanted]
 
-    @functools.cached_property
-    def _written(self) -> list[Text]:
-        return own_texts.write(self.trainer, self.start, OWN_TEXTS)
+    def _covariances(self, wanted: OwnTexts) -> Params:
+        if wanted not in self._inputs:
+            examples = [text.example for text in self.written(wanted)]
+            say("Covariances of the start's inputs on its own texts")
+            self._inputs.clear()  # Each takes much memory.
+            self._inputs[wanted] = self.trainer.covariances(self.start, examples)
+        return self._inputs[wanted]
 
-    def _replayed(self, length: int) -> replay.Texts:
+    def _replayed(self, wanted: OwnTexts, length: int) -> replay.Texts:
         """Returns the start's texts and predictions, for rows of a length."""
-        if length not in self._replays:
-            self._replays[length] = own_texts.predicted(
-                self.trainer, self.start, self._written, length
+        if (wanted, length) not in self._replays:
+            self._replays[wanted, length] = own_texts.predicted(
+                self.trainer, self.start, self.written(wanted), length
             )
-        return self._replays[length]
+        return self._replays[wanted, length]
 
-    def information(self, optimizer: str) -> Params | None:
-        """Returns what an optimizer needs to know about the start."""
+    def information(
+        self, optimizer: str, written: OwnTexts | None = None
+    ) -> Params | None:
+        """Returns what an optimizer needs to know about the start, from its texts."""
         need = NEEDS.get(optimizer)
         if need == COVARIANCES:
-            return self._covariances
+            return self._covariances(written or OwnTexts())
         return self._fisher if need == FISHER else None
 
     def task(self, name: str) -> texts.Task:
@@ -240,6 +249,9 @@ class Study:
     def train(self, run: Run) -> Trained:
         """Trains according to a run."""
         method, task = METHODS[run.method], self.task(run.task)
+        replayed = None
+        if method.replay_every:
+            replayed = self._replayed(method.own_texts or OwnTexts(), task.length)
         course = Course(
             task.training,
             task.length,
@@ -247,12 +259,12 @@ class Study:
             max(1, round(run.steps * method.warmup)),
             run.seed,
             method.batches,
-            self._replayed(task.length) if method.replay_every else None,
+            replayed,
             method.replay_every,
         )
         return self.trainer.train(
             *(method.optimizer, method.config(run.seed), run.rate, self.start, course),
-            self.information(method.optimizer),
+            self.information(method.optimizer, method.own_texts),
             method.frozen,
         )
 

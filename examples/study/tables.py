@@ -37,6 +37,7 @@ def markdown(found: Compared, screened: Sequence[Row]) -> str:
         ("At equal task loss", first),
         ("What the protocol decides", decided),
         ("Seeds that were used for choosing", choosing),
+        ("Settings of the rule", settings),
         ("The screen without training", screen),
         ("Levels", levels),
         ("The data", data),
@@ -67,6 +68,28 @@ def _against(found: Compared, seeds: Sequence[int]) -> Lines:
         if body:
             lines += [f"### {task}, {steps} steps", "", *table(HEADS, body), ""]
     return lines[:-1] or ["No method has rows of these seeds yet."]
+
+
+def settings(found: Compared) -> Lines:
+    """Compares single runs of the rule with AdamW, each at its own task loss."""
+    heads = ["run", "setting", "task loss"]
+    heads += [f"{m.title} over AdamW's" for m in MEASURES if m.ratio]
+    heads.append(f"{PROSE_RISE.title}, less AdamW's")
+    body = []
+    for run in sorted(found.rows):
+        method = METHODS.get(run.method)
+        if method is None or not method.own_texts or run.seed != plan.PILOT_SEED:
+            continue
+        against = {m: found.at_own_loss(run, m) for m in MEASURES}
+        if against[PROSE] is not None:
+            body.append(
+                [
+                    *(f"`{run}`", method.title, f"{found.losses[run]:.4f}"),
+                    *(ranged(against[m], ".2f") for m in MEASURES if m.ratio),
+                    ranged(against[PROSE_RISE], SIGNED),
+                ]
+            )
+    return table(heads, body) if body else ["There are no rows yet."]
 
 
 HEADS = (

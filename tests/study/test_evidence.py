@@ -95,6 +95,25 @@ def test_methods_are_compared_at_the_level():
     assert found.cost(TASK, "mofo", STEPS, "adamw") == 2.0
 
 
+def test_single_runs_are_compared_at_their_own_task_loss():
+    # AdamW's loss is 1.1 half way between two rates, where its KL is 0.02.
+    run = Run(TASK, "inverse_blocks", STEPS, 0, 4e-4)
+    rows = [*made_rows.rows(), made_rows.row(run.method, 4e-4, 1.1, 0.005, 0.3)]
+    found = Compared(rows)
+    ratio = found.at_own_loss(run, PROSE)
+    assert ratio is not None and ratio.value == pytest.approx(0.25)
+    rise = found.at_own_loss(run, PROSE_RISE)
+    assert rise is not None and rise.value == pytest.approx(0.3)
+    assert found.at_own_loss(Run(TASK, "adamw", STEPS, 0, 5e-5), PROSE) is not None
+    (line,) = (line for line in tables.settings(found) if str(run) in line)
+    assert "| 1.1000 | 0.25 [" in line
+    # A loss that AdamW does not reach.
+    rows.append(made_rows.row("inverse_rank", 4e-4, 0.9, 0.005))
+    low = Run(TASK, "inverse_rank", STEPS, 0, 4e-4)
+    assert Compared(rows).at_own_loss(low, PROSE) is None
+    assert "inverse_rank" not in "\n".join(tables.settings(Compared(rows)))
+
+
 def test_a_method_that_does_not_reach_the_level_has_no_line():
     rows = made_rows.rows()
     rows.append(made_rows.row("adamw_b2", 1e-4, 1.3, 0.01, seed=11))

@@ -11,12 +11,13 @@ import pytest
 from flax import nnx
 
 from examples.finetune.command.errors import InputError
+from examples.finetune.evaluation import generate
 from examples.finetune.model.attention import causal_mask
 from examples.finetune.system.files import read_json_lines
 from examples.finetune.training import own_text
 from examples.study import __main__ as command
-from examples.study import commands, measuring, own_texts, plan, rows, study
-from examples.study.methods import METHODS, REPLAY
+from examples.study import chat, commands, measuring, own_texts, plan, rows, study
+from examples.study.methods import METHODS, REPLAY, OwnTexts
 from examples.study.plan import Cell, Run, Step
 from examples.study.training import Trainer
 from tests.finetune import small
@@ -149,8 +150,7 @@ def test_replay_keeps_the_predictions_of_the_start_on_its_own_texts(
     made = study.Study(options, study.budget_of(options))
     trainer = made.trainer
     made.__dict__["start"] = trainer.quantized
-    texts = own_texts.write(trainer, trainer.quantized, 8)
-    made.__dict__["_written"] = texts
+    texts = made.written(OwnTexts())
     batch = trainer.place(own_text.batch(texts, max(len(text.ids) for text in texts)))
 
     def predicted(params: Any) -> np.ndarray:
@@ -176,6 +176,43 @@ def test_replay_keeps_the_predictions_of_the_start_on_its_own_texts(
     assert [name for name in METHODS if "replay_every" in METHODS[name].key()] == [
         *REPLAY
     ]
+
+
+@pytest.mark.nightly
+def test_own_texts_have_the_wanted_kinds_and_temperature(
+    tiny_model: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+):
+    options = study.Options(model=str(tiny_model), budget="smallest", output=tmp_path)
+    made = study.Study(options, study.budget_of(options))
+    trainer = made.trainer
+    start = made.__dict__["start"] = trainer.quantized
+    monkeypatch.setattr(own_texts, "ROWS", 3)
+
+    def write(count: int, *kinds: str, temperature: float = 1.0) -> list[own_text.Text]:
+        wanted = OwnTexts(count, kinds or OwnTexts.kinds, temperature)
+        return own_texts.write(trainer, start, wanted)
+
+    texts = write(7, "nothing")
+    assert [text.given for text in texts] == [1] * 7
+    # No draw is used twice.
+    assert len({tuple(text.ids) for text in texts}) == 7
+    message = chat.in_template(trainer, "Tell me about the history of your city.")[:3]
+    assert all(text.ids[:3] == message for text in write(4, "message"))
+    assert all(text.ids[:3] != message for text in write(4, "opening"))
+    assert [text.given == 1 for text in write(4)] == [True, False, False, True]
+    # At a low temperature, every token is the likeliest one.
+    cold = write(2, "opening", temperature=1e-6)
+    greedy = generate.answers(
+        trainer.graph,
+        trainer.begin(start),
+        [text.ids[: text.given] for text in cold],
+        trainer.place,
+        batch_size=2,
+        max_new_tokens=own_texts.NEW_TOKENS,
+        stop_ids=trainer.source.tokenizer.stop_ids,
+        keep_stop=True,
+    )
+    assert [text.ids[text.given :] for text in cold] == greedy
 
 
 @pytest.mark.nightly
@@ -228,7 +265,7 @@ def test_the_plan_has_hours(
     options = ["--model", str(tiny_model), "--budget", "smallest", "--plan"]
     assert command.main([*options, "--output", str(tmp_path)]) == 0
     told = capsys.readouterr().out
-    assert "choice: at least 10 runs, 0.0 hours" in told
+    assert "choice: at least 12 runs, 0.0 hours" in told
     assert "0 rows are stored" in told
     choice = [*options, "--step", "choice", "--method", "inverse"]
     assert command.main([*choice, "--output", str(tmp_path)]) == 0
