@@ -17,7 +17,7 @@ FORMER_NAMES = {
 # The options of a method that determine its rows.
 FORMS = ("covariance_dtype", "covariance_block_size", "covariance_rank")
 DECISIVE = (
-    *("update_fraction", "exponent", "strength", "damping", "lora", "b1", "b2", "eps"),
+    *("update_fraction", "exponent", "damping", "lora", "b1", "b2", "eps"),
     *("weight_decay", "clip_norm", "schedule"),
 )
 
@@ -188,9 +188,11 @@ METHODS: dict[str, Method] = {
     "inverse_filtered": _inverse(0.1, ", filtered", "mofo_inverse_covariance"),
     **_SETTINGS,
 }
-METHODS["inverse_replay"] = dataclasses.replace(
-    METHODS["inverse"], title="inverse input covariance 0.1, replay", replay_every=1
+METHODS["inverse_weak_replay"] = dataclasses.replace(
+    METHODS["inverse_weak"],
+    title="inverse input covariance 0.3, replay",
+    replay_every=1,
 )
 CONTROLS = ("adamw_warmup", "adamw_b2", "adamw_frozen", "adamw_batch")
-REPLAY = ("replay", "replay_tenth", "inverse_replay")
+REPLAY = ("replay", "replay_tenth", "inverse_weak_replay")
 SETTINGS = tuple(_SETTINGS)

@@ -1,4 +1,4 @@
-"""Texts by the start, from which methods estimate what to spare.
+"""Texts by the start, which methods replay, or from which they estimate what to spare.
 
 Only what occurs in these texts is spared, so they begin in three ways: with the token
 that begins a text, as answers to messages in the chat template, and with short openings
@@ -9,8 +9,10 @@ import itertools
 import pathlib
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from examples.finetune.evaluation import token_losses
-from examples.finetune.training import own_text, replay
+from examples.finetune.training import own_text
 from examples.finetune.training.own_text import Text
 from examples.study import chat
 from examples.study.methods import OwnTexts
@@ -31,6 +33,9 @@ def write(trainer: Trainer, start: Params, wanted: OwnTexts) -> list[Text]:
       start: the start's parameters, on the host.
       wanted: the number and kinds of texts, and the temperature. Of all kinds, a third
         begin with nothing.
+
+    Returns:
+      The texts.
     """
     possible = (prompt for kind, prompt in _prompts(trainer) if kind in wanted.kinds)
     prompts = list(itertools.islice(possible, wanted.count))
@@ -62,14 +67,17 @@ def _prompts(trainer: Trainer) -> Iterator[tuple[str, list[int]]]:
 
 def predicted(
     trainer: Trainer, start: Params, written: Sequence[Text], length: int
-) -> replay.Texts:
-    """Returns texts for replay, with the start's predictions.
+) -> tuple[list[Text], np.ndarray]:
+    """Computes the start's predictions on texts, for replay.
 
     Args:
       trainer: the trainer with the model's structure.
       start: the start's parameters, on the host.
       written: the result of `write`.
       length: tokens of a row. Longer texts are cut.
+
+    Returns:
+      The texts, and the start's final hidden states on them, float32 [N, length, D].
     """
     texts = [
         Text(text.ids[:length], text.given)
@@ -83,4 +91,4 @@ def predicted(
         trainer.place,
         trainer.budget.batch_size,
     )
-    return replay.Texts(texts, length, hidden, seed=0)
+    return texts, hidden

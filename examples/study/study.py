@@ -74,7 +74,7 @@ class Study:
         self._digests: dict[str, str] = {}
         self._written: dict[OwnTexts, list[Text]] = {}
         self._inputs: dict[OwnTexts, Params] = {}
-        self._replays: dict[tuple[OwnTexts, int], replay.Texts] = {}
+        self._replays: dict[tuple[OwnTexts, int], tuple[list[Text], Any]] = {}
         self._scales: dict[str, tuple[Scales, Reference]] = {}
         for name in options.task:
             if name not in self.texts.tasks:
@@ -118,13 +118,14 @@ class Study:
             self._inputs[wanted] = self.trainer.covariances(self.start, examples)
         return self._inputs[wanted]
 
-    def _replayed(self, wanted: OwnTexts, length: int) -> replay.Texts:
+    def _replayed(self, wanted: OwnTexts, length: int, seed: int) -> replay.Texts:
         """Returns the start's texts and predictions, for rows of a length."""
         if (wanted, length) not in self._replays:
             self._replays[wanted, length] = own_texts.predicted(
                 self.trainer, self.start, self.written(wanted), length
             )
-        return self._replays[wanted, length]
+        texts, hidden = self._replays[wanted, length]
+        return replay.Texts(texts, length, hidden, seed)
 
     def information(
         self, optimizer: str, written: OwnTexts | None = None
@@ -251,7 +252,9 @@ class Study:
         method, task = METHODS[run.method], self.task(run.task)
         replayed = None
         if method.replay_every:
-            replayed = self._replayed(method.own_texts or OwnTexts(), task.length)
+            written = method.own_texts or OwnTexts()
+            texts = self._replayed(written, task.length, run.seed)
+            replayed = texts, method.replay_every
         course = Course(
             task.training,
             task.length,
@@ -260,7 +263,6 @@ class Study:
             run.seed,
             method.batches,
             replayed,
-            method.replay_every,
         )
         return self.trainer.train(
             *(method.optimizer, method.config(run.seed), run.rate, self.start, course),

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from examples.finetune.command.errors import InputError
+from examples.finetune.command.options import SEQUENCE_LENGTH, TRAINING_ROWS
 from examples.finetune.data import records, retention
 from examples.finetune.data.batches import round_up
 from examples.finetune.data.encoding import Example, encode_rows
@@ -24,9 +25,9 @@ from examples.study import docstrings
 from examples.study.budget import Budget
 
 # The most tokens per row, before the budget's factor.
-LENGTHS = {"gsm8k": 192, "json": 96, "docstrings": 128}
+LENGTHS = {"gsm8k": 192, "json": SEQUENCE_LENGTH, "docstrings": 128}
 LENGTHS |= {"prose": 128, "code": 128, "chat": 128}
-RECORDS = 2048, 512  # Numbers of rows of the task json, training and held out.
+HELD_OUT_RECORDS = 512  # rows of the task json; budgets measure at most 320
 HELD_OUT = 3  # One in this many groups is held out, without files.
 SHARED_WORDS = 8  # The length of word sequences for counting overlap.
 PLENTY = 1_000_000
@@ -148,11 +149,10 @@ class _Reader:
         )
 
     def records(self) -> Task:
-        learned, measured = RECORDS
         return self.task(
             "json",
-            records.rows(learned, seed=0, split="train"),
-            records.rows(measured, seed=0, split="test"),
+            records.rows(TRAINING_ROWS, seed=0, split="train"),
+            records.rows(HELD_OUT_RECORDS, seed=0, split="test"),
         )
 
     def docstrings(self) -> Task:

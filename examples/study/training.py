@@ -39,7 +39,8 @@ class Trained(NamedTuple):
     Attributes:
       params: the parameters, on the devices.
       loss: the loss of the last batch, before the last step.
-      seconds_per_step: the median, without the step that may have compiled.
+      seconds_per_step: the mean over steps with and without replay of their medians,
+        without the steps that may have compiled.
       tokens: the number of tokens read.
     """
 
@@ -60,9 +61,9 @@ class Course:
       warmup_steps: the steps with an increasing rate.
       seed: seed of the shuffles.
       batches: the number of rows of a step, relative to the budget.
-      replayed: texts by the start with its predictions, half as many of which as of the
-        examples are in a step with replay.
-      replay_every: one step in this many has replay.
+      replayed: texts by the start with its predictions, and in one of how many steps
+        they are replayed; None for no replay. Such a step has half as many of them as
+        examples.
     """
 
     examples: Sequence[Example]
@@ -71,8 +72,7 @@ class Course:
     warmup_steps: int
     seed: int
     batches: int = 1
-    replayed: replay.Texts | None = None
-    replay_every: int = 1
+    replayed: tuple[replay.Texts, int] | None = None
 
 
 class Trainer:
@@ -117,8 +117,11 @@ class Trainer:
     def fisher(self, start: Params) -> Params:
         """Returns a start's Fisher information, on the host."""
         params, length = self.begin(start), Config().sequence_length
+        devices = sharding.row_shards(self.mesh)
         writer = own_text.Writer(
-            self.graph, params, self.source.tokenizer, self.place, length, seed=0
+            *(self.graph, params, self.source.tokenizer, self.place, length),
+            seed=0,
+            row_multiple=devices,
         )
         texts = own_text.batch(writer.texts(self.budget.fisher_sequences), length)
         found = information.fisher(self.graph, params, texts, self.place)
@@ -170,27 +173,39 @@ class Trainer:
         )
         rate = optimizers.schedule(settings, peak)
         term = self._replay(course, params, rest)
-        seconds, tokens, loss = [], 0, math.nan
+        seconds: dict[bool, list[float]] = {}
+        tokens, loss = 0, math.nan
         for number, batch in enumerate(self.batches(course)):
             began = time.perf_counter()
             rates = np.asarray(rate(number), np.float32)
-            given = params, state, self.place(batch), rates, rest, term(number + 1)
+            replayed = term(number + 1)
+            given = params, state, self.place(batch), rates, rest, replayed
             params, state, loss = step(*given)
             loss = float(loss)  # Waits for the step.
-            seconds.append(time.perf_counter() - began)
+            seconds.setdefault(replayed is not None, []).append(
+                time.perf_counter() - began
+            )
             tokens += token_count(batch)
-        median = statistics.median(seconds[1:] or seconds)
-        return Trained(part.finish(params, rest), loss, median, tokens)
+            if replayed is not None:
+                tokens += int(jnp.sum(replayed.rows["segments"] != 0))
+        whole = sum(
+            len(times) * statistics.median(times[1:] or times)
+            for times in seconds.values()
+        )
+        return Trained(
+            part.finish(params, rest), loss, whole / max(1, course.steps), tokens
+        )
 
     def _replay(
         self, course: Course, params: Params, frozen: Params | None
     ) -> Callable[[int], replay.Term | None]:
         """Returns a function from a step, counted from 1, to its term of replay."""
-        texts, every = course.replayed, course.replay_every
-        if texts is None:
+        if course.replayed is None:
             return lambda step: None
+        texts, every = course.replayed
         head = replay.head(params, frozen)
-        count = max(1, self.budget.batch_size // 2)
+        devices = sharding.row_shards(self.mesh)
+        count = round_up(max(1, self.budget.batch_size // 2), devices)
 
         def term(step: int) -> replay.Term | None:
             if step % every:

@@ -6,9 +6,9 @@ import pytest
 
 from examples.finetune.command.errors import InputError
 from examples.finetune.training.optimizers import OPTIMIZERS
-from examples.study import options, plan, rows
+from examples.study import options, plan, rows, study
 from examples.study.budget import BUDGETS
-from examples.study.methods import METHODS
+from examples.study.methods import METHODS, REPLAY
 from examples.study.plan import Cell, Run
 
 START = Run("gsm8k", plan.START)
@@ -114,6 +114,9 @@ def test_methods_use_existing_optimizers():
         assert 0 < method.warmup < 1
     keys = [str(method.key()) for method in METHODS.values()]
     assert len(set(keys)) == len(keys)
+    # The keys of methods without replay do not mention it.
+    replaying = [name for name in METHODS if "replay_every" in METHODS[name].key()]
+    assert replaying == [*REPLAY]
 
 
 def test_the_stored_rows_have_the_keys_of_the_methods():
@@ -123,6 +126,7 @@ def test_the_stored_rows_have_the_keys_of_the_methods():
         run = rows.run_of(row)
         if run.method != plan.START:
             assert row["key"]["method"] == METHODS[run.method].key(), run
+        assert row["key"]["protocol"] == study.protocol()
     assert len(stored) > 5
 
 

@@ -16,6 +16,7 @@ from examples.finetune.model.attention import causal_mask
 from examples.finetune.training.optimizers import assemble
 from examples.finetune.training.step import gradients
 from examples.study import own_texts, pictures, screen, screening, texts
+from examples.study.methods import OwnTexts
 from examples.study.options import Options
 from examples.study.study import Study, open_study
 from examples.study.training import Course
@@ -149,11 +150,11 @@ def test_a_screen_measures_both_sides(
 
 
 def test_own_texts_begin_in_three_ways(study: Study):
-    made = own_texts.write(study.trainer, study.start, 12)
+    made = own_texts.write(study.trainer, study.start, OwnTexts(12))
     decode = study.trainer.source.tokenizer.decode
     begun = {len(text.ids) > 0 and decode(list(text.ids))[:12] for text in made}
     assert len(begun) >= 8
-    assert all(all(text.loss) for text in made)
+    assert all(0 < text.given < len(text.ids) for text in made)
     lines = own_texts.OPENINGS.read_text("utf-8").splitlines()
     messages = [line for line in lines if line.startswith(own_texts.MESSAGE)]
     assert len(messages) == len(lines) / 2
