@@ -18,7 +18,7 @@ OPTIMIZERS = ("adamw", "mofo", "inverse_covariance")
 LEARNING_RATES = {"adamw": 1e-4, "mofo": 2e-4, "inverse_covariance": 4e-4}
 OTHER_LEARNING_RATE = 1e-4
 # Times the sum of the learning rates, this is between 1 and 5 in the default run.
-STRENGTHS = {"l2": 1000.0}
+STRENGTHS = {"l2": 1000.0, "l2_inverse_covariance": 1000.0}
 OTHER_STRENGTH = 0.1
 STEPS = 30
 BATCH_SIZE = 4

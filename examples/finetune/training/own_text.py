@@ -140,14 +140,14 @@ class Writer(NamedTuple):
         return ids if found and ids and len(ids) + 4 <= self.length else None
 
     def _openings(self, key: jax.Array) -> list[list[int]]:
-        """Returns the openings that leave room for a text, in random order."""
+        """Returns the openings that leave room for two tokens, in random order."""
         first = self._first()
         lines = OPENINGS.read_text("utf-8").splitlines()
         prompts = [
             [first, *self.tokenizer.encode(lines[place].replace("\\n", "\n"))]
             for place in np.asarray(jax.random.permutation(key, len(lines)))
         ]
-        return [ids for ids in prompts if len(ids) < self.length] or [[first]]
+        return [ids for ids in prompts if len(ids) + 1 < self.length] or [[first]]
 
     def _answered(self, asked: Sequence[Text], key: jax.Array) -> list[Text]:
         """Returns conversations of users' turns and the model's answers.

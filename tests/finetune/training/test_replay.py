@@ -287,6 +287,9 @@ def test_texts_are_kept_and_share_no_passage_with_those_that_are_measured(
     longest = max(written, key=lambda text: len(text.ids))
     measured = [[7, 8, *longest.ids, 9]]
     assert longest not in writer.texts(12, measured)
+    # Texts may be too short for a conversation and for every opening.
+    short = writer._replace(length=3, row_multiple=4).texts(5)
+    assert [(text.given, len(text.ids)) for text in short] == [(1, 3)] * 5
     path = tmp_path / own_text.FILE
     path.write_text(path.read_text().replace('"given": 1', '"given": 2', 1))
     with pytest.raises(InputError, match="is damaged; remove it"):
