@@ -14,7 +14,7 @@ from examples.finetune.system.files import replacing
 from examples.study import plan
 from examples.study.comparing import ON_PROMPTS, PROSE, PROSE_RISE, Compared, Measure
 from examples.study.inputs import BORDERS
-from examples.study.methods import METHODS
+from examples.study.methods import METHODS, SETTINGS
 from examples.study.plan import Run
 from examples.study.rows import Row
 from examples.study.screening import drift_of_a_squared_step
@@ -42,7 +42,8 @@ def _fronts(found: Compared, task: str, steps: int) -> matplotlib.figure.Figure:
     panels = figure.subplots(1, len(PANELS))
     level = float(found.level(task, steps)[0])
     drawn = {run.method for run in found.rows if (run.task, run.steps) == (task, steps)}
-    methods = [method for method in METHODS if method in drawn]
+    # A table compares the settings, of which most have only one rate.
+    methods = [name for name in METHODS if name in drawn and name not in SETTINGS]
     for axes, measure in zip(panels, PANELS, strict=True):
         for number, method in enumerate(methods):
             again, color = divmod(number, len(COLORS))
@@ -60,7 +61,7 @@ def _fronts(found: Compared, task: str, steps: int) -> matplotlib.figure.Figure:
         else:
             axes.axhline(0, color=BASE_COLOR, linewidth=0.8)
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
     figure.suptitle(
         f"{task}, {steps} steps: one line per seed, one point per learning rate; "
         "dashed: the level at which methods are compared"
