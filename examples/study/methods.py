@@ -14,7 +14,8 @@ FORMER_NAMES = {
     "inverse_covariance_of_mofo": "inverse_behind_mofo",
     "mofo_inverse_covariance": "inverse_filtered",
 }
-# The options of a method that determine its rows.
+# The options of a method that determine its rows. FORMS are part of a row's key only if
+# they differ from the defaults, which the first rows have.
 FORMS = ("covariance_dtype", "covariance_block_size", "covariance_rank")
 DECISIVE = (
     *("update_fraction", "exponent", "damping", "lora", "b1", "b2", "eps"),
@@ -61,7 +62,7 @@ class Method:
       warmup: share of the steps with an increasing rate.
       batches: the number of rows of a step, relative to other methods.
       frozen: top-level names of the parameters that are not trained.
-      own_texts: the texts by the start that the method uses, if any.
+      own_texts: the texts by the start, for a method that uses some.
       replay_every: one step in this many replays these texts; 0 for none.
     """
 
@@ -72,8 +73,13 @@ class Method:
     warmup: float = WARMUP
     batches: int = 1
     frozen: tuple[str, ...] = ()
-    own_texts: OwnTexts | None = None
+    own_texts: OwnTexts = OwnTexts()
     replay_every: int = 0
+
+    @property
+    def uses_texts(self) -> bool:
+        """Whether the method uses texts by the start."""
+        return self.optimizer in NEEDS or self.replay_every > 0
 
     def config(self, seed: int) -> Config:
         """Returns the settings for `examples.finetune.training.optimizers`."""
@@ -89,7 +95,7 @@ class Method:
         Rate, seed and length are not among them.
         """
         config = self.config(0)
-        texts = self.own_texts.key() if self.own_texts else {}
+        texts = self.own_texts.key() if self.uses_texts else {}
         forms = {
             name: getattr(config, name)
             for name in FORMS
@@ -127,7 +133,7 @@ def _inverse(
 
 
 def _replay(title: str, every: int) -> Method:
-    return Method(title, "adamw", 1e-4, own_texts=OwnTexts(), replay_every=every)
+    return Method(title, "adamw", 1e-4, replay_every=every)
 
 
 def _mofo(title: str, optimizer: str) -> Method:

@@ -128,7 +128,7 @@ class _Bench:
         given = self._start, along, self._task, few, scales, references
         found = screen.measured(*given) | {"counts": scales.counts()}
         if title in FILTERS:
-            covariances = self._study.information("inverse_covariance")
+            covariances = self._study.information("inverse_covariance", OwnTexts())
             found["inputs"] = selected_by_input(along, covariances)
         return found
 
@@ -137,7 +137,7 @@ class _Bench:
             return self._conjugate(float(title.rpartition(" ")[2]))
         name, options = MADE[title]
         config = Config(optimizer=(name,), **options)
-        known = self._study.information(name)
+        known = self._study.information(name, OwnTexts())
         return screen.direction(name, config, self._start, self._moments, known)
 
     def _conjugate(self, damping: float) -> Params:

@@ -127,13 +127,11 @@ class Study:
         texts, hidden = self._replays[wanted, length]
         return replay.Texts(texts, length, hidden, seed)
 
-    def information(
-        self, optimizer: str, written: OwnTexts | None = None
-    ) -> Params | None:
+    def information(self, optimizer: str, written: OwnTexts) -> Params | None:
         """Returns what an optimizer needs to know about the start, from its texts."""
         need = NEEDS.get(optimizer)
         if need == COVARIANCES:
-            return self._covariances(written or OwnTexts())
+            return self._covariances(written)
         return self._fisher if need == FISHER else None
 
     def task(self, name: str) -> texts.Task:
@@ -252,8 +250,7 @@ class Study:
         method, task = METHODS[run.method], self.task(run.task)
         replayed = None
         if method.replay_every:
-            written = method.own_texts or OwnTexts()
-            texts = self._replayed(written, task.length, run.seed)
+            texts = self._replayed(method.own_texts, task.length, run.seed)
             replayed = texts, method.replay_every
         course = Course(
             task.training,

@@ -78,7 +78,7 @@ def settings(found: Compared) -> Lines:
     body = []
     for run in sorted(found.rows):
         method = METHODS.get(run.method)
-        if method is None or not method.own_texts or run.seed != plan.PILOT_SEED:
+        if method is None or not method.uses_texts or run.seed != plan.PILOT_SEED:
             continue
         against = {m: found.at_own_loss(run, m) for m in MEASURES}
         if against[PROSE] is not None:

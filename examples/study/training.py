@@ -6,7 +6,7 @@ import itertools
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -117,12 +117,9 @@ class Trainer:
     def fisher(self, start: Params) -> Params:
         """Returns a start's Fisher information, on the host."""
         params, length = self.begin(start), Config().sequence_length
-        devices = sharding.row_shards(self.mesh)
-        writer = own_text.Writer(
-            *(self.graph, params, self.source.tokenizer, self.place, length),
-            seed=0,
-            row_multiple=devices,
-        )
+        given = self.graph, params, self.source.tokenizer, self.place, length
+        shards = sharding.row_shards(self.mesh)
+        writer = own_text.Writer(*given, seed=0, row_multiple=shards)
         texts = own_text.batch(writer.texts(self.budget.fisher_sequences), length)
         found = information.fisher(self.graph, params, texts, self.place)
         return parameters.to_host(found)
@@ -172,22 +169,23 @@ class Trainer:
             config, steps=course.steps, warmup_steps=course.warmup_steps
         )
         rate = optimizers.schedule(settings, peak)
-        term = self._replay(course, params, rest)
+        head: Any = None if course.replayed is None else replay.head(params, rest)
+        steps = zip(self.batches(course), self._replayed(course), strict=False)
         seconds: dict[bool, list[float]] = {}
         tokens, loss = 0, math.nan
-        for number, batch in enumerate(self.batches(course)):
+        for number, (batch, texts) in enumerate(steps):
             began = time.perf_counter()
             rates = np.asarray(rate(number), np.float32)
-            replayed = term(number + 1)
-            given = params, state, self.place(batch), rates, rest, replayed
+            tokens += token_count(batch)
+            term = None
+            if texts is not None:
+                term = replay.Term(self.place(texts), head, jnp.float32(1))
+                tokens += token_count(texts)
+            given = params, state, self.place(batch), rates, rest, term
             params, state, loss = step(*given)
             loss = float(loss)  # Waits for the step.
-            seconds.setdefault(replayed is not None, []).append(
-                time.perf_counter() - began
-            )
-            tokens += token_count(batch)
-            if replayed is not None:
-                tokens += int(jnp.sum(replayed.rows["segments"] != 0))
+            times = seconds.setdefault(term is not None, [])
+            times.append(time.perf_counter() - began)
         whole = sum(
             len(times) * statistics.median(times[1:] or times)
             for times in seconds.values()
@@ -196,24 +194,16 @@ class Trainer:
             part.finish(params, rest), loss, whole / max(1, course.steps), tokens
         )
 
-    def _replay(
-        self, course: Course, params: Params, frozen: Params | None
-    ) -> Callable[[int], replay.Term | None]:
-        """Returns a function from a step, counted from 1, to its term of replay."""
-        if course.replayed is None:
-            return lambda step: None
-        texts, every = course.replayed
-        head = replay.head(params, frozen)
-        devices = sharding.row_shards(self.mesh)
-        count = round_up(max(1, self.budget.batch_size // 2), devices)
-
-        def term(step: int) -> replay.Term | None:
-            if step % every:
-                return None
-            rows = self.place(texts.at(step // every, count))
-            return replay.Term(rows, head, jnp.float32(1))
-
-        return term
+    def _replayed(self, course: Course) -> Iterator[Batch | None]:
+        """Yields the texts that each step replays, on the host, or None."""
+        texts, every = course.replayed or (None, 1)
+        shards = sharding.row_shards(self.mesh)
+        count = replay.rows_of_step(self.budget.batch_size, shards)
+        for step in itertools.count(1):
+            if texts is None or step % every:
+                yield None
+            else:
+                yield texts.at(step // every, count)
 
     def _part(self, config: Config) -> lora.Trained:
         adapter = lora.adapter_of(config)

@@ -169,7 +169,7 @@ def test_the_rule_spares_directions_of_the_starts_own_texts(study: Study):
     course = Course(task.training, task.length, 3, 1, 0)
     known = screen.moments(trainer, study.start, course, config)
     start = trainer.begin(study.start)
-    covariances = study.information("inverse_covariance")
+    covariances = study.information("inverse_covariance", OwnTexts())
     assert covariances is not None
     adam = screen.direction("adamw", config, start, known)
     rule = screen.direction("inverse_covariance", config, start, known, covariances)

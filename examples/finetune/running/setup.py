@@ -9,13 +9,14 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from examples.finetune.command.config import Config, option, to_json
-from examples.finetune.data.batches import Batch, round_up
+from examples.finetune.data.batches import Batch
 from examples.finetune.data.encoding import Example
 from examples.finetune.evaluation import evaluate
 from examples.finetune.model import lora, parameters, pretrained, sharding
 from examples.finetune.running import inputs
 from examples.finetune.storage.run_directory import claim
 from examples.finetune.system import hosts
+from examples.finetune.training import replay
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +63,8 @@ class Setup:
     @property
     def replay_rows(self) -> int:
         """The number of replayed texts per batch."""
-        asked = self.config.replay_batch_size or (self.config.batch_size + 1) // 2
-        return round_up(asked, self.row_shards)
+        asked = self.config.replay_batch_size
+        return replay.rows_of_step(self.config.batch_size, self.row_shards, asked)
 
     def measured_texts(self) -> list[list[int]]:
         """The tokens of the texts on which forgetting is measured."""

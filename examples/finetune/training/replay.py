@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from examples.finetune.data.batches import Batch
+from examples.finetune.data.batches import Batch, round_up
 from examples.finetune.evaluation.token_losses import forward_kl, head_of
 from examples.finetune.model import sharding
 from examples.finetune.model.attention import causal_mask
@@ -86,6 +86,17 @@ class Texts:
 @functools.lru_cache(maxsize=4)
 def _shuffled(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(count)
+
+
+def rows_of_step(batch_size: int, row_shards: int, asked: int = 0) -> int:
+    """Returns the number of texts beside a batch of the task.
+
+    Args:
+      batch_size: rows of the batch.
+      row_shards: the mesh needs a multiple of this many rows.
+      asked: the wanted number; 0 for half of the batch.
+    """
+    return round_up(asked or (batch_size + 1) // 2, row_shards)
 
 
 def head(params: Mapping[str, Any], frozen: Mapping[str, Any] | None) -> Any:
