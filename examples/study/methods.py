@@ -61,6 +61,8 @@ class Method:
         the defaults.
       warmup: share of the steps with an increasing rate.
       batches: the number of rows of a step, relative to other methods.
+      longer: the number of optimizer steps, relative to other methods, which may take
+        more time for a step.
       frozen: top-level names of the parameters that are not trained.
       own_texts: the texts by the start, for a method that uses some.
       replay_every: one step in this many replays these texts; 0 for none.
@@ -72,6 +74,7 @@ class Method:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     warmup: float = WARMUP
     batches: int = 1
+    longer: float = 1.0
     frozen: tuple[str, ...] = ()
     own_texts: OwnTexts = OwnTexts()
     replay_every: int = 0
@@ -102,6 +105,7 @@ class Method:
             if getattr(config, name) != getattr(Config, name)
         }
         replay = {"replay_every": self.replay_every} if self.replay_every else {}
+        longer = {"longer": round(self.longer, 4)} if self.longer != 1 else {}
         decisive = {name: getattr(config, name) for name in DECISIVE}
         decisive["strength"] = strength(config, self.optimizer)
         if NEEDS.get(self.optimizer) == COVARIANCES:
@@ -110,6 +114,7 @@ class Method:
             **texts,
             **forms,
             **replay,
+            **longer,
             "optimizer": FORMER_NAMES.get(self.optimizer, self.optimizer),
             "warmup": round(self.warmup, 4),
             "batches": self.batches,
@@ -134,6 +139,11 @@ def _inverse(
 
 def _replay(title: str, every: int) -> Method:
     return Method(title, "adamw", 1e-4, replay_every=every)
+
+
+def _longer(factor: float) -> Method:
+    title = f"AdamW, {factor:.3g} times as many steps"
+    return Method(title, "adamw", longer=factor)
 
 
 def _mofo(title: str, optimizer: str) -> Method:
@@ -183,6 +193,9 @@ METHODS: dict[str, Method] = {
     "adamw_b2": Method("AdamW, b2 = 0.95", "adamw", options={"b2": 0.95}),
     "adamw_batch": Method("AdamW, batches of 16", "adamw", batches=4),
     "adamw_frozen": Method("AdamW, embedding frozen", "adamw", frozen=("embed",)),
+    # As many steps as the time of the rule's and of replay's allows.
+    "adamw_rule_time": _longer(4 / 3),
+    "adamw_replay_time": _longer(1.6),
     "mofo": _mofo("MoFO 0.15", "mofo"),
     "replay": _replay("AdamW, replay", 1),
     "replay_tenth": _replay("AdamW, replay at every tenth step", 10),
@@ -201,4 +214,5 @@ METHODS["inverse_weak_replay"] = dataclasses.replace(
 )
 CONTROLS = ("adamw_warmup", "adamw_b2", "adamw_frozen", "adamw_batch")
 REPLAY = ("replay", "replay_tenth", "inverse_weak_replay")
+EQUAL_TIME = ("adamw_rule_time", "adamw_replay_time")
 SETTINGS = tuple(_SETTINGS)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from examples.study.budget import Budget
-from examples.study.methods import CONTROLS, METHODS, REPLAY, SETTINGS
+from examples.study.methods import CONTROLS, EQUAL_TIME, METHODS, REPLAY, SETTINGS
 
 START = "start"  # as a method: the start itself, without training
 PILOT_RATES = (5e-5, 1e-4, 2e-4)
@@ -76,11 +76,13 @@ Losses = Mapping[Run, float]
 
 def rates(losses: Losses, cell: Cell) -> dict[float, float]:
     """Returns the task losses of a cell's runs by rate, ascending."""
-    return {
-        run.rate: loss
-        for run, loss in sorted(losses.items())
-        if (run.task, run.method, run.steps, run.seed) == dataclasses.astuple(cell)
-    }
+    wanted = cell.task, cell.method, cell.steps, cell.seed
+    found = (
+        (run.rate, loss)
+        for run, loss in losses.items()
+        if (run.task, run.method, run.steps, run.seed) == wanted
+    )
+    return dict(sorted(found))
 
 
 def pilot_rate(losses: Losses, task: str, steps: int) -> float | None:
@@ -206,6 +208,7 @@ def steps(budget: Budget, tasks: Iterable[str]) -> list[Step]:
             for task in others
         ),
         Step("replay", cells(main, short, (0, *SEEDS), ("adamw", *REPLAY))),
+        Step("equal time", cells(main, short, (0, *SEEDS), ("adamw", *EQUAL_TIME))),
     ]
 
 

@@ -252,11 +252,12 @@ class Study:
         if method.replay_every:
             texts = self._replayed(method.own_texts, task.length, run.seed)
             replayed = texts, method.replay_every
+        steps = round(run.steps * method.longer)
         course = Course(
             task.training,
             task.length,
-            run.steps,
-            max(1, round(run.steps * method.warmup)),
+            steps,
+            max(1, round(steps * method.warmup)),
             run.seed,
             method.batches,
             replayed,

@@ -93,7 +93,7 @@ def test_the_plan_runs_to_its_end_round_by_round():
     cells = {cell for step in steps for cell in step.cells}
     assert len(order) >= 2 * len(cells)
     assert all(seeds == sorted(seeds) for seeds in rounds.values())
-    for name in ("confirmation", "long runs", "replay"):
+    for name in ("confirmation", "long runs", "replay", "equal time"):
         assert set(plan.SEEDS) <= set(rounds[name]) <= {0, *plan.SEEDS}
 
 

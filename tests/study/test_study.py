@@ -213,7 +213,7 @@ def test_own_texts_have_the_wanted_kinds_and_temperature(
 
 
 @pytest.mark.nightly
-def test_a_batch_control_sees_more_rows(
+def test_larger_batches_and_longer_runs_see_more_rows(
     tiny_model: pathlib.Path, tmp_path: pathlib.Path
 ):
     from examples.study.options import Options
@@ -223,9 +223,11 @@ def test_a_batch_control_sees_more_rows(
     made.__dict__["start"] = made.trainer.quantized
     tokens = [
         made.train(Run(TASK, name, 2, 0, 1e-3)).tokens
-        for name in ("adamw", "adamw_batch")
+        for name in ("adamw", "adamw_batch", "adamw_replay_time")
     ]
     assert 3 * tokens[0] < tokens[1] < 5 * tokens[0]
+    # Three steps instead of two.
+    assert 1.2 * tokens[0] < tokens[2] < 1.8 * tokens[0]
 
 
 def test_no_run_begins_that_would_exceed_the_hours(
