@@ -1,5 +1,6 @@
 """The covariances of the inputs of MaxText's models, against recorded inputs."""
 
+import functools
 from typing import Any
 
 import jax
@@ -14,15 +15,22 @@ from tests.trainers.maxtext.maxtext_runs import CONFIG, MODEL
 
 # What imports MaxText comes behind what skips without it.
 from maxtext.configs import pyconfig  # pyright: ignore[reportMissingImports]  # isort: skip
-from maxtext.layers import linears  # pyright: ignore[reportMissingImports]  # isort: skip
+from maxtext.layers import linears, moe  # pyright: ignore[reportMissingImports]  # isort: skip
 from maxtext.utils import (  # pyright: ignore[reportMissingImports]  # isort: skip
     model_creation_utils,
 )
 
+EXPERTS = (
+    *("scan_layers=true", "decoder_block=mixtral", "num_experts=4"),
+    *("num_experts_per_tok=2", "base_moe_mlp_dim=128"),
+    *("sparse_matmul=false", "megablox=false"),
+)
 MODELS = {
     "scanned": ("scan_layers=true",),
     "layers apart": ("scan_layers=false",),
     "tied": ("scan_layers=true", "logits_via_embedding=true"),
+    "experts": EXPERTS,
+    "experts of limited capacity": (*EXPERTS, "capacity_factor=2"),
 }
 TOKENS = np.random.RandomState(0).randint(0, 256, (2, 32))
 
@@ -48,19 +56,45 @@ def build(folder: Any, *arguments: str) -> Any:
 
 
 def record(monkeypatch: pytest.MonkeyPatch) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Returns a list that gets the kernel and the input of every linear layer."""
+    """Returns a list that gets the kernel and the input of every linear layer.
+
+    For experts with inputs of their own, it gets those of each.
+    """
     found: list[tuple[np.ndarray, np.ndarray]] = []
-    original = linears.DenseGeneral.__call__
 
-    def call(self: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        jax.debug.callback(
-            lambda kernel, x: found.append((np.array(kernel), np.array(x))),
-            self.kernel[...],
-            inputs,
-        )
-        return original(self, inputs, *args, **kwargs)
+    def keep(kernel: Any, x: Any) -> None:
+        found.append((np.array(kernel), np.array(x)))
 
-    monkeypatch.setattr(linears.DenseGeneral, "__call__", call)
+    def keep_experts(equation: str, x: Any, kernel: Any) -> None:
+        # E are the experts. Kernels are EMH or EHM, of which the middle axis is
+        # contracted. Without an E, all experts have the same input.
+        letters, others = equation.split("->")[0].replace(" ", "").split(",")
+        x = np.moveaxis(np.array(x), letters.index(others[1]), -1)
+        own = letters.replace(others[1], "").find("E")
+        if own < 0:
+            keep(kernel, x)
+        else:
+            for expert, one in enumerate(np.array(kernel)):
+                keep(one, x.take(expert, own))
+
+    for layer in (linears.DenseGeneral, moe.GateLogit):
+        original = layer.__call__
+
+        def call(self: Any, inputs: Any, *args: Any, original=original, **kwargs: Any):
+            jax.debug.callback(keep, self.kernel[...], inputs)
+            return original(self, inputs, *args, **kwargs)
+
+        monkeypatch.setattr(layer, "__call__", call)
+
+    def recording(self: Any, einsum_name: str = "", **_: Any) -> Any:
+        def einsum(equation: str, x: Any, kernel: Any, **kwargs: Any) -> Any:
+            if einsum_name in (moe.WI_0, moe.WI_1, moe.WO):
+                jax.debug.callback(functools.partial(keep_experts, equation), x, kernel)
+            return jnp.einsum(equation, x, kernel, **kwargs)
+
+        return einsum
+
+    monkeypatch.setattr(moe.RoutedMoE, "get_einsum", recording)
     return found
 
 
@@ -119,5 +153,7 @@ def test_a_model(name: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> N
     missing = {path for path in flat if path not in found}
     # The tied head is no linear layer.
     assert missing == ({"token_embedder/embedding"} if name == "tied" else set())
-    # Seven kernels in a layer, of which each stack is one, and the head.
-    assert len(flat) == {"scanned": 8, "layers apart": 15, "tied": 8}[name]
+    # Seven kernels in a layer, of which each stack is one, and the head. Experts have
+    # the router's kernel too.
+    layers, kernels = (2, 7) if name == "layers apart" else (1, 7 + ("experts" in name))
+    assert len(flat) == layers * kernels + 1
