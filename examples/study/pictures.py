@@ -148,16 +148,23 @@ def why(rows: Sequence[Row], path: pathlib.Path) -> None:
         ylabel="share of weights selected",
         xscale="log",
     )
+    left.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1))
     left.legend(frameon=False)
     left.grid(alpha=0.3)
-    titles = [row["key"]["direction"] for row in rows]
-    drifts = [drift_of_a_squared_step(row) for row in rows]
-    right.barh(titles, drifts, color=COLORS[0])
+    left.set_title("what a filter selects")
+    drifts = {row["key"]["direction"]: drift_of_a_squared_step(row) for row in rows}
+    own = drifts["AdamW"]
+    right.axvline(1, color=BASE_COLOR, linewidth=0.8)
+    right.plot([drift / own for drift in drifts.values()], list(drifts), "o")
     right.invert_yaxis()
     right.set(
-        xlabel="KL on prose over the squared distance from the start", xscale="log"
+        xlabel="KL on prose over AdamW's, for steps of the same length", xscale="log"
     )
-    right.grid(alpha=0.3, axis="x")
+    right.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+    right.xaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+    right.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+    right.grid(alpha=0.3)
+    right.set_title("drift of one small step")
     _save(figure, path)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax.extend import core
 
-from mofo_jax._covariances import positions, products, relabelling, views
+from mofo_jax._covariances import positions, products, relabelling, views, weighting
 from mofo_jax._covariances.evaluation import Context, Source, Step, evaluate
 from mofo_jax._covariances.scope import Scope, Trait, Use
 from mofo_jax._covariances.views import UnfitError, View
@@ -153,15 +153,16 @@ def _dynamic_slice(equation: Any, view: View) -> tuple[Step | None, list[View | 
 class _Measure:
     """Adds the covariances of a product's inputs to the totals."""
 
-    parts: tuple[tuple[Hashable, products.Product, tuple[Hashable, ...]], ...]
+    parts: tuple[tuple[Hashable, products.Product, tuple[Hashable, ...], bool], ...]
 
     def __call__(
         self, equation: Any, operands: list[Any], context: Context
     ) -> list[Any]:
-        for source, product, moving in self.parts:
+        for source, product, moving, weighted in self.parts:
             given = [operands[i] for i in product.operands]
             place = tuple(context.indices[key] for key in moving)
-            context.add(source, product.method(given, context.weights), place)
+            weights = context.weights if weighted else None
+            context.add(source, product.method(given, weights), place)
         return evaluate(equation, operands, context)
 
 
@@ -194,15 +195,16 @@ def _product(equation: Any, given: list[Trait], scope: Scope) -> Step | None:
         if source not in scope.sources:
             lead = [trait.view.shape[axis] for axis, _ in trait.view.moving]
             dtype = jnp.promote_types(avals[product.operands[0]].dtype, jnp.float32)
-            weighted = positions.related(given[product.operands[0]].positions)
+            along = given[product.operands[0]].positions
+            weighted = scope.looped or positions.related(along)
             scope.sources[source] = Source(
                 (*lead, *product.lead),
                 product.length,
                 dtype,
-                weighted,
+                weighted and weighting.followed(along),
                 tuple(scope.mesh),
             )
-            parts.append((source, product, moving))
+            parts.append((source, product, moving, weighted))
         scope.uses.append(Use(trait.view.param, source, arrangement))
     return _Measure(tuple(parts)) if parts else None
 

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mofo_jax._covariances import jaxprs, pieces, positions
+from mofo_jax._covariances import jaxprs, pieces, positions, weighting
 from mofo_jax._covariances.evaluation import Context, Plan, Source, run
 from mofo_jax._covariances.exits import Analyse, Analysed, Exit, enter, find_exits
+from mofo_jax._covariances.pieces import Axes, Piece
 from mofo_jax._covariances.scope import Scope, Trait
 
 
@@ -23,12 +24,14 @@ class _Body:
       scope: The scope of the body, in which parameters are numbered like its arguments.
       results: The traits of its results.
       constant: Whether each carried value is a view that never changes.
+      digit: The digit of the weights that the loop iterates over, or None.
     """
 
     plan: Plan
     scope: Scope
     results: list[Trait]
     constant: list[bool]
+    digit: Piece | None
 
 
 def _analyse_body(
@@ -43,9 +46,14 @@ def _analyse_body(
     avals = [var.aval for var in jaxprs.opened(closed)[0].invars]
     begin, end = len(consts), len(consts) + len(carry)
     constant = [trait.view is not None for trait in carry]
-    along = [trait.positions for trait in carry]
+    digit = positions.iterated([trait.positions for trait in xs], outer.weights)
+    weights = list(outer.weights)
+    if digit is not None and digit.axis is not None:
+        weights[digit.axis] = digit.stride
+    along = [positions.unrelated_to(trait.positions, digit) for trait in carry]
     while True:
-        scope = Scope(outer.mesh, outer.weights)
+        looped = outer.looped or digit is not None
+        scope = Scope(outer.mesh, tuple(weights), looped)
         arguments = []
         for i, trait in enumerate((*consts, *carry, *xs)):
             number = scope.number(("given", i >= end, trait.number))
@@ -53,8 +61,9 @@ def _analyse_body(
             if begin <= i < end:
                 number, parameter = scope.number(), constant[i - begin]
                 trait = Trait(number, along[i - begin], trait.view)
-            if i >= end:
-                trait = trait._replace(positions=trait.positions[1:])
+            else:
+                own = _in_body(trait.positions, digit, first=i >= end)
+                trait = trait._replace(positions=own)
             shape = avals[i].shape
             arguments.append(enter(trait, number, shape, i if parameter else None))
         plan, results = analyse(closed, arguments, scope)
@@ -68,15 +77,31 @@ def _analyse_body(
             for axes, (after, _) in zip(along, pairs, strict=True)
         ]
         if (kept, joined) == (constant, along):
-            return _Body(plan, scope, results, constant)
+            return _Body(plan, scope, results, constant, digit)
         constant, along = kept, joined
+
+
+def _in_body(axes: Axes, digit: Piece | None, *, first: bool) -> Axes:
+    """Returns the axes of an operand of a loop in its body.
+
+    Args:
+      axes: The axes of the operand.
+      digit: The digit of the weights that the loop iterates over, or None.
+      first: Whether the loop iterates over the first axis of the operand.
+    """
+    own = axes[1:] if first else axes
+    if first and digit is not None and axes[0] == (digit,):
+        return positions.inside(own, digit)
+    return positions.unrelated_to(own, digit)
 
 
 def _carried(body: _Body, carry: Sequence[Trait], scope: Scope) -> list[Trait]:
     """Returns the traits of the carried values after a loop."""
     rows = zip(body.constant, carry, body.results, strict=False)
     return [
-        before if same else Trait(scope.number(), after.positions)
+        before
+        if same
+        else Trait(scope.number(), positions.outside(after.positions, body.digit))
         for same, before, after in rows
     ]
 
@@ -89,6 +114,7 @@ class _Scan:
     exits: list[Exit]
     carried: list[tuple[Hashable, Source]]
     stacked: list[tuple[Hashable, Source]]
+    digit: Piece | None
     consts: int
     carry: int
 
@@ -102,11 +128,17 @@ class _Scan:
             operands[end:],
         )
 
-        def body(carry: Any, x: Any) -> Any:
+        weights = context.weights
+        runs = None
+        if weights is not None and self.digit is not None:
+            runs = weighting.runs(weights, self.digit)
+
+        def body(carry: Any, given: Any) -> Any:
             values, sums = carry
+            x, run_weights = given
             totals = dict(zip((name for name, _ in self.carried), sums, strict=True))
             totals |= {name: source.zeros() for name, source in self.stacked}
-            inner = Context(totals, context.weights)
+            inner = Context(totals, weights if run_weights is None else run_weights)
             results = run(self.plan, [*consts, *values, *x], inner)
             sums = [inner.totals[name] for name, _ in self.carried]
             stacks = [inner.totals[name] for name, _ in self.stacked]
@@ -117,7 +149,7 @@ class _Scan:
         (values, sums), (ys, stacks) = lax.scan(
             body,
             (init, zeros),
-            xs,
+            (xs, runs),
             params["length"],
             params["reverse"],
             params["unroll"],
@@ -144,7 +176,10 @@ def analyse_scan(
     body = _analyse_body(equation.params["jaxpr"], *traits, scope, analyse)
     results = _carried(body, traits[1], scope)
     for var, trait in zip(equation.outvars[carry:], body.results[carry:], strict=True):
-        along = (*pieces.unrelated(var.aval.shape[:1]), *trait.positions)
+        first = pieces.unrelated(var.aval.shape[:1])
+        if body.digit is not None:
+            first = ((body.digit,),)
+        along = (*first, *positions.outside(trait.positions, body.digit))
         results.append(Trait(scope.number(), along))
     exits = find_exits(body.scope, scope, given, scope.number(), end)
     if not exits:
@@ -156,6 +191,7 @@ def analyse_scan(
         exits,
         [item for item in sources.items() if item[0] not in stacked],
         [item for item in sources.items() if item[0] in stacked],
+        body.digit,
         consts,
         carry,
     ), results

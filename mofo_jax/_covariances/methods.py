@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mofo_jax._covariances import positions, shardings
+from mofo_jax._covariances import shardings, weighting
 from mofo_jax._covariances.pieces import Axes
 
 # The sum of the outer products of some inputs, of shape `[*lead, n, n]`, and the number
@@ -47,8 +47,8 @@ class Dot:
         ]
         lead = [x.shape[axis] for axis in self.batch]
         count = jnp.full(lead, math.prod(summed), wide)
-        if weights is not None and positions.related(self.positions):
-            weight = positions.expand(weights.astype(wide), self.positions)
+        if weights is not None:
+            weight = weighting.expand(weights.astype(wide), self.positions)
             weighted = x.astype(wide) * weight
             shape = [1 if i in self.contracted else n for i, n in enumerate(x.shape)]
             count = jnp.sum(
@@ -129,7 +129,13 @@ class Patches:
 
 @dataclasses.dataclass(frozen=True)
 class Groups:
-    """The covariances of groups of rows, whose sizes are the second operand."""
+    """The covariances of groups of rows, whose sizes are the second operand.
+
+    Attributes:
+      positions: How the axes of the rows correspond to those of the weights.
+    """
+
+    positions: Axes
 
     def __call__(
         self, operands: Sequence[jax.Array], weights: jax.Array | None
@@ -142,15 +148,22 @@ class Groups:
             lhs_ragged_dimensions=[0],
             rhs_group_dimensions=[],
         )
-        matrix = lax.ragged_dot_general(
-            x,
-            x,
-            sizes,
-            numbers,
-            precision=lax.Precision.HIGHEST,
-            preferred_element_type=wide,
-        )
-        return matrix, sizes.astype(wide)
+
+        def outer(x: jax.Array, y: jax.Array) -> jax.Array:
+            return lax.ragged_dot_general(
+                *_same_dtype(x, y),
+                sizes,
+                numbers,
+                precision=lax.Precision.HIGHEST,
+                preferred_element_type=wide,
+            )
+
+        if weights is None:
+            return outer(x, x), sizes.astype(wide)
+        weight = weighting.expand(weights.astype(wide), self.positions)
+        weight = jnp.broadcast_to(weight, (len(x), 1))
+        count = outer(weight, jnp.ones_like(weight))
+        return outer(x.astype(wide) * weight, x), count[:, 0, 0]
 
 
 def _same_dtype(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -18,12 +18,16 @@ class Piece(NamedTuple):
       size: The number of values of the digit.
       stride: The increase of the index per unit of the digit.
       offset: The term of the digit 0.
+      highest: Whether it is the most significant digit of the index, or of a run of
+        indices. If it is not, and the array has no more significant one, it is not
+        known which of several runs the array has.
     """
 
     axis: int | None
     size: int
     stride: int = 1
     offset: int = 0
+    highest: bool = True
 
 
 # The digits of each axis of an array, most significant first. An axis of length 1 may
@@ -94,7 +98,7 @@ def take_run(
         return None
     (piece,) = pieces
     offset = piece.offset + start * piece.stride
-    return (Piece(piece.axis, size, piece.stride * step, offset),)
+    return (Piece(piece.axis, size, piece.stride * step, offset, piece.highest),)
 
 
 def reshape(axes: Axes, shape: Sequence[int]) -> Axes | None:
@@ -132,7 +136,7 @@ def join(pieces: Sequence[Piece]) -> tuple[Piece, ...]:
         if joined and _continues(joined[-1], piece):
             last = joined.pop()
             size, offset = last.size * piece.size, last.offset + piece.offset
-            piece = Piece(piece.axis, size, piece.stride, offset)
+            piece = Piece(piece.axis, size, piece.stride, offset, last.highest)
         joined.append(piece)
     return tuple(joined)
 
@@ -146,10 +150,11 @@ def _continues(outer: Piece, inner: Piece) -> bool:
 def _split(piece: Piece, size: int) -> tuple[Piece, Piece]:
     """Splits a digit in two, the more significant of which has `size` values."""
     inner = piece.size // size
-    stride = 1 if piece.axis is None else piece.stride * inner
+    if piece.axis is None:
+        return Piece(None, size), Piece(None, inner)
     return (
-        Piece(piece.axis, size, stride, piece.offset),
-        Piece(piece.axis, inner, piece.stride),
+        Piece(piece.axis, size, piece.stride * inner, piece.offset, piece.highest),
+        Piece(piece.axis, inner, piece.stride, highest=False),
     )
 
 

@@ -8,10 +8,6 @@ keys of an attention.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-from jax import lax
-
 from mofo_jax._covariances import pieces, relabelling
 from mofo_jax._covariances.pieces import Axes, Piece
 
@@ -173,59 +169,57 @@ _RULES: dict[str, Rule] = {
 }
 
 
-def expand(weights: jax.Array, axes: Axes) -> jax.Array:
-    """Returns the weights of the coordinates of an array.
+def iterated(xs: Sequence[Axes], weights: Sequence[int]) -> Piece | None:
+    """Returns the digit of the weights that a scan iterates over, or None.
 
     Args:
-      weights: The weights of positions.
-      axes: The axes of the array. Along axes of the weights that none of them
-        corresponds to, the largest weight is taken.
+      xs: The axes of the arrays over whose first axes it iterates.
+      weights: The shape of the weights.
+    """
+    for axes in xs:
+        for digit in axes[0] if axes and len(axes[0]) == 1 else ():
+            if digit.axis is None or not digit.highest or digit.stride < 1:
+                continue
+            if digit.offset + digit.size * digit.stride <= weights[digit.axis]:
+                return digit
+    return None
+
+
+def inside(axes: Axes, digit: Piece) -> Axes:
+    """Returns the axes of an array for one value of a digit.
+
+    Args:
+      axes: The axes of the array without that of the digit.
+      digit: The digit.
 
     Returns:
-      An array with as many axes as `axes`, which broadcasts to the array's shape.
+      The axes relative to the weights for that value.
     """
-    places: list[tuple[int, Piece]] = []
-    for axis in range(weights.ndim):
-        own = _digits(axes, axis)
-        if own:
-            size = pieces.length([digit for _, digit in own])
-            start = sum(digit.offset for _, digit in own)
-            weights = lax.slice_in_dim(weights, start, start + size, axis=axis)
-        else:
-            weights = jnp.max(weights, axis=axis, keepdims=True)
-        places += own
-    weights = weights.reshape([digit.size for _, digit in places])
-    # Digits of one axis of the array keep their order.
-    ranks = [(place, axes[place].index(digit)) for place, digit in places]
-    weights = jnp.transpose(weights, sorted(range(len(ranks)), key=ranks.__getitem__))
-    sizes, repeated, shape = [], [], []
-    for place, digits in enumerate(axes):
-        known = [(place, i) in ranks for i in range(len(digits))]
-        sizes += [d.size if k else 1 for d, k in zip(digits, known, strict=True)]
-        repeated += [digit.size if any(known) else 1 for digit in digits]
-        shape.append(pieces.length(digits) if any(known) else 1)
-    return jnp.broadcast_to(weights.reshape(sizes), repeated).reshape(shape)
+
+    def less_significant(own: Piece) -> Piece:
+        size = own.stride * own.size
+        if own.highest or size > digit.stride:
+            return Piece(None, own.size)
+        return own._replace(highest=size == digit.stride)
+
+    return _on_axis(axes, digit, less_significant)
 
 
-def _digits(axes: Axes, axis: int) -> list[tuple[int, Piece]]:
-    """Returns digits that form an index of an axis of the weights, and their places.
+def unrelated_to(axes: Axes, digit: Piece | None) -> Axes:
+    """Returns the axes without what is known of the axis of a digit of the weights."""
+    return _on_axis(axes, digit, lambda own: Piece(None, own.size))
 
-    If two sets of digits do, as for an attention's queries and keys, the first one is
-    returned.
-    """
-    found: list[tuple[int, Piece]] = []
-    for place, digits in enumerate(axes):
-        for digit in digits:
-            if digit.axis == axis and not any(
-                digit.stride < other.stride * other.size
-                and other.stride < digit.stride * digit.size
-                for _, other in found
-            ):
-                found.append((place, digit))
-    found.sort(key=lambda item: -item[1].stride)
-    stride = 1
-    for _, digit in reversed(found):
-        if digit.stride != stride:
-            return []
-        stride *= digit.size
-    return found
+
+def outside(axes: Axes, digit: Piece | None) -> Axes:
+    """Returns the axes relative to all weights, from those of `inside`."""
+    return _on_axis(axes, digit, lambda own: own._replace(highest=False))
+
+
+def _on_axis(axes: Axes, digit: Piece | None, change: Callable[[Piece], Piece]) -> Axes:
+    """Returns the axes with the digits of the same axis of the weights changed."""
+    if digit is None:
+        return axes
+    return tuple(
+        tuple(change(own) if own.axis == digit.axis else own for own in digits)
+        for digits in axes
+    )

@@ -163,7 +163,7 @@ def _ragged_dot(
     if not plain:
         raise UnfitError("its ragged product has an unsupported form")
     groups, length, _ = operands.shapes[1]
-    return Product((0, 2), (1,), (0,), (groups,), length, Groups())
+    return Product((0, 2), (1,), (0,), (groups,), length, Groups(operands.positions[0]))
 
 
 PRIMITIVES = {

@@ -57,16 +57,20 @@ class Scope:
         products are not used.
       mesh: The sizes of the mesh axes of `shard_map`.
       weights: The shape of the weights of positions, () if there are none.
+      looped: Whether the weights are those of an iteration of a loop over positions,
+        so that they apply to every input.
     """
 
     def __init__(
         self,
         mesh: Mapping[str, int] = MappingProxyType({}),
         weights: tuple[int, ...] = (),
+        looped: bool = False,
     ) -> None:
         """Makes an empty scope."""
         self.mesh = mesh
         self.weights = weights
+        self.looped = looped
         self.uses: list[Use] = []
         self.sources: dict[Hashable, Source] = {}
         self.obstacles: dict[int, dict[str, None]] = {}

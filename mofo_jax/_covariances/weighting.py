@@ -1,0 +1,102 @@
+"""The weights of an array's coordinates, from those of the positions."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from mofo_jax._covariances import pieces
+from mofo_jax._covariances.pieces import Axes, Piece
+
+
+def expand(weights: jax.Array, axes: Axes) -> jax.Array:
+    """Returns the weights of the coordinates of an array.
+
+    Args:
+      weights: The weights of positions.
+      axes: The axes of the array. Along axes of the weights that none of them
+        corresponds to, the largest weight is taken.
+
+    Returns:
+      An array with as many axes as `axes`, which broadcasts to the array's shape.
+    """
+    places: list[tuple[int, Piece]] = []
+    for axis in range(weights.ndim):
+        own = _digits(axes, axis)
+        if own:
+            size = pieces.length([digit for _, digit in own])
+            start = sum(digit.offset for _, digit in own)
+            weights = lax.slice_in_dim(weights, start, start + size, axis=axis)
+        else:
+            weights = jnp.max(weights, axis=axis, keepdims=True)
+        places += own
+    weights = weights.reshape([digit.size for _, digit in places])
+    # Digits of one axis of the array keep their order.
+    ranks = [(place, axes[place].index(digit)) for place, digit in places]
+    weights = jnp.transpose(weights, sorted(range(len(ranks)), key=ranks.__getitem__))
+    sizes, repeated, shape = [], [], []
+    for place, digits in enumerate(axes):
+        known = [(place, i) in ranks for i in range(len(digits))]
+        sizes += [d.size if k else 1 for d, k in zip(digits, known, strict=True)]
+        repeated += [digit.size if any(known) else 1 for digit in digits]
+        shape.append(pieces.length(digits) if any(known) else 1)
+    return jnp.broadcast_to(weights.reshape(sizes), repeated).reshape(shape)
+
+
+def followed(axes: Axes) -> bool:
+    """Returns whether the weights of an array's coordinates are known.
+
+    They are not if only a part of the digits of an index of the weights is left.
+    """
+    partly = {piece.axis for digits in axes for piece in digits} - {None}
+    return all(_digits(axes, axis) for axis in partly if axis is not None)
+
+
+def runs(weights: jax.Array, digit: Piece) -> jax.Array:
+    """Returns the weights for each value of a digit, along a new first axis."""
+    axis, size = digit.axis, digit.size * digit.stride
+    assert axis is not None
+    run = lax.slice_in_dim(weights, digit.offset, digit.offset + size, axis=axis)
+    shape = weights.shape
+    run = run.reshape(*shape[:axis], digit.size, digit.stride, *shape[axis + 1 :])
+    return jnp.moveaxis(run, axis, 0)
+
+
+def _digits(axes: Axes, axis: int) -> list[tuple[int, Piece]]:
+    """Returns digits that form an index of an axis of the weights, and their places.
+
+    If two sets of digits do, as for an attention's queries and keys, the first one is
+    returned.
+    """
+    own = [
+        (place, digit)
+        for place, digits in enumerate(axes)
+        for digit in digits
+        if digit.axis == axis
+    ]
+    for first in range(len(own)):
+        found: list[tuple[int, Piece]] = []
+        for place, digit in own[first:] + own[:first]:
+            if not any(_overlap(digit, other) for _, other in found):
+                found.append((place, digit))
+        found.sort(key=lambda item: -item[1].stride)
+        if _is_index([digit for _, digit in found]):
+            return found
+    return []
+
+
+def _overlap(one: Piece, other: Piece) -> bool:
+    return (
+        one.stride < other.stride * other.size and other.stride < one.stride * one.size
+    )
+
+
+def _is_index(digits: Sequence[Piece]) -> bool:
+    """Returns whether digits, most significant first, form an index."""
+    stride = 1
+    for digit in reversed(digits):
+        if digit.stride != stride:
+            return False
+        stride *= digit.size
+    return digits[0].highest
