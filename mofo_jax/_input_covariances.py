@@ -1,5 +1,6 @@
 """The covariances of the inputs that a model multiplies its parameters with."""
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, overload
 
@@ -115,27 +116,31 @@ def input_covariances(
         if not callable(value) and not (name == "weights" and value is None):
             raise TypeError(f"`{name}` must be callable, got {type(value).__name__}")
     paths = _paths(params)
-    program: Program | None = None
+    programs: dict[Any, Program] = {}
+    compiled: dict[Any, tuple[Callable[..., Any], Callable[..., Any]]] = {}
     sums: list[Sums] | None = None
-    compiled: dict[Any, Callable[..., list[Sums]]] = {}
     abstract = _is_abstract(params)
     for batch in batches:
         key = jax.tree.structure(batch), *map(jax.typeof, jax.tree.leaves(batch))
-        if key not in compiled:
-            program = _make(apply, params, batch, weights)
-            compiled[key] = _compile(program, params, weights)
-        if abstract or _is_abstract(batch):
-            abstract = True
-            sums = jax.eval_shape(compiled[key], None, params, batch)
+        if key not in programs:
+            programs[key] = _make(apply, params, batch, weights)
+            compiled[key] = _compile(programs[key], params, weights)
+            _check_same(paths, next(iter(programs.values())), programs[key])
+        zeros, add = compiled[key]
+        given = programs[key].plan.consts, params, batch
+        abstract = abstract or _is_abstract(batch)
+        if abstract:
+            sums = jax.eval_shape(zeros, *given)
         else:
-            sums = compiled[key](sums, params, batch)
-    if program is None or sums is None:
+            sums = add(zeros(*given) if sums is None else sums, *given)
+    if sums is None:
         raise ValueError("`batches` must hold at least one batch")
+    program = next(reversed(programs.values()))
     found, obstacles, unweighted = program.found, program.obstacles, program.unweighted
     means = (
         _abstract(sums, program.shardings(jax.tree.leaves(params)))
         if abstract
-        else jax.jit(lambda sums: [_mean(*pair) for pair in sums])(sums)
+        else _means([matrix for matrix, _ in sums], [count for _, count in sums])
     )
     inputs = list(dict.fromkeys(each.parts for each in found if each))
     names: dict[Any, str] = {}
@@ -145,7 +150,8 @@ def input_covariances(
     ):
         if each is None:
             leaves.append(None)
-            report[path] = f"no covariance: {obstacle}"
+            reasons = "; ".join(obstacle) or "it is in no product"
+            report[path] = f"no covariance: {reasons}"
             continue
         source = names.setdefault(each.parts, path)
         matrix = means[inputs.index(each.parts)]
@@ -158,6 +164,8 @@ def input_covariances(
             report[path] += f", with the input of {place(source)}"
         if weights is not None and each.parts in unweighted:
             report[path] += ", counting all positions alike"
+        if obstacle:
+            report[path] += f"; a use of it does not count: {'; '.join(obstacle)}"
     if not inputs:
         reasons = "; ".join(f"{place(path)}: {text}" for path, text in report.items())
         raise ValueError(f"`apply` multiplies no parameter with an input: {reasons}")
@@ -187,20 +195,38 @@ def _make(apply: Apply, params: Any, batch: Any, weights: Any) -> Program:
     return make_program(apply, params, batch, shapes)
 
 
-def _compile(program: Program, params: Any, weights: Any) -> Callable[..., list[Sums]]:
-    """Returns a compiled function that adds the sums of a batch to those of others."""
+def _check_same(paths: list[str], first: Program, other: Program) -> None:
+    """Raises `ValueError` if two types of batches have covariances of other inputs."""
+    for path, one, two in zip(paths, first.form(), other.form(), strict=True):
+        if one != two:
+            raise ValueError(
+                "`apply` must multiply the parameters in the same way for all "
+                f"`batches`, but does not for {place(path)}"
+            )
+
+
+def _compile(
+    program: Program, params: Any, weights: Any
+) -> tuple[Callable[..., list[Sums]], Callable[..., list[Sums]]]:
+    """Returns functions for zero sums, and for adding those of a batch to others."""
     spread = program.shardings(jax.tree.leaves(params))
 
-    def add(sums: list[Sums] | None, params: Any, batch: Any) -> list[Sums]:
+    # Constants are arguments, since they may be large, and sharded over processes.
+    def new(consts: list[Any], params: Any, batch: Any) -> list[Sums]:
         weight = None if weights is None else jnp.asarray(weights(batch))
-        new = program.sums(jax.tree.leaves((params, batch)), weight)
-        new = [
+        sums = program.sums(consts, jax.tree.leaves((params, batch)), weight)
+        return [
             (shardings.constrain(matrix, sharding), count)
-            for (matrix, count), sharding in zip(new, spread, strict=True)
+            for (matrix, count), sharding in zip(sums, spread, strict=True)
         ]
-        return new if sums is None else jax.tree.map(jnp.add, sums, new)
 
-    return jax.jit(add, donate_argnums=0)
+    def zeros(*given: Any) -> list[Sums]:
+        return jax.tree.map(jnp.zeros_like, new(*given))
+
+    def add(sums: list[Sums], *given: Any) -> list[Sums]:
+        return jax.tree.map(jnp.add, sums, new(*given))
+
+    return jax.jit(zeros), jax.jit(add, donate_argnums=0)
 
 
 def _is_abstract(tree: Any) -> bool:
@@ -216,6 +242,10 @@ def _abstract(sums: list[Sums], spread: list[Any]) -> list[jax.ShapeDtypeStruct]
     ]
 
 
-def _mean(matrix: jax.Array, count: jax.Array) -> jax.Array:
-    """Returns the mean, which is zero where the count is zero."""
-    return matrix / jnp.where(count > 0, count, 1)[..., None, None]
+@functools.partial(jax.jit, donate_argnums=0)
+def _means(matrices: list[jax.Array], counts: list[jax.Array]) -> list[jax.Array]:
+    """Returns the means, which are zero where the counts are zero."""
+    return [
+        matrix / jnp.where(count > 0, count, 1)[..., None, None]
+        for matrix, count in zip(matrices, counts, strict=True)
+    ]

@@ -4,14 +4,11 @@ import dataclasses
 from collections.abc import Callable, Hashable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from jax import lax
 
 from mofo_jax._covariances import pieces, positions
 from mofo_jax._covariances.evaluation import Context, Plan, Source, run
 from mofo_jax._covariances.exits import Analyse, Analysed, Exit, enter, find_exits
-from mofo_jax._covariances.methods import Sums
 from mofo_jax._covariances.scope import Scope, Trait
 
 
@@ -35,7 +32,7 @@ class _Branches:
                     [
                         way.placed(inner.totals[way.inner])
                         if i == number
-                        else _zeros_like(way, self.sources[i][way.inner])
+                        else way.placed(self.sources[i][way.inner].zeros())
                         for way in ways
                     ]
                     for i, ways in enumerate(self.exits)
@@ -51,13 +48,6 @@ class _Branches:
             for way, pair in zip(ways, sums, strict=True):
                 way.leave(pair, context)
         return results
-
-
-def _zeros_like(way: Exit, source: Source) -> Sums:
-    """Returns zeros with the type of the sums that leave a branch."""
-    sums = jax.eval_shape(lambda: way.placed(source.zeros()))
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sums)
-    return zeros[0], zeros[1]
 
 
 def analyse_cond(
@@ -82,7 +72,9 @@ def analyse_cond(
         ]
         plan, ends = analyse(closed, arguments, inner)
         plans.append(plan)
-        exits.append(find_exits(inner, scope, operands, scope.number(), len(given)))
+        exits.append(
+            find_exits(inner, scope, operands, ends, scope.number(), len(given))
+        )
         sources.append(inner.sources)
         results = [
             trait._replace(positions=positions.join(trait.positions, end.positions))

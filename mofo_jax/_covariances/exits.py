@@ -110,6 +110,7 @@ def find_exits(
     inner: Scope,
     outer: Scope,
     operands: Sequence[Trait],
+    results: Sequence[Trait],
     body: Hashable,
     first_stacked: int,
 ) -> list[Exit]:
@@ -119,6 +120,8 @@ def find_exits(
       inner: The body's scope.
       outer: The scope in which the body runs.
       operands: The traits of the operands.
+      results: The traits of the results that, if they are views, are not followed
+        outside.
       body: The body's name in the outer scope.
       first_stacked: The first argument that is one of many along the leading axis of
         its operand.
@@ -128,6 +131,9 @@ def find_exits(
         assert view is not None
         for reason in reasons:
             outer.obstruct(view, reason)
+    for result in results:
+        if result.view and (view := operands[result.view.param].view):
+            outer.obstruct(view, "it is a result of a loop, a branch or shard_map")
     found = [
         _leave(use, operands[use.param], inner, outer, body, use.param >= first_stacked)
         for use in inner.uses

@@ -1,6 +1,7 @@
 """Scans and while loops, run again with sums in them."""
 
 import dataclasses
+import itertools
 from collections.abc import Hashable, Sequence
 from typing import Any
 
@@ -32,6 +33,12 @@ class _Body:
     results: list[Trait]
     constant: list[bool]
     digit: Piece | None
+
+    @property
+    def changed(self) -> list[Trait]:
+        """The results that are not among the unchanged views."""
+        pairs = itertools.zip_longest(self.results, self.constant)
+        return [result for result, same in pairs if not same]
 
 
 def _analyse_body(
@@ -181,7 +188,7 @@ def analyse_scan(
             first = ((body.digit,),)
         along = (*first, *positions.outside(trait.positions, body.digit))
         results.append(Trait(scope.number(), along))
-    exits = find_exits(body.scope, scope, given, scope.number(), end)
+    exits = find_exits(body.scope, scope, given, body.changed, scope.number(), end)
     if not exits:
         return None, results
     sources = body.scope.sources
@@ -242,8 +249,8 @@ def analyse_while(
         params["body_jaxpr"], given[first:second], given[second:], (), scope, analyse
     )
     results = _carried(body, given[second:], scope)
-    number = scope.number()
-    exits = find_exits(body.scope, scope, given[first:], number, len(given))
+    number, operands = scope.number(), given[first:]
+    exits = find_exits(body.scope, scope, operands, body.changed, number, len(given))
     if not exits:
         return None, results
     condition = Plan(*jaxprs.opened(params["cond_jaxpr"]), {})

@@ -64,8 +64,13 @@ def find(
       UnfitError: If the covariance of its input is not supported.
     """
     product = PRIMITIVES[name](params, view, kernel, operands)
-    if jnp.issubdtype(operands.dtypes[product.operands[0]], jnp.complexfloating):
+    dtype = operands.dtypes[product.operands[0]]
+    if jnp.issubdtype(dtype, jnp.complexfloating):
         raise UnfitError("its input is complex")
+    try:
+        jnp.promote_types(dtype, jnp.float32)
+    except ValueError as error:  # JAX has no wider type.
+        raise UnfitError(f"its input has the dtype {dtype}") from error
     return product
 
 

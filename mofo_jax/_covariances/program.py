@@ -46,13 +46,13 @@ class Program(NamedTuple):
       plan: The plan for the jaxpr of `apply`.
       sources: The covariances that the plan computes.
       found: The covariance of each parameter, None if it has none.
-      obstacles: For each parameter, the reasons against further covariances.
+      obstacles: For each parameter, the reasons why some of its uses do not count.
     """
 
     plan: Plan
     sources: dict[Hashable, Source]
     found: list[Found | None]
-    obstacles: list[str]
+    obstacles: list[list[str]]
 
     @property
     def unweighted(self) -> set[tuple[Part, ...]]:
@@ -63,12 +63,28 @@ class Program(NamedTuple):
             if found and not all(self.sources[p.source].weighted for p in found.parts)
         }
 
-    def sums(self, arguments: Sequence[Any], weights: jax.Array | None) -> list[Sums]:
-        """Returns the sums of a batch, one for each different input."""
+    def sums(
+        self, consts: Sequence[Any], arguments: Sequence[Any], weights: Any = None
+    ) -> list[Sums]:
+        """Returns the sums of a batch, one for each different input.
+
+        Args:
+          consts: The values of `plan.consts`, which `apply` has closed over.
+          arguments: The parameters and the batch.
+          weights: The weights of positions, if there are any.
+        """
         totals = {name: source.zeros() for name, source in self.sources.items()}
         context = Context(totals, weights)
-        run(self.plan, arguments, context)
+        run(self.plan._replace(consts=consts), arguments, context)
         return [_sum(found.parts, context.totals) for found in self.inputs().values()]
+
+    def form(self) -> list[tuple[tuple[int, ...], tuple[int, ...], int] | None]:
+        """Returns each parameter's axes, and the number of its sum."""
+        order = {found.parts: i for i, found in enumerate(self.inputs().values())}
+        return [
+            found and (found.axes, found.batch_axes, order[found.parts])
+            for found in self.found
+        ]
 
     def inputs(self) -> dict[int, Found]:
         """Returns, for each different input, the first parameter that has it."""
@@ -122,9 +138,10 @@ def make_program(
     shape = () if weights is None else tuple(weights.shape)
     scope = Scope(weights=shape)
     own = len(jax.tree.leaves(params))
+    types = list(map(jax.typeof, leaves))
     arguments = [
-        _argument(scope, jax.typeof(leaf), i if i < own else None, shape)
-        for i, leaf in enumerate(leaves)
+        _argument(scope, aval, i if i < own else None, shape)
+        for i, aval in enumerate(types)
     ]
     given = [positions.related(trait.positions) for trait in arguments]
     if weights is not None and not any(given):
@@ -140,11 +157,13 @@ def make_program(
     found, obstacles = [], []
     for number, those in enumerate(uses):
         met = list(scope.obstacles.get(number, {}))
+        if not jnp.issubdtype(types[number].dtype, jnp.floating):
+            met.append("its dtype is not floating-point")
         axes = {use.arrangement.axes for use in those}
         if len(axes) > 1:
             met.append(f"products contract different axes of it: {sorted(axes)}")
         found.append(_combine(those) if len(axes) == 1 else None)
-        obstacles.append("; ".join(met) or "it is in no product")
+        obstacles.append(met)
     return Program(plan, scope.sources, found, obstacles)
 
 

@@ -9,6 +9,7 @@ import pytest
 from jax import lax
 
 import mofo_jax
+from mofo_jax import _input_covariances
 from tests.library.covariances.hand import Expected, check, mean_outer, normal
 
 X = normal(3, 5, 4)
@@ -75,7 +76,7 @@ def test_the_report_describes_each_covariance_or_why_there_is_none() -> None:
         "q": "contracted along (0,), with the input of k",
         "scale": "no covariance: it is an operand of mul",
         "unused": "no covariance: it is in no product",
-        "whole": "no covariance: it is in no product",
+        "whole": "no covariance: its dtype is not floating-point",
     }
     assert tree.pop("embed") == {"table": None}
     sources = {name: each and each.source for name, each in tree.items()}
@@ -93,6 +94,44 @@ def test_contractions_of_different_axes_are_reported() -> None:
     )
     assert tree["w"] is None
     assert "contract different axes of it: [(0,), (1,)]" in report["w"]
+
+
+def test_uses_that_do_not_count_are_reported() -> None:
+    def apply(params: Any, x: jax.Array) -> Any:
+        cast = lax.map(lambda w: w.astype(jnp.bfloat16), params["mapped"])
+        return x @ params["half"] + params["half"], x @ cast[0], x @ params["mapped"][1]
+
+    params = {"half": jnp.ones((4, 4)), "mapped": jnp.ones((2, 4, 4))}
+    tree, report = mofo_jax.input_covariances(
+        apply, params, [jnp.float32(X[0, :4])], return_report=True
+    )
+    assert report == {
+        "half": "contracted along (0,); a use of it does not count: it is an operand "
+        "of add",
+        "mapped": "contracted along (1,), for each index of (0,); a use of it does not "
+        "count: it is a result of a loop, a branch or shard_map",
+    }
+    seen = mean_outer(X[0, :4])
+    stack = np.stack([np.zeros((4, 4)), seen])
+    check(tree, {"half": Expected(seen), "mapped": Expected(stack, (1,), (0,))})
+
+
+def test_constants_are_not_part_of_the_program() -> None:
+    frozen = jnp.asarray(normal(300, 400))
+
+    def apply(params: Any, x: jax.Array) -> Any:
+        return jnp.tanh(x @ frozen) @ params["w"]
+
+    params, x = {"w": jnp.ones((400, 2))}, jnp.float32(normal(3, 300))
+    program = _input_covariances._make(apply, params, x, None)
+    add: Any = _input_covariances._compile(program, params, None)[1]
+    sums = [(jnp.zeros((400, 400)), jnp.zeros(()))]
+    given = program.plan.consts, params, x
+    # In the text, each of its 120,000 numbers would take several characters.
+    assert len(add.lower(sums, *given).as_text()) < 50_000
+    actual = mofo_jax.input_covariances(apply, params, [x])
+    inputs = np.tanh(np.asarray(x, np.float64) @ np.asarray(frozen, np.float64))
+    check(actual, {"w": Expected(mean_outer(inputs))})
 
 
 def raises(kind: type[Exception], message: str, *args: Any, **options: Any) -> None:
@@ -120,6 +159,24 @@ def test_errors() -> None:
         "`apply` multiplies no parameter with an input: w: no covariance: it is an "
         "operand of mul",
         *(lambda params, x: x * params["w"], {"w": jnp.ones((1, 1, 4))}, batches),
+    )
+    raises(
+        ValueError,
+        "`apply` must multiply the parameters in the same way for all `batches`, but "
+        "does not for w",
+        *(lambda params, x: x @ (params["w"].T if len(x) == 4 else params["w"]),),
+        *({"w": jnp.ones((4, 4))}, [jnp.ones((3, 4)), jnp.ones((4, 4))]),
+    )
+    raises(
+        ValueError,
+        "w: no covariance: its input has the dtype float8_e4m3fn",
+        lambda params, x: lax.dot_general(
+            x.astype(jnp.float8_e4m3fn),
+            params["w"],
+            (((2,), (0,)), ((), ())),
+            preferred_element_type=jnp.float32,
+        ),
+        *(PARAMS, batches),
     )
     raises(
         ValueError,

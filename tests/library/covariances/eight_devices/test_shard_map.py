@@ -167,3 +167,18 @@ def test_weights_are_sharded_like_the_positions(name: str) -> None:
             "after": Expected(mean_outer(HIDDEN @ DOWN, weights=weights)),
         },
     )
+
+
+@pytest.mark.parametrize("taken", [0, 1])
+def test_a_branch_of_a_conditional(taken: int) -> None:
+    @mapped(ROWS, P(), P(), out_specs=ROWS)
+    def apply_one(x: Any, w: Any, index: Any) -> Any:
+        return lax.switch(index, [lambda x: x @ w, lambda x: x], x)
+
+    actual = mofo_jax.input_covariances(
+        lambda params, x: apply_one(x, params["w"], jnp.int32(taken)),
+        {"w": jnp.ones((4, 4))},
+        [jnp.float32(X)],
+    )
+    nothing = np.zeros((4, 4))
+    check(actual, {"w": Expected(nothing if taken else mean_outer(X))})
