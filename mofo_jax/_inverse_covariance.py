@@ -1,11 +1,13 @@
 """Steps that are small in the directions of a kernel's inputs."""
 
 import contextlib
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding
 
 from mofo_jax import _checks, _inverse_factors
 from mofo_jax._covariances import given, shardings
@@ -96,8 +98,8 @@ def scale_by_inverse_covariance(
     parameters' memory, and blocks of 2048 in bfloat16 take 0.10. Parameters with the
     same input share one matrix. On several devices the matrices are sharded like the
     parameters, where the number of devices divides their length. Each step gathers one
-    matrix at a time, and exchanges rows of the updates for columns; no parameter and no
-    update is gathered.
+    matrix at a time, and exchanges rows of the updates for columns. No parameter is
+    gathered, nor an update with another axis whose length the devices divide.
 
     Args:
       covariances: A tree with the structure of the parameters whose leaves are an
@@ -105,9 +107,12 @@ def scale_by_inverse_covariance(
         parameters whose leaf is None are passed through unscaled. `init` computes the
         state from the covariances. If a checkpoint's state will replace the initial
         one, they may be abstract, as from `jax.eval_shape`; `init` then fills the state
-        with NaN.
+        with NaN. The transformation keeps them for `init`, so they occupy memory as
+        long as it is in use. After `init`, one that is made from abstract covariances
+        with the same shardings can take its place.
       damping: :math:`c`, > 0. Smaller values shrink steps along common directions of
-        the inputs more.
+        the inputs more. The state is computed with it, so changing it after `init`, as
+        with a schedule in `optax.inject_hyperparams`, has no effect.
       dtype: The dtype of the matrices. With a dtype narrower than float32, the part
         that is removed from a step is rounded, but the step itself is not.
       block_size: The largest length of the diagonal blocks of each matrix that are
@@ -152,20 +157,20 @@ def scale_by_inverse_covariance(
     for path, covariance in kept.items():
         if covariance is not None:
             given.check_matrix(place(path), covariance)
+    names = given.names(kept)
     # Parameters with the same input share one covariance.
-    inputs = {_key(path, c): c for path, c in kept.items() if c is not None}
-
-    def factor(matrix: Any) -> _inverse_factors.Factor:
-        return _inverse_factors.compute(matrix, damping, dtype, block_size, rank)
-
-    def computed(name: str, covariance: InputCovariance) -> Any:
-        batch = len(covariance.batch_axes)
-        return _computed(factor, name, covariance.matrix, batch)
+    inputs: dict[str, InputCovariance] = {}
+    for path, covariance in kept.items():
+        if covariance is not None:
+            inputs.setdefault(names[path], covariance)
 
     def init(params: optax.Params) -> Any:
         given.check_tree(kept, params)
         return ScaleByInverseCovarianceState(
-            {name: computed(name, covariance) for name, covariance in inputs.items()}
+            {
+                name: _computed(name, covariance, damping, dtype, block_size, rank)
+                for name, covariance in inputs.items()
+            }
         )
 
     def update(
@@ -182,7 +187,7 @@ def scale_by_inverse_covariance(
             covariance = kept[name]
             if covariance is None:
                 return update
-            factor = state.factors[_key(name, covariance)]
+            factor = state.factors[names[name]]
             wide = _inverse_factors.subtract(factor, widen(update), covariance)
             return wide.astype(jnp.result_type(update))
 
@@ -191,31 +196,20 @@ def scale_by_inverse_covariance(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _computed(function: Any, name: str, matrix: Any, batch: int) -> Any:
+def _computed(
+    name: str, covariance: InputCovariance, damping: Any, *options: Any
+) -> _inverse_factors.Factor:
     """Returns the factor, sharded like the matrix; NaN if the matrix is abstract.
 
     Raises:
       ValueError: If the matrix has an eigenvalue that is too far below zero.
     """
-
-    def spread(x: jax.Array) -> jax.Array:
-        return shardings.constrain(x, shardings.divide(matrix, batch, x.shape))
-
+    matrix, batch = covariance.matrix, len(covariance.batch_axes)
+    layout = shardings.of(matrix), batch
     if isinstance(matrix, jax.ShapeDtypeStruct):
-        types = jax.eval_shape(function, matrix)
-
-        def unknown() -> Any:
-            return jax.tree.map(
-                lambda x: spread(jnp.full(x.shape, jnp.nan, x.dtype)), types
-            )
-
-        return jax.jit(unknown)()
-
-    def compute(matrix: jax.Array) -> Any:
-        whole = shardings.whole_along(matrix, range(matrix.ndim))
-        return jax.tree.map(spread, function(whole))
-
-    factor = jax.jit(compute)(matrix)
+        bare = jax.ShapeDtypeStruct(matrix.shape, matrix.dtype)
+        return _unknown(bare, damping, layout, *options)
+    factor = _factor(matrix, damping, layout, *options)
     finite = jax.tree.map(lambda x: jnp.all(jnp.isfinite(x)), factor)
     with contextlib.suppress(jax.errors.ConcretizationTypeError):
         if not all(jax.tree.leaves(finite)):
@@ -225,9 +219,35 @@ def _computed(function: Any, name: str, matrix: Any, batch: int) -> Any:
     return factor
 
 
-def _key(path: str, covariance: InputCovariance) -> str:
-    """Returns the name of a parameter's matrix in the state."""
-    return covariance.source or path or "matrix"
+Layout = tuple[NamedSharding | None, int]
+
+
+def _spread(factor: Any, layout: Layout) -> Any:
+    return jax.tree.map(
+        lambda x: shardings.constrain(x, shardings.divide(*layout, x.shape)), factor
+    )
+
+
+# Compiled once for all matrices of one shape and sharding.
+@functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))
+def _factor(matrix: jax.Array, damping: Any, layout: Layout, *options: Any) -> Any:
+    whole = shardings.whole_along(matrix, range(matrix.ndim))
+    return _spread(_inverse_factors.compute(whole, damping, *options), layout)
+
+
+def _unknown(
+    matrix: jax.ShapeDtypeStruct, damping: Any, layout: Layout, *options: Any
+) -> Any:
+    def compute(matrix: jax.Array) -> Any:
+        return _inverse_factors.compute(matrix, damping, *options)
+
+    types = jax.eval_shape(compute, matrix)
+
+    def unknown() -> Any:
+        nan = jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), types)
+        return _spread(nan, layout)
+
+    return jax.jit(unknown)()
 
 
 def _check_positive(name: str, value: Any) -> None:

@@ -238,7 +238,8 @@ def _less(
     moved = constrain(constrain(x, sharding), columns)
 
     def gathered(f: jax.Array) -> jax.Array:
-        own = shardings.divide(covariance.matrix, len(batch_axes), f.shape)
+        stored = shardings.of(covariance.matrix)
+        own = shardings.divide(stored, len(batch_axes), f.shape)
         whole = shardings.along(columns, batch_axes, f.ndim)
         return constrain(constrain(f, own), whole)
 

@@ -80,6 +80,63 @@ def _properties(matrix: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     )
 
 
+def names(kept: dict[str, InputCovariance | None]) -> dict[str, str]:
+    """Returns the name of each parameter's matrix in the state.
+
+    It is the path of the first parameter with the same input, whose matrix is used for
+    all of them. In a part of a larger tree, a `source` is relative to the part.
+
+    Raises:
+      ValueError: If parameters with the same `source` have different matrices.
+    """
+    result: dict[str, str] = {}
+    for path, covariance in kept.items():
+        if covariance is None:
+            continue
+        name, parents = covariance.source, path.split("/")
+        for depth in reversed(range(len(parents))):
+            holder = "/".join([*parents[:depth], covariance.source])
+            if _has(kept.get(holder), covariance):
+                name = holder
+                break
+        result[path] = name or path or "matrix"
+    first: dict[str, str] = {}
+    for path, name in result.items():
+        other = first.setdefault(name, path)
+        if not _equal(kept[path], kept[other]):
+            raise ValueError(
+                f"`covariances` for {place(path)} and {place(other)} must be equal, "
+                "since they have the same `source`"
+            )
+    return result
+
+
+def _has(holder: InputCovariance | None, covariance: InputCovariance) -> bool:
+    return holder is not None and holder.source == covariance.source
+
+
+def _equal(one: InputCovariance | None, other: InputCovariance | None) -> bool:
+    """Returns whether two matrices are equal, or may be."""
+    assert one is not None and other is not None
+    if one.matrix is other.matrix:
+        return True
+    if jnp.shape(one.matrix) != jnp.shape(other.matrix):
+        return False
+    if any(isinstance(c.matrix, jax.ShapeDtypeStruct) for c in (one, other)):
+        return True
+    try:
+        with jax.ensure_compile_time_eval():
+            return bool(_same(one.matrix, other.matrix))
+    except jax.errors.ConcretizationTypeError:
+        return True
+
+
+@jax.jit
+def _same(one: jax.Array, other: jax.Array) -> jax.Array:
+    one, other = (shardings.whole_along(x, range(x.ndim)) for x in (one, other))
+    return jnp.all(one == other)
+
+
 def check_tree(kept: dict[str, InputCovariance | None], tree: Any) -> None:
     """Raises `ValueError` unless covariances fit a tree of parameters."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):

@@ -49,19 +49,21 @@ def follow(
     return NamedSharding(mesh, PartitionSpec(*lead, tuple(rows) or None, None))
 
 
-def divide(matrices: Any, batch: int, shape: Sequence[int]) -> NamedSharding | None:
+def divide(
+    sharding: NamedSharding | None, batch: int, shape: Sequence[int]
+) -> NamedSharding | None:
     """Returns the sharding of an array computed from matrices, such as their blocks.
 
     Args:
-      matrices: A concrete or abstract array with `batch` leading axes.
+      sharding: The sharding of the matrices, which have `batch` leading axes; None if
+        it is not known, or not over a mesh.
       batch: The number of leading axes of both arrays.
       shape: The shape of the computed array. The first of its other axes that can be
         sharded like the matrices' rows is sharded.
 
     Returns:
-      A sharding; None if that of the matrices is not known, or not over a mesh.
+      A sharding, or None like that of the matrices.
     """
-    sharding = of(matrices)
     if sharding is None:
         return None
     spec = (*sharding.spec, *[None] * (batch + 1))

@@ -221,6 +221,31 @@ def test_parameters_with_one_input_share_a_matrix() -> None:
     assert_same_bits(apart.update(params, state)[0], updates)
 
 
+def test_covariances_of_two_models_in_one_tree() -> None:
+    def apply(params: Any, x: jax.Array) -> Any:
+        return x @ params["a"], x @ params["b"]
+
+    params = {"a": jnp.ones((4, 3)), "b": jnp.ones((4, 2))}
+    batches = {
+        name: as32(random_generator(seed).normal(size=(8, 4)))
+        for seed, name in enumerate(("one", "two"))
+    }
+    covariances = {
+        name: mofo_jax.input_covariances(apply, params, [x])
+        for name, x in batches.items()
+    }
+    assert {c.source for tree in covariances.values() for c in tree.values()} == {"a"}
+    optimizer = RULE(covariances)
+    updates = dict.fromkeys(batches, params)
+    state: Any = optimizer.init(updates)
+    assert list(state.factors) == ["one/a", "two/a"]
+    actual, _ = optimizer.update(updates, state)
+    for name in batches:
+        own = RULE(covariances[name])
+        desired, _ = own.update(params, own.init(params))
+        assert_same_bits(actual[name], desired)
+
+
 def test_the_inverse_of_a_models_own_inputs() -> None:
     """Compares the step with one computed from the model's inputs in NumPy."""
     x = random_generator(3).normal(size=(50, 4)) @ random_generator(4).normal(

@@ -41,6 +41,12 @@ def test_wrong_arguments() -> None:
     raises(
         ValueError, "`covariances` must hold an InputCovariance, got none", {"a": None}
     )
+    shared = [InputCovariance(n * jnp.eye(3), (0,), (), "a") for n in (1, 2)]
+    raises(
+        ValueError,
+        "`covariances` for b and a must be equal, since they have the same `source`",
+        dict(zip("ab", shared, strict=True)),
+    )
 
 
 @pytest.mark.parametrize(
