@@ -101,14 +101,22 @@ def _train_and_measure(
         arrays = {name: x for name, x in batch.items() if name != "count"}
         return sharding.place_rows(arrays, setup.spec, rows)
 
-    given = Given(
-        iter(batches),
-        place,
-        frozen,
-        information=known.information(arm, start, frozen),
-        term=known.term(arm, start, frozen),
+    # Neither a variable nor an unpacked tuple refers to `Given`, so that `train` can free
+    # covariances.
+    trained, position = train(
+        config,
+        arm,
+        part.graph,
+        start,
+        Given(
+            iter(batches),
+            place,
+            frozen,
+            information=known.information(arm, start, frozen),
+            term=known.term(arm, start, frozen),
+        ),
+        files,
     )
-    trained, position = train(config, arm, part.graph, start, given, files)
     params = after.change(config, part.finish(trained, frozen), setup.begin)
     del trained, frozen
     say(f"Measuring {arm.name}")

@@ -4,9 +4,11 @@ To add one, write a function of `Inputs` and add it to OPTIMIZERS, with a descri
 `examples.finetune.command.optimizers`.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import optax
 
 import mofo_jax
@@ -71,7 +73,7 @@ def _natural_gradient(inputs: Inputs) -> optax.GradientTransformation:
     return optax.chain(natural, *_ending(inputs))
 
 
-def _sparing(inputs: Inputs) -> optax.GradientTransformation:
+def _inverse(inputs: Inputs) -> optax.GradientTransformation:
     config = inputs.config
     return mofo_jax.scale_by_inverse_covariance(
         inputs.information,
@@ -83,19 +85,24 @@ def _sparing(inputs: Inputs) -> optax.GradientTransformation:
 
 
 def _inverse_covariance(inputs: Inputs) -> optax.GradientTransformation:
-    return optax.chain(_adam(inputs.config), _sparing(inputs), *_ending(inputs))
+    return optax.chain(_adam(inputs.config), _inverse(inputs), *_ending(inputs))
 
 
 def _inverse_covariance_of_mofo(inputs: Inputs) -> optax.GradientTransformation:
     """The filter in front: what it selects is spread over whole columns."""
     selected = _filtered(lambda inputs: _adam(inputs.config))(inputs)
-    return optax.chain(selected, _sparing(inputs), *_ending(inputs))
+    return optax.chain(selected, _inverse(inputs), *_ending(inputs))
 
 
 def _pulled_inverse_covariance(inputs: Inputs) -> optax.GradientTransformation:
     """The pull is behind, so that it is not scaled."""
     pull = mofo_jax.pull_to_start(strength(inputs.config, "l2_inverse_covariance"))
-    return optax.chain(_adam(inputs.config), _sparing(inputs), pull, *_ending(inputs))
+    return optax.chain(
+        _adam(inputs.config),
+        _inverse(inputs),
+        pull,
+        *_ending(inputs),
+    )
 
 
 def _pulled(norm: str) -> Factory:
@@ -224,6 +231,30 @@ def make(
       require them.
     """
     return assemble(name, config, schedule(config, peak), information)
+
+
+def without_matrices(information: Any) -> Any:
+    """Returns information that is enough for updates once the state has been made.
+
+    Args:
+      information: as in `Inputs`.
+
+    Returns:
+      Covariances without their matrices, which take much memory; anything else as it
+      is.
+    """
+
+    def is_covariance(node: Any) -> bool:
+        return isinstance(node, mofo_jax.InputCovariance)
+
+    def abstract(node: Any) -> Any:
+        if not is_covariance(node):
+            return node
+        x = node.matrix
+        bare = jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+        return dataclasses.replace(node, matrix=bare)
+
+    return jax.tree.map(abstract, information, is_leaf=is_covariance)
 
 
 def assemble(

@@ -16,7 +16,7 @@ from examples.finetune.data.batches import Batch, token_count
 from examples.finetune.storage.checkpoints import ArmFiles, Position
 from examples.finetune.system import hosts
 from examples.finetune.training import progress, replay
-from examples.finetune.training.optimizers import make, schedule
+from examples.finetune.training.optimizers import make, schedule, without_matrices
 from examples.finetune.training.step import init_state, make_step
 
 Params = Any
@@ -72,6 +72,9 @@ def train(
     """
     transformation = make(arm.optimizer, config, arm.peak, given.information)
     state = init_state(transformation, params)
+    # From here on, the state has what the optimizer needs.
+    given = given._replace(information=without_matrices(given.information))
+    transformation = make(arm.optimizer, config, arm.peak, given.information)
     params, state, position = files.restore(params, state, given.batches)
     passes = config.accumulation_steps
     step = make_step(graph, transformation, passes, params, state, given.frozen)

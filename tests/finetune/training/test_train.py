@@ -1,10 +1,12 @@
 """The training step, and an arm that is interrupted."""
 
 import dataclasses
+import gc
 import json
 import pathlib
 import subprocess
 import sys
+import weakref
 from typing import Any
 
 import jax
@@ -238,6 +240,34 @@ def test_an_interrupted_arm_ends_as_an_unbroken_one(
     assert losses[0] == losses[1]
     # The copy that arms start from is as it was.
     assert checksums.of_tree(host) == checksums.of_tree(start)
+
+
+def test_covariances_are_freed_once_the_state_is_made(
+    built: Built,
+    params: dict[str, Any],
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    graph, _ = built
+    arm = Arm("inverse_covariance", "inverse_covariance", 1e-3, replay=False)
+    known = [own_covariances(built)]
+    matrices = [weakref.ref(matrix) for matrix in jax.tree.leaves(known)]
+    alive = []
+
+    def make_step(*_: Any) -> Any:
+        gc.collect()
+        alive.append([ref() for ref in matrices])
+        raise KeyboardInterrupt
+
+    def given() -> train.Given:
+        return train.Given(batches(CONFIG), place, information=known.pop())
+
+    monkeypatch.setattr(train, "make_step", make_step)
+    files = ArmFiles(tmp_path, arm.name, arm.peak)
+    with files, pytest.raises(KeyboardInterrupt):
+        train.train(CONFIG, arm, graph, params, given(), files)
+    assert len(matrices) > 3
+    assert alive == [[None] * len(matrices)]
 
 
 @pytest.mark.nightly
