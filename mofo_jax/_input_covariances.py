@@ -75,13 +75,14 @@ def input_covariances(
         (`jax.ShapeDtypeStruct`), so are the returned matrices, with their shardings, as
         a template for a checkpoint or for compilation for another machine.
       batches: The inputs, an iterable of batches, each of which is a tree of arrays.
-        The program is compiled once for each type of batch.
+        The program is compiled once for each type of batch, and must multiply the
+        parameters in the same way for all of them.
       weights: The weights of positions: a function from a batch to an array of
         nonnegative numbers whose axes are the leading axes of the batch's arrays, such
         as a mask of shape ``[rows, positions]`` that excludes padding. Its axes are
-        followed through the program to the inputs. If an input does not have one of
-        them, the largest weight along it is used. None gives all positions the same
-        weight.
+        followed through the program to the inputs, and into loops over positions. Along
+        an axis that an input does not have, or of which it has an unknown part, the
+        largest weight is used. None gives all positions the same weight.
       return_report: Whether to return a report too.
 
     Returns:
@@ -89,13 +90,14 @@ def input_covariances(
       parameter, accumulated in float32 (or float64 for inputs of that precision), or
       None if it has none. With `return_report`, a pair of this tree and a dictionary
       from the path of each parameter to a sentence that states the contracted axes, or
-      the reason why there is no covariance.
+      why there is no covariance, and why uses of the parameter do not count.
 
     Raises:
       TypeError: If `apply` or `weights` is not callable, or a leaf of `params` is not
         an array.
       ValueError: If there is no batch, if no parameter is multiplied by an input, or if
-        `weights` does not fit the batch.
+        `weights` does not fit the batch; or if batches of different types have
+        covariances of different inputs.
 
     Examples:
       >>> import jax, jax.numpy as jnp, mofo_jax

@@ -25,7 +25,8 @@ class InputCovariance:
       source: The path of the first of all parameters that are multiplied with the same
         input, and whose matrices are therefore equal.
       sharding: The sharding of the parameter over a mesh with Auto axes. By it updates
-        are divided among devices. None if it is not known, or for one device.
+        are divided among devices. None if it is not known, or for one device. To train
+        on another mesh, replace it and move `matrix` there.
 
     Examples:
       >>> import jax.numpy as jnp, mofo_jax

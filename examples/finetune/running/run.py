@@ -101,7 +101,7 @@ def _train_and_measure(
         arrays = {name: x for name, x in batch.items() if name != "count"}
         return sharding.place_rows(arrays, setup.spec, rows)
 
-    # Neither a variable nor an unpacked tuple refers to `Given`, so that `train` can free
+    # No variable and no unpacked tuple refers to `Given`, so that `train` can free
     # covariances.
     trained, position = train(
         config,

@@ -99,26 +99,29 @@ def gathered(text: str) -> set[int]:
     return {math.prod(map(int, shape.split(","))) for shape in shapes}
 
 
-CASES = [(name, "whole") for name in SPECS]
-CASES += [("both", "blocks"), ("layers", "low rank")]
+def sharded(mesh: Any, name: str) -> tuple[Any, list[Any], dict[str, InputCovariance]]:
+    """Returns shardings, parameters with gradients, and covariances on a mesh."""
+    places = {key: NamedSharding(mesh, spec) for key, spec in SPECS[name].items()}
+    params, *grads = (jax.device_put(tree, places) for tree in trees())
+    covariances = {}
+    for key in SHAPES:
+        matrix = covariance(key)
+        axes, batch_axes = AXES[key]
+        place = follow(params[key], axes, batch_axes, matrix.shape[-1])
+        matrix = jax.device_put(jnp.asarray(matrix), place)
+        covariances[key] = InputCovariance(
+            matrix, axes, batch_axes, sharding=places[key]
+        )
+    return places, [params, *grads], covariances
 
 
 @pytest.mark.parametrize("kind", MESH_TYPES)
-@pytest.mark.parametrize(("name", "options"), CASES)
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("name", SPECS)
 def test_sharded_as_on_one_device(name: str, options: str, kind: str) -> None:
     mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(MESH_TYPES[kind],) * 2)
     with jax.set_mesh(mesh):
-        places = {key: NamedSharding(mesh, spec) for key, spec in SPECS[name].items()}
-        params, *grads = (jax.device_put(tree, places) for tree in trees())
-        covariances = {}
-        for key in SHAPES:
-            matrix = covariance(key)
-            axes, batch_axes = AXES[key]
-            place = follow(params[key], axes, batch_axes, matrix.shape[-1])
-            matrix = jax.device_put(jnp.asarray(matrix), place)
-            covariances[key] = InputCovariance(
-                matrix, axes, batch_axes, sharding=places[key]
-            )
+        places, (params, *grads), covariances = sharded(mesh, name)
         optimizer = optimizer_of(covariances, OPTIONS[options])
         state = optimizer.init(params)
         types = jax.tree.map(jax.typeof, (params, state))
@@ -137,6 +140,27 @@ def test_sharded_as_on_one_device(name: str, options: str, kind: str) -> None:
         for leaf in jax.tree.leaves(factor):
             divided = leaf.sharding.shard_shape(leaf.shape) != leaf.shape
             assert divided == (SPECS[name][key] != P())
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_a_state_continues_on_another_mesh(options: str) -> None:
+    meshes = [jax.make_mesh(shape, ("a", "b")) for shape in ((4, 2), (2, 2))]
+    params = state = step = None
+    for mesh, name in zip(meshes, ("both", "columns"), strict=True):
+        with jax.set_mesh(mesh):
+            _, (start, *grads), covariances = sharded(mesh, name)
+            optimizer = optimizer_of(covariances, OPTIONS[options])
+            own = start, optimizer.init(start)
+            if params is not None:
+                places = jax.tree.map(lambda x: x.sharding, own)
+                own = jax.device_put((params, state), places)
+            params, state = own
+            step = jax.jit(functools.partial(train_step, optimizer))
+            for gradient in grads[:1] if mesh is meshes[0] else grads[1:]:
+                params, state = step(params, state, gradient)
+    assert params is not None
+    for key, desired in alone(options).items():
+        np.testing.assert_allclose(params[key], desired, rtol=1e-3, atol=1e-3)
 
 
 class Model(nnx.Module):
