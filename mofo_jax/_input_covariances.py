@@ -1,6 +1,7 @@
 """The covariances of the inputs that a model multiplies its parameters with."""
 
 import functools
+import itertools
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, overload
 
@@ -96,8 +97,8 @@ def input_covariances(
       TypeError: If `apply` or `weights` is not callable, or a leaf of `params` is not
         an array.
       ValueError: If there is no batch, if no parameter is multiplied by an input, or if
-        `weights` does not fit the batch; or if batches of different types have
-        covariances of different inputs.
+        `weights` does not fit the batch; or if batches of different types are
+        multiplied with the parameters in different ways.
 
     Examples:
       >>> import jax, jax.numpy as jnp, mofo_jax
@@ -119,7 +120,7 @@ def input_covariances(
             raise TypeError(f"`{name}` must be callable, got {type(value).__name__}")
     paths = _paths(params)
     programs: dict[Any, Program] = {}
-    compiled: dict[Any, tuple[Callable[..., Any], Callable[..., Any]]] = {}
+    compiled: dict[Any, Callable[..., list[Sums]]] = {}
     sums: list[Sums] | None = None
     abstract = _is_abstract(params)
     for batch in batches:
@@ -128,46 +129,47 @@ def input_covariances(
             programs[key] = _make(apply, params, batch, weights)
             compiled[key] = _compile(programs[key], params, weights)
             _check_same(paths, next(iter(programs.values())), programs[key])
-        zeros, add = compiled[key]
-        given = programs[key].plan.consts, params, batch
+        zeros, add = _zeros(programs[key], params), compiled[key]
         abstract = abstract or _is_abstract(batch)
         if abstract:
-            sums = jax.eval_shape(zeros, *given)
-        else:
-            sums = add(zeros(*given) if sums is None else sums, *given)
+            zeros, add = (functools.partial(jax.eval_shape, f) for f in (zeros, add))
+        sums = zeros() if sums is None else sums
+        sums = add(sums, programs[key].plan.consts, params, batch)
     if sums is None:
         raise ValueError("`batches` must hold at least one batch")
-    program = next(reversed(programs.values()))
-    found, obstacles, unweighted = program.found, program.obstacles, program.unweighted
+    program = next(iter(programs.values()))
     means = (
         _abstract(sums, program.shardings(jax.tree.leaves(params)))
         if abstract
         else _means([matrix for matrix, _ in sums], [count for _, count in sums])
     )
-    inputs = list(dict.fromkeys(each.parts for each in found if each))
+    inputs = list(program.inputs().values())
     names: dict[Any, str] = {}
     leaves, report = [], {}
-    for path, param, each, obstacle in zip(
-        paths, jax.tree.leaves(params), found, obstacles, strict=True
+    for number, (path, param) in enumerate(
+        zip(paths, jax.tree.leaves(params), strict=True)
     ):
-        if each is None:
+        found = program.found[number]
+        lists = [each.obstacles[number] for each in programs.values()]
+        obstacles = "; ".join(dict.fromkeys(itertools.chain(*lists)))
+        if found is None:
             leaves.append(None)
-            reasons = "; ".join(obstacle) or "it is in no product"
-            report[path] = f"no covariance: {reasons}"
+            report[path] = f"no covariance: {obstacles or 'it is in no product'}"
             continue
-        source = names.setdefault(each.parts, path)
-        matrix = means[inputs.index(each.parts)]
+        axes, batch_axes, parts = found
+        source = names.setdefault(parts, path)
+        matrix = means[[one.parts for one in inputs].index(parts)]
         own = shardings.of(param)
-        leaves.append(InputCovariance(matrix, each.axes, each.batch_axes, source, own))
-        report[path] = f"contracted along {each.axes}"
-        if each.batch_axes:
-            report[path] += f", for each index of {each.batch_axes}"
+        leaves.append(InputCovariance(matrix, axes, batch_axes, source, own))
+        report[path] = f"contracted along {axes}"
+        if batch_axes:
+            report[path] += f", for each index of {batch_axes}"
         if source != path:
             report[path] += f", with the input of {place(source)}"
-        if weights is not None and each.parts in unweighted:
-            report[path] += ", counting all positions alike"
-        if obstacle:
-            report[path] += f"; a use of it does not count: {'; '.join(obstacle)}"
+        if weights and not all(each.follows(number) for each in programs.values()):
+            report[path] += ", with positions that are not all known"
+        if obstacles:
+            report[path] += f"; a use of it does not count: {obstacles}"
     if not inputs:
         reasons = "; ".join(f"{place(path)}: {text}" for path, text in report.items())
         raise ValueError(f"`apply` multiplies no parameter with an input: {reasons}")
@@ -207,28 +209,36 @@ def _check_same(paths: list[str], first: Program, other: Program) -> None:
             )
 
 
-def _compile(
-    program: Program, params: Any, weights: Any
-) -> tuple[Callable[..., list[Sums]], Callable[..., list[Sums]]]:
-    """Returns functions for zero sums, and for adding those of a batch to others."""
-    spread = program.shardings(jax.tree.leaves(params))
+def _zeros(program: Program, params: Any) -> Callable[[], list[Sums]]:
+    """Returns a compiled function for the sums of no batch."""
+    return jax.jit(lambda: _spread(program, params, program.zeros()))
+
+
+def _compile(program: Program, params: Any, weights: Any) -> Callable[..., list[Sums]]:
+    """Returns a compiled function that adds the sums of a batch to others."""
 
     # Constants are arguments, since they may be large, and sharded over processes.
-    def new(consts: list[Any], params: Any, batch: Any) -> list[Sums]:
+    def add(sums: list[Sums], consts: list[Any], params: Any, batch: Any) -> list[Sums]:
         weight = None if weights is None else jnp.asarray(weights(batch))
-        sums = program.sums(consts, jax.tree.leaves((params, batch)), weight)
-        return [
-            (shardings.constrain(matrix, sharding), count)
-            for (matrix, count), sharding in zip(sums, spread, strict=True)
-        ]
+        new = program.sums(consts, jax.tree.leaves((params, batch)), weight)
+        return spread(jax.tree.map(jnp.add, sums, spread(new)))
 
-    def zeros(*given: Any) -> list[Sums]:
-        return jax.tree.map(jnp.zeros_like, new(*given))
+    spread = functools.partial(_spread, program, params)
+    return jax.jit(add, donate_argnums=0)
 
-    def add(sums: list[Sums], *given: Any) -> list[Sums]:
-        return jax.tree.map(jnp.add, sums, new(*given))
 
-    return jax.jit(zeros), jax.jit(add, donate_argnums=0)
+def _spread(program: Program, params: Any, sums: list[Sums]) -> list[Sums]:
+    """Returns sums that are sharded like the parameters."""
+    places = program.shardings(jax.tree.leaves(params))
+    return [
+        (
+            shardings.constrain(matrix, place),
+            shardings.constrain(
+                count, place and shardings.along(place, range(count.ndim), count.ndim)
+            ),
+        )
+        for (matrix, count), place in zip(sums, places, strict=True)
+    ]
 
 
 def _is_abstract(tree: Any) -> bool:

@@ -98,8 +98,9 @@ def scale_by_inverse_covariance(
     parameters' memory, and blocks of 2048 in bfloat16 take 0.10. Parameters with the
     same input share one matrix. On several devices the matrices are sharded like the
     parameters, where the number of devices divides their length. Each step gathers one
-    matrix at a time, and exchanges rows of the updates for columns. No parameter is
-    gathered, nor an update with another axis whose length the devices divide.
+    matrix at a time, and exchanges rows of the updates for columns. Parameters
+    are never gathered. An update is gathered only if none of its other axes can be
+    divided among the devices.
 
     Args:
       covariances: A tree with the structure of the parameters whose leaves are an
@@ -157,12 +158,12 @@ def scale_by_inverse_covariance(
     for path, covariance in kept.items():
         if covariance is not None:
             given.check_matrix(place(path), covariance)
-    names = given.names(kept)
+    matrix_names = given.names(kept)
     # Parameters with the same input share one covariance.
     inputs: dict[str, InputCovariance] = {}
     for path, covariance in kept.items():
         if covariance is not None:
-            inputs.setdefault(names[path], covariance)
+            inputs.setdefault(matrix_names[path], covariance)
 
     def init(params: optax.Params) -> Any:
         given.check_tree(kept, params)
@@ -183,11 +184,10 @@ def scale_by_inverse_covariance(
         given.check_tree(kept, updates)
 
         def scale(path: Any, update: jax.Array) -> jax.Array:
-            name = path_name(path)
-            covariance = kept[name]
+            covariance = kept[path_name(path)]
             if covariance is None:
                 return update
-            factor = state.factors[names[name]]
+            factor = state.factors[matrix_names[path_name(path)]]
             wide = _inverse_factors.subtract(factor, widen(update), covariance)
             return wide.astype(jnp.result_type(update))
 
@@ -205,11 +205,11 @@ def _computed(
       ValueError: If the matrix has an eigenvalue that is too far below zero.
     """
     matrix, batch = covariance.matrix, len(covariance.batch_axes)
-    layout = shardings.of(matrix), batch
+    placement = shardings.of(matrix), batch
     if isinstance(matrix, jax.ShapeDtypeStruct):
         bare = jax.ShapeDtypeStruct(matrix.shape, matrix.dtype)
-        return _unknown(bare, damping, layout, *options)
-    factor = _factor(matrix, damping, layout, *options)
+        return _unknown(bare, damping, placement, *options)
+    factor = _factor(matrix, damping, placement, *options)
     finite = jax.tree.map(lambda x: jnp.all(jnp.isfinite(x)), factor)
     with contextlib.suppress(jax.errors.ConcretizationTypeError):
         if not all(jax.tree.leaves(finite)):
@@ -219,24 +219,26 @@ def _computed(
     return factor
 
 
-Layout = tuple[NamedSharding | None, int]
+Placement = tuple[NamedSharding | None, int]
 
 
-def _spread(factor: Any, layout: Layout) -> Any:
+def _spread(factor: Any, placement: Placement) -> Any:
     return jax.tree.map(
-        lambda x: shardings.constrain(x, shardings.divide(*layout, x.shape)), factor
+        lambda x: shardings.constrain(x, shardings.divide(*placement, x.shape)), factor
     )
 
 
 # Compiled once for all matrices of one shape and sharding.
 @functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))
-def _factor(matrix: jax.Array, damping: Any, layout: Layout, *options: Any) -> Any:
+def _factor(
+    matrix: jax.Array, damping: Any, placement: Placement, *options: Any
+) -> Any:
     whole = shardings.whole_along(matrix, range(matrix.ndim))
-    return _spread(_inverse_factors.compute(whole, damping, *options), layout)
+    return _spread(_inverse_factors.compute(whole, damping, *options), placement)
 
 
 def _unknown(
-    matrix: jax.ShapeDtypeStruct, damping: Any, layout: Layout, *options: Any
+    matrix: jax.ShapeDtypeStruct, damping: Any, placement: Placement, *options: Any
 ) -> Any:
     def compute(matrix: jax.Array) -> Any:
         return _inverse_factors.compute(matrix, damping, *options)
@@ -245,7 +247,7 @@ def _unknown(
 
     def unknown() -> Any:
         nan = jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), types)
-        return _spread(nan, layout)
+        return _spread(nan, placement)
 
     return jax.jit(unknown)()
 

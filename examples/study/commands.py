@@ -6,8 +6,9 @@ import time
 
 from examples.finetune.command.errors import InputError
 from examples.study import comparing, rows
+from examples.study.methods import METHODS
 from examples.study.options import Options
-from examples.study.plan import Run, missing, runs_left
+from examples.study.plan import START, Run, missing, runs_left
 from examples.study.study import Study, open_study, say
 
 
@@ -38,12 +39,19 @@ def _seconds(study: Study, run: Run) -> float:
     """Returns the expected duration of a run, estimated from earlier rows."""
     known: dict[int, list[float]] = {}
     for row in rows.read(study.file):
-        known.setdefault(rows.run_of(row).steps, []).append(row["seconds"])
-    known.pop(0, None)
+        other = rows.run_of(row)
+        if other.steps:
+            seconds = row["seconds"] / _longer(other)
+            known.setdefault(other.steps, []).append(seconds)
     if not known:
         return 0.0
     nearest = min(known, key=lambda steps: abs(steps - run.steps))
-    return statistics.median(known[nearest]) * max(1, run.steps) / nearest
+    scale = max(1, run.steps) / nearest * _longer(run)
+    return statistics.median(known[nearest]) * scale
+
+
+def _longer(run: Run) -> float:
+    return 1.0 if run.method == START else METHODS[run.method].longer
 
 
 def repeat(options: Options) -> None:

@@ -61,8 +61,8 @@ class Method:
         the defaults.
       warmup: share of the steps with an increasing rate.
       batches: the number of rows of a step, relative to other methods.
-      longer: the number of optimizer steps, relative to other methods, which may take
-        more time for a step.
+      longer: factor of the number of optimizer steps, to compare at equal time with
+        methods whose steps take longer.
       frozen: top-level names of the parameters that are not trained.
       own_texts: the texts by the start, for a method that uses some.
       replay_every: one step in this many replays these texts; 0 for none.
@@ -193,7 +193,7 @@ METHODS: dict[str, Method] = {
     "adamw_b2": Method("AdamW, b2 = 0.95", "adamw", options={"b2": 0.95}),
     "adamw_batch": Method("AdamW, batches of 16", "adamw", batches=4),
     "adamw_frozen": Method("AdamW, embedding frozen", "adamw", frozen=("embed",)),
-    # As many steps as the time of the rule's and of replay's allows.
+    # AdamW with the time of the rule, and of replay.
     "adamw_rule_time": _longer(4 / 3),
     "adamw_replay_time": _longer(1.6),
     "mofo": _mofo("MoFO 0.15", "mofo"),

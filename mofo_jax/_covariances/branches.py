@@ -72,9 +72,8 @@ def analyse_cond(
         ]
         plan, ends = analyse(closed, arguments, inner)
         plans.append(plan)
-        exits.append(
-            find_exits(inner, scope, operands, ends, scope.number(), len(given))
-        )
+        number, leaving = scope.number(), zip(ends, equation.outvars, strict=True)
+        exits.append(find_exits(inner, scope, operands, leaving, number, len(given)))
         sources.append(inner.sources)
         results = [
             trait._replace(positions=positions.join(trait.positions, end.positions))

@@ -196,12 +196,15 @@ def _product(equation: Any, given: list[Trait], scope: Scope) -> Step | None:
             lead = [trait.view.shape[axis] for axis, _ in trait.view.moving]
             dtype = jnp.promote_types(avals[product.operands[0]].dtype, jnp.float32)
             along = given[product.operands[0]].positions
-            weighted = scope.looped or positions.related(along)
+            related = positions.related(along)
+            # In a loop over positions, all inputs have those of the iteration.
+            weighted = related or scope.looped
+            one = related or set(scope.weights) <= {1}
             scope.sources[source] = Source(
                 (*lead, *product.lead),
                 product.length,
                 dtype,
-                weighted and weighting.followed(along),
+                weighted and one and weighting.followed(along),
                 tuple(scope.mesh),
             )
             parts.append((source, product, moving, weighted))

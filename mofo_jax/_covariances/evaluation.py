@@ -20,14 +20,15 @@ class Source(NamedTuple):
       lead: The shape of the count, and the leading axes of the sum.
       length: The length of the sum's last two axes.
       dtype: The dtype of both.
-      weighted: Whether the weights of positions, if there are any, apply to it.
+      followed: Whether all positions of the input are known, so that each has its own
+        weight, if there are weights.
       mesh: The mesh axes over which it differs, within `shard_map`.
     """
 
     lead: tuple[int, ...]
     length: int
     dtype: Any
-    weighted: bool
+    followed: bool
     mesh: tuple[str, ...]
 
     def zeros(self) -> Sums:

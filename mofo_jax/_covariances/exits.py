@@ -1,10 +1,10 @@
 """Arguments of the bodies of loops and branches, and the sums that leave them."""
 
 import dataclasses
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
-from mofo_jax._covariances import layouts, pieces, views
+from mofo_jax._covariances import jaxprs, layouts, pieces, views
 from mofo_jax._covariances.evaluation import Context, Plan, Step
 from mofo_jax._covariances.methods import Sums
 from mofo_jax._covariances.scope import Scope, Trait, Use
@@ -110,7 +110,7 @@ def find_exits(
     inner: Scope,
     outer: Scope,
     operands: Sequence[Trait],
-    results: Sequence[Trait],
+    results: Iterable[tuple[Trait, Any]],
     body: Hashable,
     first_stacked: int,
 ) -> list[Exit]:
@@ -121,7 +121,7 @@ def find_exits(
       outer: The scope in which the body runs.
       operands: The traits of the operands.
       results: The traits of the results that, if they are views, are not followed
-        outside.
+        outside, each with its variable.
       body: The body's name in the outer scope.
       first_stacked: The first argument that is one of many along the leading axis of
         its operand.
@@ -131,8 +131,10 @@ def find_exits(
         assert view is not None
         for reason in reasons:
             outer.obstruct(view, reason)
-    for result in results:
-        if result.view and (view := operands[result.view.param].view):
+    for result, var in results:
+        if result.view and jaxprs.is_used(var):
+            view = operands[result.view.param].view
+            assert view is not None
             outer.obstruct(view, "it is a result of a loop, a branch or shard_map")
     found = [
         _leave(use, operands[use.param], inner, outer, body, use.param >= first_stacked)

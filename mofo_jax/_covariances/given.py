@@ -96,7 +96,7 @@ def names(kept: dict[str, InputCovariance | None]) -> dict[str, str]:
         name, parents = covariance.source, path.split("/")
         for depth in reversed(range(len(parents))):
             holder = "/".join([*parents[:depth], covariance.source])
-            if _has(kept.get(holder), covariance):
+            if holder in kept and _may_share(kept[holder], covariance):
                 name = holder
                 break
         result[path] = name or path or "matrix"
@@ -106,13 +106,13 @@ def names(kept: dict[str, InputCovariance | None]) -> dict[str, str]:
         if not _equal(kept[path], kept[other]):
             raise ValueError(
                 f"`covariances` for {place(path)} and {place(other)} must be equal, "
-                "since they have the same `source`"
+                "since they have the same `source`; change one of the two"
             )
     return result
 
 
-def _has(holder: InputCovariance | None, covariance: InputCovariance) -> bool:
-    return holder is not None and holder.source == covariance.source
+def _may_share(holder: InputCovariance | None, covariance: InputCovariance) -> bool:
+    return holder is None or holder.source == covariance.source
 
 
 def _equal(one: InputCovariance | None, other: InputCovariance | None) -> bool:

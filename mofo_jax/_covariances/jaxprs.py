@@ -52,6 +52,11 @@ def manual_axes(params: Mapping[str, Any]) -> frozenset[str]:
     return frozenset(found or params["mesh"].axis_names)
 
 
+def is_used(var: Any) -> bool:
+    """Returns whether a result of an equation is used."""
+    return type(var).__name__ != "DropVar"
+
+
 def bind(equation: Any, operands: Sequence[Any]) -> list[Any]:
     """Returns the results of an equation."""
     primitive = equation.primitive

@@ -12,7 +12,7 @@ from jax import lax
 from mofo_jax._covariances import jaxprs, pieces, positions, weighting
 from mofo_jax._covariances.evaluation import Context, Plan, Source, run
 from mofo_jax._covariances.exits import Analyse, Analysed, Exit, enter, find_exits
-from mofo_jax._covariances.pieces import Axes, Piece
+from mofo_jax._covariances.pieces import Piece
 from mofo_jax._covariances.scope import Scope, Trait
 
 
@@ -34,11 +34,10 @@ class _Body:
     constant: list[bool]
     digit: Piece | None
 
-    @property
-    def changed(self) -> list[Trait]:
-        """The results that are not among the unchanged views."""
-        pairs = itertools.zip_longest(self.results, self.constant)
-        return [result for result, same in pairs if not same]
+    def leaving(self, equation: Any) -> list[tuple[Trait, Any]]:
+        """Returns the results that are not unchanged views, with their variables."""
+        rows = itertools.zip_longest(self.results, equation.outvars, self.constant)
+        return [(result, var) for result, var, same in rows if not same]
 
 
 def _analyse_body(
@@ -69,7 +68,7 @@ def _analyse_body(
                 number, parameter = scope.number(), constant[i - begin]
                 trait = Trait(number, along[i - begin], trait.view)
             else:
-                own = _in_body(trait.positions, digit, first=i >= end)
+                own = positions.in_body(trait.positions, digit, iterated=i >= end)
                 trait = trait._replace(positions=own)
             shape = avals[i].shape
             arguments.append(enter(trait, number, shape, i if parameter else None))
@@ -80,26 +79,15 @@ def _analyse_body(
             for same, (after, before) in zip(constant, pairs, strict=True)
         ]
         joined = [
-            positions.join(axes, after.positions)
+            positions.join(axes, positions.carried(after.positions, digit))
             for axes, (after, _) in zip(along, pairs, strict=True)
         ]
         if (kept, joined) == (constant, along):
+            for trait, same in zip(carry, constant, strict=True):
+                if trait.view and not same:
+                    outer.obstruct(trait.view, "a loop changes it")
             return _Body(plan, scope, results, constant, digit)
         constant, along = kept, joined
-
-
-def _in_body(axes: Axes, digit: Piece | None, *, first: bool) -> Axes:
-    """Returns the axes of an operand of a loop in its body.
-
-    Args:
-      axes: The axes of the operand.
-      digit: The digit of the weights that the loop iterates over, or None.
-      first: Whether the loop iterates over the first axis of the operand.
-    """
-    own = axes[1:] if first else axes
-    if first and digit is not None and axes[0] == (digit,):
-        return positions.inside(own, digit)
-    return positions.unrelated_to(own, digit)
 
 
 def _carried(body: _Body, carry: Sequence[Trait], scope: Scope) -> list[Trait]:
@@ -188,7 +176,8 @@ def analyse_scan(
             first = ((body.digit,),)
         along = (*first, *positions.outside(trait.positions, body.digit))
         results.append(Trait(scope.number(), along))
-    exits = find_exits(body.scope, scope, given, body.changed, scope.number(), end)
+    number, leaving = scope.number(), body.leaving(equation)
+    exits = find_exits(body.scope, scope, given, leaving, number, end)
     if not exits:
         return None, results
     sources = body.scope.sources
@@ -249,8 +238,9 @@ def analyse_while(
         params["body_jaxpr"], given[first:second], given[second:], (), scope, analyse
     )
     results = _carried(body, given[second:], scope)
-    number, operands = scope.number(), given[first:]
-    exits = find_exits(body.scope, scope, operands, body.changed, number, len(given))
+    operands, leaving = given[first:], body.leaving(equation)
+    number = scope.number()
+    exits = find_exits(body.scope, scope, operands, leaving, number, len(given))
     if not exits:
         return None, results
     condition = Plan(*jaxprs.opened(params["cond_jaxpr"]), {})

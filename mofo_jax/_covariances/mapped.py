@@ -107,7 +107,8 @@ def analyse_shard_map(
     for end, var, spec in zip(ends, equation.outvars, params["out_specs"], strict=True):
         back = _gathered(end.positions, var.aval.shape, spec, scope.weights, weights)
         results.append(Trait(scope.number(), back))
-    exits = find_exits(inner, scope, given, ends, scope.number(), len(given))
+    number, leaving = scope.number(), zip(ends, equation.outvars, strict=True)
+    exits = find_exits(inner, scope, given, leaving, number, len(given))
     if not exits:
         return None, results
     shapes = [var.aval.shape for var in invars]

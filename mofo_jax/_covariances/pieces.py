@@ -18,9 +18,8 @@ class Piece(NamedTuple):
       size: The number of values of the digit.
       stride: The increase of the index per unit of the digit.
       offset: The term of the digit 0.
-      highest: Whether it is the most significant digit of the index, or of a run of
-        indices. If it is not, and the array has no more significant one, it is not
-        known which of several runs the array has.
+      highest: False for a lower digit of a split axis. Without the digits above it, the
+        array does not say which run of indices it holds.
     """
 
     axis: int | None

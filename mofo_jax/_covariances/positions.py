@@ -90,8 +90,11 @@ def _dot(given: list[Axes], params: Mapping[str, Any], avals: Any, out: Any) -> 
 
 
 def _ragged_dot(given: list[Axes], params: Any, avals: Any, out: Any) -> Axes:
-    # The rows of the first operand are not in the order of the positions.
-    return pieces.unrelated(out.shape)
+    numbers = params["ragged_dot_dimension_numbers"]
+    axes = pieces.unrelated(out.shape)
+    if len(out.shape) == 2 and tuple(numbers.lhs_ragged_dimensions) == (0,):
+        return (given[0][0], axes[1])
+    return axes
 
 
 def of_convolution(
@@ -170,39 +173,64 @@ _RULES: dict[str, Rule] = {
 
 
 def iterated(xs: Sequence[Axes], weights: Sequence[int]) -> Piece | None:
-    """Returns the digit of the weights that a scan iterates over, or None.
+    """Returns the digit of the weights that a scan iterates over.
 
     Args:
       xs: The axes of the arrays over whose first axes it iterates.
       weights: The shape of the weights.
-    """
-    for axes in xs:
-        for digit in axes[0] if axes and len(axes[0]) == 1 else ():
-            if digit.axis is None or not digit.highest or digit.stride < 1:
-                continue
-            if digit.offset + digit.size * digit.stride <= weights[digit.axis]:
-                return digit
-    return None
-
-
-def inside(axes: Axes, digit: Piece) -> Axes:
-    """Returns the axes of an array for one value of a digit.
-
-    Args:
-      axes: The axes of the array without that of the digit.
-      digit: The digit.
 
     Returns:
-      The axes relative to the weights for that value.
+      The digit of all the arrays that have one of its axis. None if there is none, if
+      they differ, or if the lower digits of the axis are unknown.
     """
+    firsts = [(axes[0], axes[1:]) for axes in xs if axes and related(axes[:1])]
+    if not firsts or any(first != firsts[0][0] for first, _ in firsts):
+        return None
+    digit, *more = firsts[0][0]
+    if more or digit.axis is None or not digit.highest or digit.stride < 1:
+        return None
+    below = [
+        any(_is_below(own, digit) for digits in axes for own in digits)
+        for _, axes in firsts
+    ]
+    if digit.stride > 1 and not all(below):
+        return None
+    fits = digit.offset + digit.size * digit.stride <= weights[digit.axis]
+    return digit if fits else None
 
-    def less_significant(own: Piece) -> Piece:
+
+def _is_below(own: Piece, digit: Piece) -> bool:
+    """Returns whether a digit is the next lower one of the same index."""
+    adjacent = own.stride * own.size == digit.stride
+    return own.axis == digit.axis and adjacent and not own.highest
+
+
+def in_body(axes: Axes, digit: Piece | None, *, iterated: bool) -> Axes:
+    """Returns the axes of an operand of a loop in its body.
+
+    Args:
+      axes: The axes of the operand.
+      digit: The digit of the weights that the loop iterates over, or None.
+      iterated: Whether the loop iterates over the first axis of the operand.
+
+    Returns:
+      The axes relative to the weights of one iteration. If it is not known which
+      positions an iteration has, the array is unrelated to them.
+    """
+    if not iterated:
+        return unrelated_to(axes, digit)
+    first, others = axes[0], axes[1:]
+    if digit is None or first != (digit,):
+        lost = related((first,))
+        return pieces.unrelated([pieces.length(d) for d in others]) if lost else others
+
+    def lower(own: Piece) -> Piece:
         size = own.stride * own.size
         if own.highest or size > digit.stride:
             return Piece(None, own.size)
         return own._replace(highest=size == digit.stride)
 
-    return _on_axis(axes, digit, less_significant)
+    return _on_axis(others, digit, lower)
 
 
 def unrelated_to(axes: Axes, digit: Piece | None) -> Axes:
@@ -210,8 +238,21 @@ def unrelated_to(axes: Axes, digit: Piece | None) -> Axes:
     return _on_axis(axes, digit, lambda own: Piece(None, own.size))
 
 
+def carried(axes: Axes, digit: Piece | None) -> Axes:
+    """Returns the axes of a value of an earlier iteration, which had other weights.
+
+    Args:
+      axes: The axes in the iteration that computed it.
+      digit: The digit of the weights that the loop iterates over, or None.
+    """
+    known = digit is None or all(
+        own.axis != digit.axis for digits in axes for own in digits
+    )
+    return axes if known else pieces.unrelated([pieces.length(d) for d in axes])
+
+
 def outside(axes: Axes, digit: Piece | None) -> Axes:
-    """Returns the axes relative to all weights, from those of `inside`."""
+    """Returns the axes relative to all weights, from those of `in_body`."""
     return _on_axis(axes, digit, lambda own: own._replace(highest=False))
 
 

@@ -109,15 +109,24 @@ def _dot_general(
         for own, its in zip(batch[kernel], batch[other], strict=True)
         if any(digit.axis is not None for digit in view.axes[own])
     ]
-    shape = operands.shapes[other]
+    shape, summed = operands.shapes[other], tuple(contracted[other])
     apart = tuple(its for _, its in pairs)
     return Product(
         (other,),
         tuple(contracted[kernel]),
         tuple(own for own, _ in pairs),
         tuple(shape[axis] for axis in apart),
-        math.prod(shape[axis] for axis in contracted[other]),
-        Dot(tuple(contracted[other]), apart, operands.positions[other]),
+        math.prod(shape[axis] for axis in summed),
+        Dot(summed, apart, _positions(operands, other, summed)),
+    )
+
+
+def _positions(operands: Operands, number: int, contracted: Sequence[int]) -> Axes:
+    """Returns the axes of an input, of which contracted ones are not positions."""
+    lost = pieces.unrelated(operands.shapes[number])
+    return tuple(
+        lost[i] if i in contracted else axis
+        for i, axis in enumerate(operands.positions[number])
     )
 
 
@@ -168,7 +177,8 @@ def _ragged_dot(
     if not plain:
         raise UnfitError("its ragged product has an unsupported form")
     groups, length, _ = operands.shapes[1]
-    return Product((0, 2), (1,), (0,), (groups,), length, Groups(operands.positions[0]))
+    method = Groups(_positions(operands, 0, (1,)))
+    return Product((0, 2), (1,), (0,), (groups,), length, method)
 
 
 PRIMITIVES = {

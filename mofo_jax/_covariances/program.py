@@ -54,14 +54,12 @@ class Program(NamedTuple):
     found: list[Found | None]
     obstacles: list[list[str]]
 
-    @property
-    def unweighted(self) -> set[tuple[Part, ...]]:
-        """The inputs whose positions cannot all be weighted."""
-        return {
-            found.parts
-            for found in self.found
-            if found and not all(self.sources[p.source].weighted for p in found.parts)
-        }
+    def follows(self, number: int) -> bool:
+        """Returns whether all positions of a parameter's inputs are known."""
+        found = self.found[number]
+        return found is None or all(
+            self.sources[part.source].followed for part in found.parts
+        )
 
     def sums(
         self, consts: Sequence[Any], arguments: Sequence[Any], weights: Any = None
@@ -69,7 +67,7 @@ class Program(NamedTuple):
         """Returns the sums of a batch, one for each different input.
 
         Args:
-          consts: The values of `plan.consts`, which `apply` has closed over.
+          consts: The values of `plan.consts`, which `apply` closes over.
           arguments: The parameters and the batch.
           weights: The weights of positions, if there are any.
         """
@@ -77,6 +75,11 @@ class Program(NamedTuple):
         context = Context(totals, weights)
         run(self.plan._replace(consts=consts), arguments, context)
         return [_sum(found.parts, context.totals) for found in self.inputs().values()]
+
+    def zeros(self) -> list[Sums]:
+        """Returns the sums of no batch."""
+        totals = {name: source.zeros() for name, source in self.sources.items()}
+        return [_sum(found.parts, totals) for found in self.inputs().values()]
 
     def form(self) -> list[tuple[tuple[int, ...], tuple[int, ...], int] | None]:
         """Returns each parameter's axes, and the number of its sum."""
@@ -158,7 +161,7 @@ def make_program(
     for number, those in enumerate(uses):
         met = list(scope.obstacles.get(number, {}))
         if not jnp.issubdtype(types[number].dtype, jnp.floating):
-            met.append("its dtype is not floating-point")
+            met.append("its dtype is not a real floating-point one")
         axes = {use.arrangement.axes for use in those}
         if len(axes) > 1:
             met.append(f"products contract different axes of it: {sorted(axes)}")

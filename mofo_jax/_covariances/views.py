@@ -130,7 +130,7 @@ def _without_offsets(view: View, axes: Axes) -> View:
             fixed[piece.axis] += piece.offset
     bare = tuple(
         tuple(
-            piece._replace(offset=0)
+            piece._replace(offset=0, highest=True)
             for piece in axis
             if piece.size > 1 or (piece.axis is not None and view.shards[piece.axis])
         )

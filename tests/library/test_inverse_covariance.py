@@ -240,6 +240,11 @@ def test_covariances_of_two_models_in_one_tree() -> None:
     state: Any = optimizer.init(updates)
     assert list(state.factors) == ["one/a", "two/a"]
     actual, _ = optimizer.update(updates, state)
+    without = {name: {"a": None, "b": c["b"]} for name, c in covariances.items()}
+    abstract = jax.eval_shape(lambda: without)
+    for some in (without, abstract):
+        partly: Any = RULE(some).init(updates)
+        assert list(partly.factors) == ["one/a", "two/a"]
     for name in batches:
         own = RULE(covariances[name])
         desired, _ = own.update(params, own.init(params))

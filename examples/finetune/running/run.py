@@ -101,8 +101,8 @@ def _train_and_measure(
         arrays = {name: x for name, x in batch.items() if name != "count"}
         return sharding.place_rows(arrays, setup.spec, rows)
 
-    # No variable and no unpacked tuple refers to `Given`, so that `train` can free
-    # covariances.
+    # `train` must hold the only reference to `Given` to free covariances, so `Given` is
+    # made in the call.
     trained, position = train(
         config,
         arm,

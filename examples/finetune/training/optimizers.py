@@ -4,7 +4,6 @@ To add one, write a function of `Inputs` and add it to OPTIMIZERS, with a descri
 `examples.finetune.command.optimizers`.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -250,9 +249,9 @@ def without_matrices(information: Any) -> Any:
     def abstract(node: Any) -> Any:
         if not is_covariance(node):
             return node
-        x = node.matrix
-        bare = jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
-        return dataclasses.replace(node, matrix=bare)
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), node
+        )
 
     return jax.tree.map(abstract, information, is_leaf=is_covariance)
 

@@ -76,7 +76,7 @@ def test_the_report_describes_each_covariance_or_why_there_is_none() -> None:
         "q": "contracted along (0,), with the input of k",
         "scale": "no covariance: it is an operand of mul",
         "unused": "no covariance: it is in no product",
-        "whole": "no covariance: its dtype is not floating-point",
+        "whole": "no covariance: its dtype is not a real floating-point one",
     }
     assert tree.pop("embed") == {"table": None}
     sources = {name: each and each.source for name, each in tree.items()}
@@ -116,6 +116,26 @@ def test_uses_that_do_not_count_are_reported() -> None:
     check(tree, {"half": Expected(seen), "mapped": Expected(stack, (1,), (0,))})
 
 
+def test_a_parameter_that_a_loop_changes_is_reported() -> None:
+    def apply(params: Any, x: jax.Array) -> Any:
+        def step(w: jax.Array, x: jax.Array) -> Any:
+            return w + 1, x @ w
+
+        kept = lax.cond(
+            True, lambda w: (x @ w, w), lambda w: (x @ w, w), params["kept"]
+        )
+        return lax.scan(step, params["changed"], x)[1], kept[0]
+
+    params = {"changed": jnp.ones((4, 2)), "kept": jnp.ones((4, 2))}
+    _, report = mofo_jax.input_covariances(
+        apply, params, [jnp.float32(X)], return_report=True
+    )
+    assert report == {
+        "changed": "no covariance: a loop changes it",
+        "kept": "contracted along (0,)",
+    }
+
+
 def test_constants_are_not_part_of_the_program() -> None:
     frozen = jnp.asarray(normal(300, 400))
 
@@ -124,7 +144,7 @@ def test_constants_are_not_part_of_the_program() -> None:
 
     params, x = {"w": jnp.ones((400, 2))}, jnp.float32(normal(3, 300))
     program = _input_covariances._make(apply, params, x, None)
-    add: Any = _input_covariances._compile(program, params, None)[1]
+    add: Any = _input_covariances._compile(program, params, None)
     sums = [(jnp.zeros((400, 400)), jnp.zeros(()))]
     given = program.plan.consts, params, x
     # In the text, each of its 120,000 numbers would take several characters.

@@ -130,7 +130,7 @@ def test_the_report_says_where_positions_are_lost() -> None:
     )
     assert report == {
         "plain": "contracted along (0,)",
-        "sorted": "contracted along (0,), counting all positions alike",
+        "sorted": "contracted along (0,), with positions that are not all known",
     }
     plain = Expected(mean_outer(X, weights=MASK))
     ordered = Expected(mean_outer(np.sort(X.reshape(-1, 4), axis=0)))
@@ -240,7 +240,7 @@ def test_weights_of_a_part_of_the_positions_are_the_largest(
     weights = np.broadcast_to(SIX_WEIGHTS.max(1, keepdims=True), (2, 3))
     x = by_hand(SIX.reshape(2, 2, 3, 4))
     check(tree, {"w": Expected(mean_outer(x, weights=weights))})
-    assert report["w"] == "contracted along (0,), counting all positions alike"
+    assert report["w"] == "contracted along (0,), with positions that are not all known"
 
 
 def test_weights_follow_rows_to_a_ragged_product() -> None:
@@ -256,4 +256,78 @@ def test_weights_follow_rows_to_a_ragged_product() -> None:
     groups = np.split(np.arange(6), np.cumsum(sizes)[:-1])
     desired = [mean_outer(x[rows], weights=weights[rows]) for rows in groups]
     check(tree, {"w": Expected(np.stack(desired), (1,), (0,))})
-    assert "alike" not in report["w"]
+    assert report["w"] == "contracted along (1,), for each index of (0,)"
+
+
+def shifted(params: Any, x: jax.Array) -> Any:
+    def step(carry: Any, both: Any) -> Any:
+        return carry, both[1] @ params["w"]
+
+    return lax.scan(step, 0, (x[:, 1:].swapaxes(0, 1), x[:, :-1].swapaxes(0, 1)))
+
+
+def strided(params: Any, x: jax.Array) -> Any:
+    return lax.map(lambda now: now @ params["w"], x[:, ::2].swapaxes(0, 1))
+
+
+def flipped(params: Any, x: jax.Array) -> Any:
+    return lax.map(lambda now: now @ params["w"], x[:, ::-1].swapaxes(0, 1))
+
+
+@pytest.mark.parametrize(
+    ("apply", "part"),
+    [
+        (shifted, np.s_[:, :-1]),
+        (strided, np.s_[:, ::2]),
+        (flipped, np.s_[:, ::-1]),
+    ],
+)
+def test_loops_with_unknown_positions_are_reported(apply: Any, part: Any) -> None:
+    tree, report = mofo_jax.input_covariances(
+        apply,
+        {"w": jnp.ones((4, 3))},
+        [jnp.float32(SIX)],
+        weights=lambda x: jnp.float32(SIX_WEIGHTS),
+        return_report=True,
+    )
+    check(tree, {"w": Expected(mean_outer(SIX[part]))})
+    assert report["w"].endswith("with positions that are not all known")
+
+
+def test_a_carried_run_of_positions_is_not_that_of_the_iteration() -> None:
+    def apply(params: Any, x: jax.Array) -> Any:
+        def step(before: jax.Array, half: jax.Array) -> Any:
+            return half, before @ params["w"]
+
+        return lax.scan(step, jnp.zeros((2, 3, 4)), halves(x).swapaxes(0, 1))
+
+    _, report = mofo_jax.input_covariances(
+        apply,
+        {"w": jnp.ones((4, 3))},
+        [jnp.float32(SIX)],
+        weights=lambda x: jnp.float32(SIX_WEIGHTS),
+        return_report=True,
+    )
+    assert report["w"].endswith("with positions that are not all known")
+
+
+def test_products_along_positions() -> None:
+    def apply(params: Any, x: jax.Array) -> Any:
+        mixed = x.swapaxes(1, 2) @ params["mix"]
+        flat = x.reshape(len(x), -1) @ params["flat"]
+        return mixed, flat, jnp.einsum("btd,t->bd", x, params["pool"])
+
+    params = {"mix": jnp.ones((6, 3)), "flat": jnp.ones((24, 2)), "pool": jnp.ones(6)}
+    actual = mofo_jax.input_covariances(
+        apply, params, [jnp.float32(SIX)], weights=lambda x: jnp.float32(SIX_WEIGHTS)
+    )
+    largest = SIX_WEIGHTS.max(1)
+    turned, each = SIX.swapaxes(1, 2), np.repeat(largest, 4)
+    check(
+        actual,
+        {
+            "mix": Expected(mean_outer(turned, weights=each)),
+            "flat": Expected(mean_outer(SIX.reshape(2, -1), weights=largest)),
+            "pool": Expected(mean_outer(turned, weights=each)),
+        },
+    )

@@ -11,6 +11,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import mofo_jax
+from mofo_jax import _input_covariances
 from tests.library.covariances.hand import Expected, check, mean_outer, normal
 
 MESH_TYPES = {"auto": AxisType.Auto, "explicit": AxisType.Explicit}
@@ -105,6 +106,28 @@ def test_any_sharding_gives_the_same(name: str, kind: str) -> None:
         other = template[key].matrix
         assert (other.shape, other.dtype) == (matrix.shape, matrix.dtype)
         assert other.sharding.is_equivalent_to(matrix.sharding, matrix.ndim)
+
+
+@pytest.mark.parametrize("kind", MESH_TYPES)
+def test_sums_are_sharded_from_the_first_batch_on(kind: str) -> None:
+    mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(MESH_TYPES[kind],) * 2)
+    with jax.set_mesh(mesh):
+        params = {
+            key: jax.device_put(jnp.float32(w), NamedSharding(mesh, SPECS["rows"][key]))
+            for key, w in PARAMS.items()
+        }
+        x = jax.device_put(jnp.float32(X), NamedSharding(mesh, P("a")))
+        program = _input_covariances._make(apply, params, x, None)
+        sums = _input_covariances._zeros(program, params)()
+        places = [matrix.sharding for matrix, _ in sums]
+        for place, (matrix, _) in zip(places, sums, strict=True):
+            assert place.shard_shape(matrix.shape) != matrix.shape
+        add: Any = _input_covariances._compile(program, params, None)
+        for _ in range(3):
+            sums = add(sums, program.plan.consts, params, x)
+        assert add._cache_size() == 1
+    for place, (matrix, _) in zip(places, sums, strict=True):
+        assert matrix.sharding.is_equivalent_to(place, matrix.ndim)
 
 
 def test_activations_are_not_gathered() -> None:
