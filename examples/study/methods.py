@@ -203,8 +203,13 @@ METHODS: dict[str, Method] = {
     "inverse_weak": _inverse(0.3),
     "inverse_weaker": _inverse(1.0),
     "inverse_strong": _inverse(0.03),
-    "inverse_behind_mofo": _inverse(0.1, ", behind MoFO", "inverse_covariance_of_mofo"),
-    "inverse_filtered": _inverse(0.1, ", filtered", "mofo_inverse_covariance"),
+    "inverse_behind_mofo": _inverse(
+        0.1, ", MoFO's filter in front", "inverse_covariance_of_mofo"
+    ),
+    "inverse_filtered": _inverse(0.1, ", filter behind", "mofo_inverse_covariance"),
+    "inverse_weak_filtered": _inverse(
+        0.3, ", filter behind", "mofo_inverse_covariance"
+    ),
     **_SETTINGS,
 }
 METHODS["inverse_weak_replay"] = dataclasses.replace(

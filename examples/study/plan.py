@@ -18,7 +18,7 @@ PILOT_SEED, CONTROL_SEEDS, SEEDS = 0, (0, 1), (11, 12, 13, 14, 15)
 PRIMARY, SECONDARY = 0.95, 0.9  # shares of AdamW's reduction of the task loss
 # Settings of the rule among which seed 0 chooses.
 CANDIDATES = ("inverse", "inverse_strong", "inverse_weak", "inverse_weaker")
-CANDIDATES += ("inverse_behind_mofo", "inverse_filtered")
+CANDIDATES += ("inverse_behind_mofo", "inverse_filtered", "inverse_weak_filtered")
 # The chosen settings: the rule alone, and with MoFO, which is not chosen yet.
 RULE = ("inverse_weak",)
 COMBINED: tuple[str, ...] = ()

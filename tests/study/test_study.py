@@ -264,7 +264,7 @@ def test_the_plan_has_hours(
     options = ["--model", str(tiny_model), "--budget", "smallest", "--plan"]
     assert command.main([*options, "--output", str(tmp_path)]) == 0
     told = capsys.readouterr().out
-    assert "choice: at least 12 runs, 0.0 hours" in told
+    assert "choice: at least 14 runs, 0.0 hours" in told
     assert "0 rows are stored" in told
     choice = [*options, "--step", "choice", "--method", "inverse"]
     assert command.main([*choice, "--output", str(tmp_path)]) == 0
