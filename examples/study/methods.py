@@ -204,7 +204,7 @@ METHODS: dict[str, Method] = {
     "inverse_weaker": _inverse(1.0),
     "inverse_strong": _inverse(0.03),
     "inverse_behind_mofo": _inverse(
-        0.1, ", MoFO's filter in front", "inverse_covariance_of_mofo"
+        0.1, ", filter in front", "inverse_covariance_of_mofo"
     ),
     "inverse_filtered": _inverse(0.1, ", filter behind", "mofo_inverse_covariance"),
     "inverse_weak_filtered": _inverse(

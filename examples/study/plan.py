@@ -19,9 +19,9 @@ PRIMARY, SECONDARY = 0.95, 0.9  # shares of AdamW's reduction of the task loss
 # Settings of the rule among which seed 0 chooses.
 CANDIDATES = ("inverse", "inverse_strong", "inverse_weak", "inverse_weaker")
 CANDIDATES += ("inverse_behind_mofo", "inverse_filtered", "inverse_weak_filtered")
-# The chosen settings: the rule alone, and with MoFO, which is not chosen yet.
+# The chosen settings: the rule alone, and with MoFO.
 RULE = ("inverse_weak",)
-COMBINED: tuple[str, ...] = ()
+COMBINED = ("inverse_weak_filtered",)
 MOST_RATES = 5  # most rates that a cell may try
 
 

@@ -49,8 +49,12 @@ MADE: dict[str, tuple[str, dict[str, Any]]] = {
     "inverse input covariance 0.3": _inverse(0.3),
     "inverse input covariance 0.1": _inverse(0.1),
     "inverse input covariance 0.03": _inverse(0.03),
-    "the same 0.1, behind MoFO": _inverse(0.1, "inverse_covariance_of_mofo"),
-    "the same 0.1, filtered": _inverse(0.1, "mofo_inverse_covariance"),
+    "inverse input covariance 0.1, filter in front": _inverse(
+        0.1, "inverse_covariance_of_mofo"
+    ),
+    "inverse input covariance 0.1, filter behind": _inverse(
+        0.1, "mofo_inverse_covariance"
+    ),
 }
 # Directions whose rows also have the weights that they select.
 FILTERS = ("MoFO 0.15", "filter by update", "filter by chance")
