@@ -129,12 +129,11 @@ def input_covariances(
             programs[key] = _make(apply, params, batch, weights)
             compiled[key] = _compile(programs[key], params, weights)
             _check_same(paths, next(iter(programs.values())), programs[key])
-        zeros, add = _zeros(programs[key], params), compiled[key]
         abstract = abstract or _is_abstract(batch)
-        if abstract:
-            zeros, add = (functools.partial(jax.eval_shape, f) for f in (zeros, add))
-        sums = zeros() if sums is None else sums
-        sums = add(sums, programs[key].plan.consts, params, batch)
+        run = jax.eval_shape if abstract else _call
+        if sums is None:
+            sums = run(_zeros(programs[key], params))
+        sums = run(compiled[key], sums, programs[key].plan.consts, params, batch)
     if sums is None:
         raise ValueError("`batches` must hold at least one batch")
     program = next(iter(programs.values()))
@@ -143,23 +142,19 @@ def input_covariances(
         if abstract
         else _means([matrix for matrix, _ in sums], [count for _, count in sums])
     )
-    inputs = list(program.inputs().values())
-    names: dict[Any, str] = {}
+    names: dict[int, str] = {}
     leaves, report = [], {}
-    for number, (path, param) in enumerate(
-        zip(paths, jax.tree.leaves(params), strict=True)
-    ):
-        found = program.found[number]
+    rows = zip(paths, jax.tree.leaves(params), program.form(), strict=True)
+    for number, (path, param, found) in enumerate(rows):
         lists = [each.obstacles[number] for each in programs.values()]
         obstacles = "; ".join(dict.fromkeys(itertools.chain(*lists)))
         if found is None:
             leaves.append(None)
             report[path] = f"no covariance: {obstacles or 'it is in no product'}"
             continue
-        axes, batch_axes, parts = found
-        source = names.setdefault(parts, path)
-        matrix = means[[one.parts for one in inputs].index(parts)]
-        own = shardings.of(param)
+        axes, batch_axes, place_of_sum = found
+        source = names.setdefault(place_of_sum, path)
+        matrix, own = means[place_of_sum], shardings.of(param)
         leaves.append(InputCovariance(matrix, axes, batch_axes, source, own))
         report[path] = f"contracted along {axes}"
         if batch_axes:
@@ -170,7 +165,7 @@ def input_covariances(
             report[path] += ", with positions that are not all known"
         if obstacles:
             report[path] += f"; a use of it does not count: {obstacles}"
-    if not inputs:
+    if not means:
         reasons = "; ".join(f"{place(path)}: {text}" for path, text in report.items())
         raise ValueError(f"`apply` multiplies no parameter with an input: {reasons}")
     tree = jax.tree.unflatten(jax.tree.structure(params), leaves)
@@ -207,6 +202,11 @@ def _check_same(paths: list[str], first: Program, other: Program) -> None:
                 "`apply` must multiply the parameters in the same way for all "
                 f"`batches`, but does not for {place(path)}"
             )
+
+
+def _call(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls a function, with the arguments of `jax.eval_shape`."""
+    return function(*arguments)
 
 
 def _zeros(program: Program, params: Any) -> Callable[[], list[Sums]]:

@@ -96,12 +96,7 @@ def _inverse_covariance_of_mofo(inputs: Inputs) -> optax.GradientTransformation:
 def _pulled_inverse_covariance(inputs: Inputs) -> optax.GradientTransformation:
     """The pull is behind, so that it is not scaled."""
     pull = mofo_jax.pull_to_start(strength(inputs.config, "l2_inverse_covariance"))
-    return optax.chain(
-        _adam(inputs.config),
-        _inverse(inputs),
-        pull,
-        *_ending(inputs),
-    )
+    return optax.chain(_adam(inputs.config), _inverse(inputs), pull, *_ending(inputs))
 
 
 def _pulled(norm: str) -> Factory:
