@@ -37,21 +37,18 @@ def run(options: Options) -> pathlib.Path:
 
 def _seconds(study: Study, run: Run) -> float:
     """Returns the expected duration of a run, estimated from earlier rows."""
-    known: dict[int, list[float]] = {}
+    steps, rest = [], []
     for row in rows.read(study.file):
-        other = rows.run_of(row)
-        if other.steps:
-            seconds = row["seconds"] / _longer(other)
-            known.setdefault(other.steps, []).append(seconds)
-    if not known:
+        if (done := rows.run_of(row)).steps:
+            steps.append(row["seconds_per_step"])
+            rest.append(row["seconds"] - steps[-1] * _trained_steps(done))
+    if not steps:
         return 0.0
-    nearest = min(known, key=lambda steps: abs(steps - run.steps))
-    scale = max(1, run.steps) / nearest * _longer(run)
-    return statistics.median(known[nearest]) * scale
+    return statistics.median(rest) + statistics.median(steps) * _trained_steps(run)
 
 
-def _longer(run: Run) -> float:
-    return 1.0 if run.method == START else METHODS[run.method].longer
+def _trained_steps(run: Run) -> int:
+    return 0 if run.method == START else METHODS[run.method].trained_steps(run.steps)
 
 
 def repeat(options: Options) -> None:

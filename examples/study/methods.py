@@ -84,6 +84,10 @@ class Method:
         """Whether the method uses texts by the start."""
         return self.optimizer in NEEDS or self.replay_every > 0
 
+    def trained_steps(self, steps: int) -> int:
+        """Returns the optimizer steps of a run that the plan lists with `steps`."""
+        return round(steps * self.longer)
+
     def config(self, seed: int) -> Config:
         """Returns the settings for `examples.finetune.training.optimizers`."""
         # Only methods that draw random numbers receive the seed, so that the others are

@@ -252,7 +252,7 @@ class Study:
         if method.replay_every:
             texts = self._replayed(method.own_texts, task.length, run.seed)
             replayed = texts, method.replay_every
-        steps = round(run.steps * method.longer)
+        steps = method.trained_steps(run.steps)
         course = Course(
             task.training,
             task.length,

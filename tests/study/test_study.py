@@ -1,5 +1,6 @@
 """A study of the smallest size that is killed and continued, and its rows."""
 
+import dataclasses
 import os
 import pathlib
 import signal
@@ -236,24 +237,27 @@ def test_no_run_begins_that_would_exceed_the_hours(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
-    run = Run(TASK, "adamw", 240, 0, 1e-4)
+    run = Run(TASK, "adamw_rule_time", 240, 0, 1e-4)
     monkeypatch.setattr(
         commands, "missing", lambda losses, plan: iter([(Step("long", []), run)])
     )
-    # A row of 24 steps took a minute, so this one takes ten.
-    monkeypatch.setattr(
-        rows,
-        "read",
-        lambda file: [
-            {"key": {"run": f"{TASK}/adamw/24/0/0.0001"}, "seconds": 60, "sets": {}}
-        ],
-    )
+    # 24 steps took 48 of 60 seconds, so these 320 steps take 640 of 652.
+    row = {"key": {"run": f"{TASK}/adamw/24/0/0.0001"}, "seconds": 60, "sets": {}}
+    monkeypatch.setattr(rows, "read", lambda file: [row | {"seconds_per_step": 2.0}])
     monkeypatch.setattr(study.Study, "losses", lambda self: {})
+
+    def begin(self: study.Study, run: Run) -> None:
+        raise InterruptedError(str(run))
+
+    monkeypatch.setattr(study.Study, "do", begin)
     options = study.Options(
-        model=str(tiny_model), budget="smallest", output=tmp_path, hours=0.15
+        model=str(tiny_model), budget="smallest", output=tmp_path, hours=651 / 3600
     )
     assert commands.run(options).name == "rows.jsonl"
     assert f"The hours are over before {run} (long)" in capsys.readouterr().out
+    # More by enough for reading the model.
+    with pytest.raises(InterruptedError, match=str(run)):
+        commands.run(dataclasses.replace(options, hours=1))
 
 
 def test_the_plan_has_hours(
