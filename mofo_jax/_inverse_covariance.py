@@ -188,7 +188,9 @@ def scale_by_inverse_covariance(
             if covariance is None:
                 return update
             factor = state.factors[matrix_names[path_name(path)]]
-            wide = _inverse_factors.subtract(factor, widen(update), covariance)
+            wide = _inverse_factors.subtract(
+                factor, widen(update), covariance, block_size
+            )
             return wide.astype(jnp.result_type(update))
 
         return jax.tree_util.tree_map_with_path(scale, updates), state

@@ -15,7 +15,7 @@ from mofo_jax._covariances.covariance import InputCovariance
 
 
 class LowRank(NamedTuple):
-    """The sum of a diagonal matrix and ``basis @ basis.T``."""
+    """The sum of a diagonal matrix and ``basis @ basis.T``, or blocks of this form."""
 
     diagonal: jax.Array  # [*batch, n]
     basis: jax.Array  # [*batch, n, rank]
@@ -43,8 +43,10 @@ def compute(
       rank: The number of directions in addition to the diagonal; None for all.
 
     Returns:
-      An array of shape ``[*batch, n, n]``, or ``[*batch, blocks, m, m]``; or a
-      `LowRank` with such blocks if it is faster to apply.
+      An array of shape ``[*batch, n, n]``, or a `LowRank` if it is faster to apply. The
+      rows of diagonal blocks of length m follow each other, ``[*batch, blocks * m,
+      m]``, so that whatever number of devices divides the parameter's axis divides
+      them.
     """
     if matrix.ndim > 2:
         # One after another, to save memory.
@@ -54,29 +56,29 @@ def compute(
     mean = jnp.trace(matrix) / n
     # If the inputs were always zero, nothing is removed.
     scaled = matrix / jnp.where(mean > 0, damping * mean, jnp.inf)
-    if block_size is None or block_size >= n:
+    count, length = _blocks(n, block_size)
+    if count == 1:
         return _remove_from(scaled, dtype, rank)
     function = functools.partial(_remove_from, dtype=dtype, rank=rank)
-    return jax.vmap(function)(_diagonal_blocks(scaled, block_size))
+    parts = jax.vmap(function)(_diagonal_blocks(scaled, count, length))
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), parts)
 
 
-def blocks(n: int, block_size: int) -> tuple[int, int]:
+def _blocks(n: int, block_size: int | None) -> tuple[int, int]:
     """Returns the number of blocks of an axis, and their length.
 
     The blocks divide the axis evenly if at most twice the least number of blocks
     suffices for that; otherwise the last block exceeds the axis.
     """
-    least = math.ceil(n / block_size)
+    least = math.ceil(n / (block_size or n))
     for count in range(least, 2 * least + 1):
         if n % count == 0:
             return count, n // count
     return least, math.ceil(n / least)
 
 
-def _diagonal_blocks(matrix: jax.Array, block_size: int) -> jax.Array:
-    n = matrix.shape[-1]
-    count, length = blocks(n, block_size)
-    matrix = jnp.pad(matrix, (0, count * length - n))
+def _diagonal_blocks(matrix: jax.Array, count: int, length: int) -> jax.Array:
+    matrix = jnp.pad(matrix, (0, count * length - len(matrix)))
     runs = [slice(i * length, (i + 1) * length) for i in range(count)]
     return jnp.stack([matrix[run, run] for run in runs])
 
@@ -117,7 +119,11 @@ def _low_rank(scaled: jax.Array, rank: int, dtype: Any) -> LowRank:
 
 
 def apply(
-    factor: Factor, x: jax.Array, axes: tuple[int, ...], batch_axes: tuple[int, ...]
+    factor: Factor,
+    x: jax.Array,
+    axes: tuple[int, ...],
+    batch_axes: tuple[int, ...],
+    block_size: int | None,
 ) -> jax.Array:
     """Returns the part of an array that is removed along some of its axes.
 
@@ -126,31 +132,32 @@ def apply(
       x: The array, in float32 or wider.
       axes: The axes of the factor's last two, in row-major order.
       batch_axes: The axes whose indices have separate factors, ascending.
+      block_size: As for `compute`.
     """
     inside = tuple(axis - sum(b < axis for b in batch_axes) for axis in axes)
-    function = functools.partial(_apply_one, inside)
+    function = functools.partial(_apply_one, inside, block_size)
     for number in reversed(range(len(batch_axes))):
         axis = batch_axes[number] - number
         function = jax.vmap(function, in_axes=(0, axis), out_axes=axis)
     return function(factor, x)
 
 
-def _apply_one(axes: tuple[int, ...], factor: Factor, x: jax.Array) -> jax.Array:
+def _apply_one(
+    axes: tuple[int, ...], block_size: int | None, factor: Factor, x: jax.Array
+) -> jax.Array:
     front = range(len(axes))
     moved = jnp.moveaxis(x, axes, front)
     columns = moved.reshape(-1, *moved.shape[len(axes) :])
     n = columns.shape[0]
-    matrix = factor.basis if isinstance(factor, LowRank) else factor
-    if matrix.ndim == 3:
-        count, length = matrix.shape[:2]
-        beyond = count * length - n
-        edges = [(0, beyond)] + [(0, 0)] * (columns.ndim - 1)
-        columns = jnp.pad(columns, edges) if beyond else columns
-        columns = columns.reshape(count, length, *columns.shape[1:])
-        removed = jax.vmap(_remove)(factor, columns)
-        removed = removed.reshape(-1, *removed.shape[2:])[:n]
-    else:
+    count, length = _blocks(n, block_size)
+    if count == 1:
         removed = _remove(factor, columns)
+    else:
+        edges = [(0, count * length - n)] + [(0, 0)] * (columns.ndim - 1)
+        parts = factor, jnp.pad(columns, edges)
+        parts = jax.tree.map(lambda x: x.reshape(count, length, *x.shape[1:]), parts)
+        removed = jax.vmap(_remove)(*parts)
+        removed = removed.reshape(-1, *removed.shape[2:])[:n]
     return jnp.moveaxis(removed.reshape(moved.shape), front, axes)
 
 
@@ -178,7 +185,9 @@ def _product(matrix: jax.Array, x: jax.Array) -> jax.Array:
     )
 
 
-def subtract(factor: Factor, x: jax.Array, covariance: InputCovariance) -> jax.Array:
+def subtract(
+    factor: Factor, x: jax.Array, covariance: InputCovariance, block_size: int | None
+) -> jax.Array:
     """Returns an update minus what is removed of it.
 
     The matrices of a stack are applied in a loop, so that each device holds no more
@@ -188,6 +197,7 @@ def subtract(factor: Factor, x: jax.Array, covariance: InputCovariance) -> jax.A
       factor: As `compute` returns it.
       x: The update, in float32 or wider.
       covariance: Of the parameter. What it says of axes and of the sharding is used.
+      block_size: As for `compute`.
     """
     sharding = shardings.known(x, covariance.sharding)
     looped = {
@@ -197,13 +207,13 @@ def subtract(factor: Factor, x: jax.Array, covariance: InputCovariance) -> jax.A
     }
     lengths = [x.shape[axis] for axis in looped]
     if math.prod(lengths) == 1:
-        return _less(factor, x, covariance, sharding)
+        return _less(factor, x, covariance, block_size, sharding)
 
     def one(index: jax.Array, x: jax.Array) -> jax.Array:
         place = dict(zip(looped, jnp.unravel_index(index, lengths), strict=True))
         own = {looped[axis]: i for axis, i in place.items()}
         matrix = jax.tree.map(lambda f: _part(f, own), factor)
-        part = _less(matrix, _part(x, place), covariance, sharding)
+        part = _less(matrix, _part(x, place), covariance, block_size, sharding)
         starts = [place.get(axis, 0) for axis in range(x.ndim)]
         return lax.dynamic_update_slice(x, part, starts)
 
@@ -221,6 +231,7 @@ def _less(
     factor: Factor,
     x: jax.Array,
     covariance: InputCovariance,
+    block_size: int | None,
     sharding: NamedSharding | None,
 ) -> jax.Array:
     """Returns an update, or one matrix of a stack, minus what is removed of it.
@@ -230,7 +241,7 @@ def _less(
     """
     axes, batch_axes = covariance.axes, covariance.batch_axes
     if sharding is None:
-        return x - apply(factor, x, axes, batch_axes)
+        return x - apply(factor, x, axes, batch_axes, block_size)
     columns = shardings.moved_off(sharding, x.shape, axes, batch_axes)
     constrain = shardings.constrain
     # Both shardings are stated, before and after. Otherwise the compiler gathers the
@@ -244,5 +255,5 @@ def _less(
         return constrain(constrain(f, own), whole)
 
     factor = jax.tree.map(gathered, factor)
-    removed = apply(factor, moved, axes, batch_axes)
+    removed = apply(factor, moved, axes, batch_axes, block_size)
     return constrain(constrain(moved - removed, columns), sharding)

@@ -16,6 +16,11 @@ _TIMED = {
     "pytorch": "Whole optimizer steps in one process with PyTorch",
     "passes": "Training steps of the fine-tuning run",
 }
+# What the names of cases contain, and the titles of their tables.
+_COMMUNICATING = {
+    ", pod ": "Whole models on a pod, per chip",
+    ", inverse covariance": "Steps with inverse input covariances, per device",
+}
 
 
 def show(parts: Parts, console: rich.console.Console | None = None) -> None:
@@ -30,7 +35,10 @@ def show(parts: Parts, console: rich.console.Console | None = None) -> None:
         console.width = FILE_WIDTH
     tables = [timed(title, parts.get(part, {})) for part, title in _TIMED.items()]
     tables += [passes(parts.get("passes", {})), compiled(parts.get("compiled", {}))]
-    tables += [pods(parts.get("compiled", {}))]
+    tables += [
+        communication(title, parts.get("compiled", {}), kind)
+        for kind, title in _COMMUNICATING.items()
+    ]
     for table in tables:
         if table.row_count:
             console.print(table)
@@ -124,45 +132,40 @@ def compiled(cases: Mapping[str, Mapping[str, Any]]) -> rich.table.Table:
     return table
 
 
-POD_HEADINGS = (
-    *("case", "", "arguments MB", "temporary MB", "collectives", "of them in loops"),
-    *("MB outside of loops", "MB in loops, per iteration", "compile s"),
-)
+def communication(
+    title: str, cases: Mapping[str, Mapping[str, Any]], kind: str
+) -> rich.table.Table:
+    """Returns a table of memory and communication in compiled steps.
 
-
-def pod_rows(cases: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    """Returns the steps of whole models on a pod as cells under `POD_HEADINGS`."""
-    rows = []
+    Args:
+      title: its title.
+      cases: entries of the part `compiled`.
+      kind: what the names of the cases contain.
+    """
+    table = _table(
+        title,
+        *("case", "", "arguments MB", "temporary MB", "collectives"),
+        *("of them in loops", "MB outside of loops", "MB in loops, per iteration"),
+        "compile s",
+    )
     for case, entry in cases.items():
-        if ", pod " not in case:
-            continue
         label = case
-        for name, row in entry.get("programs", {}).items():
+        for name, row in entry.get("programs", {}).items() if kind in case else ():
             known = "collectives" in row
             looped = row["collective_bytes_in_loops"] if known else None
             rest = row["collective_bytes"] - looped if known else None
-            rows.append(
-                [
-                    *(label, name),
-                    _number(row["argument_bytes"], 1e-6),
-                    _number(row["temporary_bytes"], 1e-6),
-                    *(
-                        str(row.get(key, "-"))
-                        for key in ("collectives", "collectives_in_loops")
-                    ),
-                    *(_number(size, 1e-6, 2) for size in (rest, looped)),
-                    _number(row["compile_seconds"], digits=0),
-                ]
+            table.add_row(
+                *(label, name),
+                _number(row["argument_bytes"], 1e-6),
+                _number(row["temporary_bytes"], 1e-6),
+                *(
+                    str(row.get(key, "-"))
+                    for key in ("collectives", "collectives_in_loops")
+                ),
+                *(_number(size, 1e-6, 2) for size in (rest, looped)),
+                _number(row["compile_seconds"], digits=0),
             )
             label = ""  # Only in the first row.
-    return rows
-
-
-def pods(cases: Mapping[str, Mapping[str, Any]]) -> rich.table.Table:
-    """Returns a table of `pod_rows`."""
-    table = _table("Whole models on a pod, per chip", *POD_HEADINGS)
-    for row in pod_rows(cases):
-        table.add_row(*row)
     return table
 
 
