@@ -1,8 +1,10 @@
-"""A minimal program: a Flax NNX model trained with MoFO, which changes one line.
+"""A minimal program: a Flax NNX model fine-tuned with MoFO and inverse covariances.
 
 Run it with `python -m examples.quickstart`. A network first learns two functions. It is
-then fine-tuned on the first function only, with AdamW and with MoFO from the same
-start, and the losses on both functions are printed.
+then fine-tuned on the first function only, from the same start, with AdamW, with MoFO,
+and with inverse covariances, and the losses on both functions are printed. The last
+method is given inputs of the second function, but no targets. A language model can
+generate such inputs itself, as in `examples.finetune`.
 """
 
 import jax
@@ -71,20 +73,30 @@ def main() -> None:
     def report(name: str, model: Network) -> None:
         losses = {k: float(mean_squared_error(model, *v)) for k, v in held_out.items()}
         print(
-            f"{name:12}", *(f"{k}: {loss:.4f}" for k, loss in losses.items()), sep="  "
+            f"{name:18}", *(f"{k}: {loss:.4f}" for k, loss in losses.items()), sep="  "
         )
 
     start = Network(nnx.Rngs(0))
     train(start, optax.adamw(1e-3), [1.0, -1.0])
     report("start", start)
+    graph, params = nnx.split(start)
+    covariances = mofo_jax.input_covariances(
+        lambda params, x: nnx.merge(graph, params)(x),
+        params,
+        (batch(jax.random.key(seed), -1.0)[0] for seed in range(8)),
+    )
     optimizers = {
         "optax.adamw": optax.adamw(1e-3),
         "mofo": mofo_jax.mofo(1e-3),  # The one line that changes.
+        "inverse covariance": optax.chain(
+            optax.scale_by_adam(),
+            mofo_jax.scale_by_inverse_covariance(covariances),
+            optax.scale_by_learning_rate(1e-3),
+        ),
     }
     for name, transformation in optimizers.items():
-        graph, state = nnx.split(start)
         # Copy the parameters, because training donates their buffers.
-        model = nnx.merge(graph, jax.tree.map(jnp.copy, state))
+        model = nnx.merge(graph, jax.tree.map(jnp.copy, params))
         train(model, transformation, [1.0])
         report(name, model)
 
