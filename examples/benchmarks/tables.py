@@ -35,10 +35,9 @@ def show(parts: Parts, console: rich.console.Console | None = None) -> None:
         console.width = FILE_WIDTH
     tables = [timed(title, parts.get(part, {})) for part, title in _TIMED.items()]
     tables += [passes(parts.get("passes", {})), compiled(parts.get("compiled", {}))]
-    tables += [
-        communication(title, parts.get("compiled", {}), kind)
-        for kind, title in _COMMUNICATING.items()
-    ]
+    for kind, title in _COMMUNICATING.items():
+        cases = parts.get("compiled", {}).items()
+        tables.append(communication(title, {k: v for k, v in cases if kind in k}))
     for table in tables:
         if table.row_count:
             console.print(table)
@@ -133,15 +132,9 @@ def compiled(cases: Mapping[str, Mapping[str, Any]]) -> rich.table.Table:
 
 
 def communication(
-    title: str, cases: Mapping[str, Mapping[str, Any]], kind: str
+    title: str, cases: Mapping[str, Mapping[str, Any]]
 ) -> rich.table.Table:
-    """Returns a table of memory and communication in compiled steps.
-
-    Args:
-      title: its title.
-      cases: entries of the part `compiled`.
-      kind: what the names of the cases contain.
-    """
+    """Returns a table of memory and communication in compiled steps."""
     table = _table(
         title,
         *("case", "", "arguments MB", "temporary MB", "collectives"),
@@ -150,7 +143,7 @@ def communication(
     )
     for case, entry in cases.items():
         label = case
-        for name, row in entry.get("programs", {}).items() if kind in case else ():
+        for name, row in entry.get("programs", {}).items():
             known = "collectives" in row
             looped = row["collective_bytes_in_loops"] if known else None
             rest = row["collective_bytes"] - looped if known else None

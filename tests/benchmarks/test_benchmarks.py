@@ -115,6 +115,14 @@ BUILT = {
     "lowering_seconds": 0.5,
     "all_reduce": 3,
 }
+SENT = {
+    "argument_bytes": 4e6,
+    "temporary_bytes": 3e6,
+    "collectives": 9,
+    "collectives_in_loops": 5,
+    "collective_bytes": 2.5e6,
+    "collective_bytes_in_loops": 1e6,
+}
 STORED = {
     "steps": {"small, float32": TIMED, "llama, float32": {"skipped": "too large"}},
     "pytorch": {"small": {**TIMED, "mofo_beside_topk": [0.04, 0.05, 0.06]}},
@@ -131,7 +139,11 @@ STORED = {
                 "adamw": BUILT,
                 "mofo": {**BUILT, "temporary_share": 0.625, "compile_seconds": 5.0},
             },
-        }
+        },
+        "v5p:4x4x4, pod step": {"programs": {"mofo": BUILT | SENT}},
+        "v5p:4x4x4, inverse covariance, 7B": {
+            "programs": {"blocks": BUILT | SENT | {"collectives": 20}}
+        },
     },
 }
 
@@ -146,6 +158,12 @@ def test_tables_show_what_is_stored() -> None:
     assert cells.count(["", "mofo", *times]) == 3
     assert ["8 x 128 tokens", "10", "float32", "4, 2.8", "-", "-", "-"] in cells
     assert ["", "", "difference", "0.1250", "0", *"---", "2.50x", "1.00x"] in cells
+    sent = ["5", "1.50", "1.00", "2"]
+    for row in (
+        ["v5p:4x4x4, pod step", "mofo", "4.0", "3.0", "9", *sent],
+        ["v5p:4x4x4, inverse covariance, 7B", "blocks", "4.0", "3.0", "20", *sent],
+    ):
+        assert cells.count(row) == 1
     assert "0.050" in shown
     assert "0.040 to 0.060" in shown
     assert "steps, llama, float32: too large" in shown
