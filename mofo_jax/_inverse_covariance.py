@@ -98,9 +98,9 @@ def scale_by_inverse_covariance(
     parameters' memory, and blocks of 2048 in bfloat16 take 0.10. Parameters with the
     same input share one matrix. On several devices the matrices are sharded like the
     parameters, where the number of devices divides their length. Each step gathers one
-    matrix at a time, and exchanges rows of the updates for columns. Parameters
-    are never gathered. An update is gathered only if none of its other axes can be
-    divided among the devices.
+    matrix at a time, once for all parameters that share it, and exchanges rows of the
+    updates for columns. Parameters are never gathered. An update is gathered only if
+    none of its other axes can be divided among the devices.
 
     Args:
       covariances: A tree with the structure of the parameters whose leaves are an
@@ -112,8 +112,10 @@ def scale_by_inverse_covariance(
         long as it is in use. After `init`, one that is made from abstract covariances
         with the same shardings can take its place.
       damping: :math:`c`, > 0. Smaller values shrink steps along common directions of
-        the inputs more. The state is computed with it, so changing it after `init`, as
-        with a schedule in `optax.inject_hyperparams`, has no effect.
+        the inputs more, and need higher learning rates. In our study of a model with
+        135 million parameters, the model forgot least with 0.3. The state is computed
+        with it, so changing it after `init`, as with a schedule in
+        `optax.inject_hyperparams`, has no effect.
       dtype: The dtype of the matrices. With a dtype narrower than float32, the part
         that is removed from a step is rounded, but the step itself is not.
       block_size: The largest length of the diagonal blocks of each matrix that are
@@ -183,17 +185,28 @@ def scale_by_inverse_covariance(
         del params, extra_args
         given.check_tree(kept, updates)
 
-        def scale(path: Any, update: jax.Array) -> jax.Array:
-            covariance = kept[path_name(path)]
-            if covariance is None:
-                return update
-            factor = state.factors[matrix_names[path_name(path)]]
-            wide = _inverse_factors.subtract(
-                factor, widen(update), covariance, block_size
+        alike: dict[Any, dict[str, jax.Array]] = {}
+        for path, update in jax.tree_util.tree_leaves_with_path(updates):
+            name = path_name(path)
+            covariance = kept[name]
+            if covariance is not None:
+                place = _inverse_factors.batch_sharding(update, covariance)
+                alike.setdefault((matrix_names[name], place), {})[name] = update
+        scaled = {}
+        for (matrix_name, _), own in alike.items():
+            made = _inverse_factors.subtract(
+                state.factors[matrix_name],
+                [widen(update) for update in own.values()],
+                [covariance for name in own if (covariance := kept[name]) is not None],
+                block_size,
             )
-            return wide.astype(jnp.result_type(update))
+            scaled |= dict(zip(own, made, strict=True))
 
-        return jax.tree_util.tree_map_with_path(scale, updates), state
+        def narrow(path: Any, update: jax.Array) -> jax.Array:
+            wide = scaled.get(path_name(path))
+            return update if wide is None else wide.astype(jnp.result_type(update))
+
+        return jax.tree_util.tree_map_with_path(narrow, updates), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 

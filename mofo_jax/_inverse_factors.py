@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -185,39 +185,81 @@ def _product(matrix: jax.Array, x: jax.Array) -> jax.Array:
     )
 
 
+def batch_sharding(x: jax.Array, covariance: InputCovariance) -> NamedSharding | None:
+    """Returns the sharding of an update's batch axes.
+
+    Args:
+      x: The update of a parameter.
+      covariance: Of the parameter.
+
+    Returns:
+      A sharding of as many axes as there are batch axes; None if it is not known.
+    """
+    sharding = shardings.known(x, covariance.sharding)
+    if sharding is None:
+        return None
+    return shardings.along(sharding, covariance.batch_axes, len(covariance.batch_axes))
+
+
 def subtract(
-    factor: Factor, x: jax.Array, covariance: InputCovariance, block_size: int | None
-) -> jax.Array:
-    """Returns an update minus what is removed of it.
+    factor: Factor,
+    xs: Sequence[jax.Array],
+    covariances: Sequence[InputCovariance],
+    block_size: int | None,
+) -> list[jax.Array]:
+    """Returns updates of parameters with the same input, minus what is removed of them.
 
     The matrices of a stack are applied in a loop, so that each device holds no more
-    than one whole matrix at a time.
+    than one whole matrix at a time, which is gathered once for all parameters.
 
     Args:
       factor: As `compute` returns it.
-      x: The update, in float32 or wider.
-      covariance: Of the parameter. What it says of axes and of the sharding is used.
+      xs: The updates, in float32 or wider, with the same `batch_sharding`.
+      covariances: Of the parameters. What they say of axes and of the sharding is used.
       block_size: As for `compute`.
     """
-    sharding = shardings.known(x, covariance.sharding)
+    first, place = covariances[0], batch_sharding(xs[0], covariances[0])
     looped = {
-        axis: number
-        for number, axis in enumerate(covariance.batch_axes)
-        if sharding is None or sharding.spec[axis] is None
+        number: xs[0].shape[axis]
+        for number, axis in enumerate(first.batch_axes)
+        if place is None or place.spec[number] is None
     }
-    lengths = [x.shape[axis] for axis in looped]
-    if math.prod(lengths) == 1:
-        return _less(factor, x, covariance, block_size, sharding)
 
-    def one(index: jax.Array, x: jax.Array) -> jax.Array:
-        place = dict(zip(looped, jnp.unravel_index(index, lengths), strict=True))
-        own = {looped[axis]: i for axis, i in place.items()}
-        matrix = jax.tree.map(lambda f: _part(f, own), factor)
-        part = _less(matrix, _part(x, place), covariance, block_size, sharding)
-        starts = [place.get(axis, 0) for axis in range(x.ndim)]
-        return lax.dynamic_update_slice(x, part, starts)
+    def less(factor: Factor, xs: Sequence[jax.Array]) -> list[jax.Array]:
+        if place is not None:
+            factor = _gathered(factor, first, place)
+        pairs = zip(xs, covariances, strict=True)
+        return [_less(factor, x, covariance, block_size) for x, covariance in pairs]
 
-    return lax.fori_loop(0, math.prod(lengths), one, x)
+    if math.prod(looped.values()) == 1:
+        return less(factor, xs)
+
+    def one(index: jax.Array, xs: list[jax.Array]) -> list[jax.Array]:
+        indices = jnp.unravel_index(index, tuple(looped.values()))
+        own = dict(zip(looped, indices, strict=True))
+        places = [{c.batch_axes[n]: i for n, i in own.items()} for c in covariances]
+        parts = [_part(x, place) for x, place in zip(xs, places, strict=True)]
+        parts = less(jax.tree.map(lambda f: _part(f, own), factor), parts)
+        return [
+            lax.dynamic_update_slice(x, part, [place.get(i, 0) for i in range(x.ndim)])
+            for x, part, place in zip(xs, parts, places, strict=True)
+        ]
+
+    return lax.fori_loop(0, math.prod(looped.values()), one, list(xs))
+
+
+def _gathered(
+    factor: Factor, covariance: InputCovariance, place: NamedSharding
+) -> Factor:
+    """Returns a factor, or a part of it, that is sharded along its batch axes only."""
+    stored, batch = shardings.of(covariance.matrix), range(len(covariance.batch_axes))
+
+    def gathered(f: jax.Array) -> jax.Array:
+        own = shardings.divide(stored, len(batch), f.shape)
+        whole = shardings.along(place, batch, f.ndim)
+        return shardings.constrain(shardings.constrain(f, own), whole)
+
+    return jax.tree.map(gathered, factor)
 
 
 def _part(x: jax.Array, place: Mapping[int, Any]) -> jax.Array:
@@ -232,28 +274,19 @@ def _less(
     x: jax.Array,
     covariance: InputCovariance,
     block_size: int | None,
-    sharding: NamedSharding | None,
 ) -> jax.Array:
     """Returns an update, or one matrix of a stack, minus what is removed of it.
 
-    Each device exchanges rows of a sharded update for columns. Only the matrix is then
-    gathered, and each device holds no more than its share of the update.
+    Each device exchanges rows of a sharded update for columns, so that it holds no more
+    than its share of the update.
     """
     axes, batch_axes = covariance.axes, covariance.batch_axes
+    sharding = shardings.known(x, covariance.sharding)
     if sharding is None:
         return x - apply(factor, x, axes, batch_axes, block_size)
-    columns = shardings.moved_off(sharding, x.shape, axes, batch_axes)
-    constrain = shardings.constrain
-    # Both shardings are stated, before and after. Otherwise the compiler gathers the
+    # All shardings are stated, before and after. Otherwise the compiler gathers the
     # stack in front of the loop, or gathers the update.
-    moved = constrain(constrain(x, sharding), columns)
-
-    def gathered(f: jax.Array) -> jax.Array:
-        stored = shardings.of(covariance.matrix)
-        own = shardings.divide(stored, len(batch_axes), f.shape)
-        whole = shardings.along(columns, batch_axes, f.ndim)
-        return constrain(constrain(f, own), whole)
-
-    factor = jax.tree.map(gathered, factor)
+    way = [sharding, *shardings.moved_off(sharding, x.shape, axes, batch_axes)]
+    moved = functools.reduce(shardings.constrain, way, x)
     removed = apply(factor, moved, axes, batch_axes, block_size)
-    return constrain(constrain(moved - removed, columns), sharding)
+    return functools.reduce(shardings.constrain, reversed(way), moved - removed)

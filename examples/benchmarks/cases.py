@@ -102,6 +102,9 @@ def cases(
         found[f"inverse covariance, {name}"] = lambda name=name: inverse_covariance(
             covariances.MODELS[name], mesh
         )
+    found["inverse covariance, training step, Llama 7B"] = lambda: in_training(
+        covariances.MODELS["Llama 7B"], mesh
+    )
     if topology == "v5p:4x4x4":  # Other devices have too little memory.
         found["bare step, shards of 2^32"] = lambda: on_tree(
             _huge(mesh.size), mesh, clips=False
@@ -195,11 +198,14 @@ def training(
 
 def inverse_covariance(config: DecoderConfig, mesh: Mesh) -> Case:
     """The optimizer's step on scanned layers, for forms of the inverse covariance."""
-    case = training(config, mesh, True)
+    case = in_training(config, mesh)
+    return case._replace(step=bare_step, last=case.params, clips=False)
+
+
+def in_training(config: DecoderConfig, mesh: Mesh) -> Case:
+    """The training step on scanned layers, for forms of the inverse covariance."""
+    case = training(config, mesh, True, POD_TOKENS, jnp.bfloat16)
     return case._replace(
-        step=bare_step,
-        last=case.params,
-        clips=False,
         forms=covariances.COMPILED,
         covariances=covariances.covariances_of(case.graph, case.params, case.last),
     )

@@ -72,6 +72,11 @@ def repeat(options: Options) -> None:
     made = study.do(wanted)
     start = rows.start_of(rows.read(study.file), wanted.task)
     columns = {"stored": kept, "repeated": made}
+    if kept is None:
+        say(
+            f"{study.file} has no row of {wanted} with the same data. Those of the "
+            "tasks and of healing include the modules of Python, whose version matters"
+        )
     for title in ("task loss", *(measure.title for measure in comparing.MEASURES)):
         values = [
             f"{comparing.summary(row, start)[title]:.5f} {name}"

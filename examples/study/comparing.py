@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from examples.study import evidence, plan
+from examples.study.budget import BUDGETS, Budget
 from examples.study.evidence import Estimate, Seeds, Values
 from examples.study.methods import METHODS
 from examples.study.plan import PRIMARY, START, Cell, Losses, Run
@@ -50,14 +51,17 @@ MEASURES = (PROSE, CODE, OWN, ON_PROMPTS, PROSE_RISE, MARGINS)
 
 
 class Compared:
-    """The rows of one budget and protocol.
+    """The rows of one budget and protocol, and their level.
 
     Args:
       rows: rows from `rows.read`.
+      share: the share of AdamW's reduction of the task loss at which methods are
+        compared.
     """
 
-    def __init__(self, rows: Iterable[Row]) -> None:
+    def __init__(self, rows: Iterable[Row], share: float = PRIMARY) -> None:
         self.rows = {run_of(row): row for row in rows}
+        self.share = share
         self.starts = {r.task: row for r, row in self.rows.items() if r.method == START}
 
     @functools.cached_property
@@ -91,17 +95,22 @@ class Compared:
             return evidence.mean(name, evidence.rises(row, start, name), counts)
         return np.log(evidence.mean(name, row["sets"][name]["divergences"], counts))
 
-    def level(self, task: str, steps: int, share: float = PRIMARY) -> Values:
-        """Returns the level, the pilot's task loss, for each draw of the items."""
+    @property
+    def budget(self) -> Budget:
+        """Returns the sizes of the runs."""
+        return BUDGETS[next(iter(self.rows.values()))["key"]["budget"]]
+
+    def level(self, task: str, steps: int) -> Values:
+        """Returns the task loss of the comparison, for each draw of the items."""
         pilot = Cell(task, "adamw", steps, plan.PILOT_SEED)
         known = plan.rates(self.losses, pilot)
         best = self.loss(pilot.at(min(known, key=lambda rate: known[rate])))
         start = self.loss(Run(task, START))
-        return start - share * (start - best)
+        return start - self.share * (start - best)
 
-    def at(self, cell: Cell, measure: Measure, share: float = PRIMARY) -> Values | None:
+    def at(self, cell: Cell, measure: Measure) -> Values | None:
         """Returns a measure where a cell reaches the level, or None if it does not."""
-        return self._where(cell, measure, self.level(cell.task, cell.steps, share))
+        return self._where(cell, measure, self.level(cell.task, cell.steps))
 
     def _where(self, cell: Cell, measure: Measure, level: Values) -> Values | None:
         known = plan.rates(self.losses, cell)
@@ -198,18 +207,24 @@ class Compared:
         return made.exp() if measure.ratio else made
 
     def cost(self, task: str, method: str, steps: int, own: str) -> float | None:
-        """Returns the median time of a step relative to the comparator's."""
-        times = {
-            name: [
-                row["seconds_per_step"]
-                for run, row in self.rows.items()
-                if (run.task, run.method, run.steps) == (task, name, steps)
-            ]
-            for name in (method, own)
-        }
-        if not all(times.values()):
-            return None
-        return statistics.median(times[method]) / statistics.median(times[own])
+        """Returns the time of a step relative to the comparator's.
+
+        It is the median over seeds of the ratio of the shortest times. Runs with the
+        same seed were performed soon after each other, and the shortest time is the
+        least disturbed by other programs.
+        """
+
+        def shortest(name: str) -> dict[int, float]:
+            found: dict[int, float] = {}
+            for run, row in self.rows.items():
+                if (run.task, run.method, run.steps) == (task, name, steps):
+                    seconds = row["seconds_per_step"]
+                    found[run.seed] = min(seconds, found.get(run.seed, seconds))
+            return found
+
+        mine, others = shortest(method), shortest(own)
+        ratios = [mine[seed] / others[seed] for seed in mine if seed in others]
+        return statistics.median(ratios) if ratios else None
 
 
 def summary(row: Row, start: Row) -> dict[str, float]:

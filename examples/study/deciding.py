@@ -8,7 +8,6 @@ from typing import Literal
 import numpy as np
 
 from examples.study import evidence, plan
-from examples.study.budget import BUDGETS
 from examples.study.comparing import CODE, OWN, PROSE, PROSE_RISE, Compared, Measure
 from examples.study.evidence import Estimate, Seeds
 from examples.study.methods import CONTROLS
@@ -22,11 +21,20 @@ LEARNED = {CODE: "docstrings"}
 Outcome = Literal["confirmed", "refuted", "not yet decided"]
 
 
-def comparator(found: Compared, task: str, steps: int) -> str:
+def comparator(found: Compared, task: str, steps: int) -> str | None:
     """Returns the method that all others are compared with.
 
-    It is AdamW, or a control that is better.
+    It is AdamW, or a control that is better. None before the controls are complete.
     """
+    cells = [
+        plan.Cell(task, name, steps, seed)
+        for seed in plan.CONTROL_SEEDS
+        for name in ("adamw", *CONTROLS)
+    ]
+    if plan.level(found.losses, task, steps) is None or any(
+        plan.next_run(found.losses, cell) is not None for cell in cells
+    ):
+        return None
     drifts = {
         name: float(np.mean([values[0] for values in differences]))
         for name in CONTROLS
@@ -63,12 +71,13 @@ CLAIMS = (
     *(Claim(method, 0.6, 0.4) for method in plan.RULE),
     *(Claim(method, 0.8, 0.6) for method in plan.COMBINED),
 )
-# The tasks and numbers of steps for which the claims are judged.
-LENGTHS = tuple(
-    (task, steps)
-    for task in ("gsm8k", "json", "docstrings")
-    for steps in (BUDGETS["cpu"].short, BUDGETS["cpu"].long)
-)
+TASKS = ("gsm8k", "json", "docstrings")  # for which the claims are judged
+
+
+def lengths(found: Compared) -> list[tuple[str, int]]:
+    """Returns the tasks and numbers of steps for which the claims are judged."""
+    steps = found.budget.short, found.budget.long
+    return [(task, length) for task in TASKS for length in steps]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +102,7 @@ def judge(
     claim: Claim,
     measure: Measure,
     lengths: Sequence[tuple[str, int]],
-    own: str,
+    comparator: str | None,
 ) -> Verdict:
     """Judges a claim on one kind of text.
 
@@ -102,8 +111,10 @@ def judge(
       claim: the claim.
       measure: the kind of text.
       lengths: the tasks and numbers of steps that the protocol requires.
-      own: the comparator.
+      comparator: the method to compare with. If it is not known yet, the ratio is to
+        AdamW, and nothing is decided.
     """
+    own = comparator or "adamw"
     asked = [one for one in lengths if one[0] != LEARNED.get(measure)]
     there = [
         one
@@ -120,12 +131,36 @@ def judge(
         if (made := _one(found, claim.method, measure, (task, steps), own)) is not None
     )
     outcome: Outcome = "not yet decided"
-    if not missing:
+    if comparator is not None and not missing:
         if highest < claim.every and ratio.value <= claim.pooled:
             outcome = "confirmed"
         elif ratio.low > claim.pooled:
             outcome = "refuted"
     return Verdict(outcome, ratio, there, missing)
+
+
+def judge_all(
+    found: Compared,
+    claim: Claim,
+    lengths: Sequence[tuple[str, int]],
+    comparator: str | None,
+) -> Outcome:
+    """Judges a claim on all kinds of text and on the rise of the prose loss.
+
+    Args:
+      found: the rows.
+      claim: the claim.
+      lengths: as for `judge`.
+      comparator: as for `judge`.
+    """
+    verdicts = {m: judge(found, claim, m, lengths, comparator) for m in KINDS}
+    prose = verdicts[PROSE]
+    if prose.outcome == "refuted":
+        return "refuted"
+    if any(verdict.outcome != "confirmed" for verdict in verdicts.values()):
+        return "not yet decided"
+    _, seen = visible(found, claim.method, prose.cells)
+    return "not yet decided" if seen else "confirmed"
 
 
 def _shared(

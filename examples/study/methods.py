@@ -17,6 +17,7 @@ FORMER_NAMES = {
 # The options of a method that determine its rows. FORMS are part of a row's key only if
 # they differ from the defaults, which the first rows have.
 FORMS = ("covariance_dtype", "covariance_block_size", "covariance_rank")
+FORMS += ("after", "after_share")
 DECISIVE = (
     *("update_fraction", "exponent", "damping", "lora", "b1", "b2", "eps"),
     *("weight_decay", "clip_norm", "schedule"),
@@ -150,6 +151,10 @@ def _longer(factor: float) -> Method:
     return Method(title, "adamw", longer=factor)
 
 
+def _rival(title: str, optimizer: str = "adamw", **options: Any) -> Method:
+    return Method(title, optimizer, 1e-4, options)
+
+
 def _mofo(title: str, optimizer: str) -> Method:
     return Method(title, optimizer, 1e-4, {"update_fraction": 0.15})
 
@@ -216,6 +221,32 @@ METHODS: dict[str, Method] = {
     ),
     **_SETTINGS,
 }
+# Other methods against forgetting, each with several strengths.
+_RIVALS: dict[str, Method] = {
+    **{
+        f"pull_{value}": _rival(f"L2 pull {value}", "l2", strength=float(value))
+        for value in (300, 1000, 3000)
+    },
+    **{
+        f"ewc_{value}": _rival(f"EWC {value}", "ewc", strength=float(value))
+        for value in ("1e4", "1e5", "1e6")
+    },
+    **{
+        f"projection_{value:g}": _rival(
+            f"projection decay {value:g}", "projection", strength=value
+        )
+        for value in (1.0, 3.0)
+    },
+    **{
+        f"pruned_{value:g}": _rival(
+            f"AdamW, {value:.0%} of the difference kept",
+            after="prune",
+            after_share=value,
+        )
+        for value in (0.5, 0.2)
+    },
+}
+METHODS |= _RIVALS
 METHODS["inverse_weak_replay"] = dataclasses.replace(
     METHODS["inverse_weak"],
     title="inverse input covariance 0.3, replay",
@@ -225,3 +256,4 @@ CONTROLS = ("adamw_warmup", "adamw_b2", "adamw_frozen", "adamw_batch")
 REPLAY = ("replay", "replay_tenth", "inverse_weak_replay")
 EQUAL_TIME = ("adamw_rule_time", "adamw_replay_time")
 SETTINGS = tuple(_SETTINGS)
+RIVALS = tuple(_RIVALS)

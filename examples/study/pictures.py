@@ -157,9 +157,7 @@ def why(rows: Sequence[Row], path: pathlib.Path) -> None:
     right.axvline(1, color=BASE_COLOR, linewidth=0.8)
     right.plot([drift / own for drift in drifts.values()], list(drifts), "o")
     right.invert_yaxis()
-    right.set(
-        xlabel="KL on prose over AdamW's, for steps of the same length", xscale="log"
-    )
+    right.set(xlabel="KL on prose over AdamW's, at equal length", xscale="log")
     right.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
     right.xaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
     right.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())

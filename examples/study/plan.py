@@ -10,7 +10,14 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from examples.study.budget import Budget
-from examples.study.methods import CONTROLS, EQUAL_TIME, METHODS, REPLAY, SETTINGS
+from examples.study.methods import (
+    CONTROLS,
+    EQUAL_TIME,
+    METHODS,
+    REPLAY,
+    RIVALS,
+    SETTINGS,
+)
 
 START = "start"  # as a method: the start itself, without training
 PILOT_RATES = (5e-5, 1e-4, 2e-4)
@@ -142,11 +149,14 @@ def next_rate(
 
 
 def first_rate(losses: Losses, cell: Cell) -> float:
-    """Returns the first rate of a cell: the lower one that its seed 0 needed."""
+    """Returns the first rate of a cell: the lower one that another seed needed."""
     wanted = level(losses, cell.task, cell.steps)
-    known = rates(losses, dataclasses.replace(cell, seed=PILOT_SEED))
-    found = bracket(known, wanted) if wanted is not None else None
-    return found[0] if found else METHODS[cell.method].first
+    if wanted is not None:
+        for seed in (PILOT_SEED, *SEEDS):
+            known = rates(losses, dataclasses.replace(cell, seed=seed))
+            if found := bracket(known, wanted):
+                return found[0]
+    return METHODS[cell.method].first
 
 
 def next_run(losses: Losses, cell: Cell) -> Run | None:
@@ -171,12 +181,15 @@ class Step:
     cells: Sequence[Cell]
 
 
-def steps(budget: Budget, tasks: Iterable[str]) -> list[Step]:
-    """Returns the steps of the protocol, in order.
+def steps(
+    budget: Budget, tasks: Iterable[str], comparator: str = "adamw"
+) -> list[Step]:
+    """Returns the steps of the protocol that are runs of one model, in order.
 
     Args:
       budget: the length of runs.
       tasks: the tasks whose data are available, the main one first.
+      comparator: the method that all others are compared with.
     """
     main, *others = tasks
 
@@ -186,29 +199,30 @@ def steps(budget: Budget, tasks: Iterable[str]) -> list[Step]:
         return [Cell(task, name, length, seed) for seed in seeds for name in names]
 
     short, long = budget.short, budget.long
-    plain = ("adamw", "mofo")
-    rules = (*RULE, *COMBINED)
+    # The pilots of AdamW define the levels, also for another comparator.
+    own = tuple(dict.fromkeys(("adamw", comparator)))
+    claimed = (*own, *RULE, *COMBINED)
     return [
         Step("pilots", [Cell(main, "adamw", short, PILOT_SEED)]),
         Step("choice", cells(main, short, (PILOT_SEED,), CANDIDATES)),
         Step("settings", cells(main, short, (PILOT_SEED,), SETTINGS)),
-        Step("confirmation", cells(main, short, (0, *SEEDS), (*plain, *rules))),
+        Step("rivals", cells(main, short, (PILOT_SEED,), RIVALS)),
+        Step("confirmation", cells(main, short, (0, *SEEDS), (*claimed, "mofo"))),
         Step("controls", cells(main, short, CONTROL_SEEDS, ("adamw", *CONTROLS))),
         *(
-            Step(f"confirmation, {task}", cells(task, short, (0, *SEEDS), all_))
-            for task in others
-            for all_ in [("adamw", *RULE, "mofo")]
-        ),
-        Step("long runs", cells(main, long, (0, *SEEDS), (*plain, *RULE))),
-        *(
             Step(
-                f"long runs, {task}",
-                cells(task, long, (0, *SEEDS[:3]), ("adamw", *RULE)),
+                f"confirmation, {task}",
+                cells(task, short, (0, *SEEDS), (*claimed, "mofo")),
             )
             for task in others
         ),
-        Step("replay", cells(main, short, (0, *SEEDS), ("adamw", *REPLAY))),
-        Step("equal time", cells(main, short, (0, *SEEDS), ("adamw", *EQUAL_TIME))),
+        Step("long runs, MoFO", cells(main, long, (0, *SEEDS), (*own, "mofo"))),
+        *(
+            Step(f"long runs, {task}", cells(task, long, (0, *SEEDS[:3]), claimed))
+            for task in (main, *others)
+        ),
+        Step("replay", cells(main, short, (0, *SEEDS), (*own, *REPLAY))),
+        Step("equal time", cells(main, short, (0, *SEEDS), (*own, *EQUAL_TIME))),
     ]
 
 

@@ -15,10 +15,11 @@ from examples.finetune.command.optimizers import COVARIANCES, FISHER, NEEDS
 from examples.finetune.data.encoding import Example
 from examples.finetune.evaluation import token_losses
 from examples.finetune.model import pretrained
-from examples.finetune.training import movement, replay
+from examples.finetune.training import after, movement, replay
 from examples.finetune.training.own_text import Text
-from examples.study import chat, own_texts, rows, start, texts
+from examples.study import chat, deciding, own_texts, rows, start, texts
 from examples.study.budget import BUDGETS, Budget
+from examples.study.comparing import Compared
 from examples.study.measuring import Measured, Reference, Scales
 from examples.study.methods import METHODS, OwnTexts
 from examples.study.options import Options
@@ -159,8 +160,10 @@ class Study:
         Raises:
           InputError: there is no step of a given name.
         """
-        wanted = self.options
-        every = steps(self.budget, self.texts.tasks)
+        wanted, tasks = self.options, list(self.texts.tasks)
+        found = Compared(self._rows())
+        own = deciding.comparator(found, tasks[0], self.budget.short)
+        every = steps(self.budget, tasks, own or "adamw")
         known = [step.name for step in every]
         for name in wanted.step:
             if name not in known:
@@ -179,13 +182,15 @@ class Study:
 
     def losses(self) -> Losses:
         """Returns the task losses of the stored rows."""
-        kept = rows.read(self.file)
-        return {
-            run: rows.task_loss(row, rows.start_of(kept, run.task))
-            for row in kept
+        return Compared(self._rows()).losses
+
+    def _rows(self) -> list[rows.Row]:
+        return [
+            row
+            for row in rows.read(self.file)
             if (run := rows.run_of(row)).task in self.texts.tasks
             and row["key"] == self.key(run)
-        }
+        ]
 
     def scales(self, task: str) -> tuple[Scales, Reference]:
         """Returns the measurements of a task, and the start's data for comparison.
@@ -262,11 +267,17 @@ class Study:
             method.batches,
             replayed,
         )
-        return self.trainer.train(
+        trained = self.trainer.train(
             *(method.optimizer, method.config(run.seed), run.rate, self.start, course),
             self.information(method.optimizer, method.own_texts),
             method.frozen,
         )
+        params = after.change(
+            method.config(run.seed),
+            trained.params,
+            lambda: self.trainer.begin(self.start),
+        )
+        return trained._replace(params=params)
 
     def _keep(self, run: Run, row: Measured, began: float) -> rows.Row:
         about = {

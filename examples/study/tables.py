@@ -23,10 +23,11 @@ def markdown(found: Compared, screened: Sequence[Row]) -> str:
     lines = [
         "# Tables of the study",
         "",
-        "Made from `rows.jsonl` alone by `python -m examples.study --report`. Losses "
-        "and KL are in nats per token; KL is forward, from the start. Brackets hold "
-        "95% intervals over items and seeds. [The protocol](../../PROTOCOL.md) defines "
-        "levels, measures and intervals.",
+        "Made from `rows.jsonl`, and the screen from `screen.jsonl`, by `python -m "
+        "examples.study --report`. Losses and KL are in nats per token; KL is forward, "
+        "from the start. Brackets hold 95% intervals over items and seeds; those of "
+        "single runs and of the screen are over items. [The "
+        "protocol](../../PROTOCOL.md) defines levels, measures and intervals.",
         "",
     ]
 
@@ -34,7 +35,8 @@ def markdown(found: Compared, screened: Sequence[Row]) -> str:
         return screening.table(screened) if screened else ["It has no rows yet."]
 
     for heading, section in (
-        ("At equal task loss", first),
+        (f"At equal task loss: the {PRIMARY:.0%} level", first),
+        (f"At the {SECONDARY:.0%} level", secondary),
         ("What the protocol decides", decided),
         ("Seeds that were used for choosing", choosing),
         ("Settings of the rule", settings),
@@ -50,6 +52,11 @@ def markdown(found: Compared, screened: Sequence[Row]) -> str:
 def first(found: Compared) -> Lines:
     """Compares every method with AdamW, on the deciding seeds."""
     return _against(found, plan.SEEDS)
+
+
+def secondary(found: Compared) -> Lines:
+    """Compares the cells that also reach the other level, on the deciding seeds."""
+    return first(Compared(found.rows.values(), SECONDARY))
 
 
 def choosing(found: Compared) -> Lines:
@@ -139,7 +146,10 @@ def decided(found: Compared) -> Lines:
     short = min(steps for task, steps in found.lengths if task == main)
     own = deciding.comparator(found, main, short)
     lines = [
-        f"The comparator is {METHODS[own].title}: by the rule of the protocol, on "
+        "The controls are not complete, so that the comparator is not known. Ratios "
+        "are to AdamW, and nothing is decided."
+        if own is None
+        else f"The comparator is {METHODS[own].title}: by the rule of the protocol, on "
         f"{main} with {short} steps.",
         "",
     ]
@@ -148,23 +158,27 @@ def decided(found: Compared) -> Lines:
         for claim in deciding.CLAIMS
         for measure in deciding.KINDS
     ]
-    heads = ["method", "claim", "", "pooled ratio", "decided from", "missing"]
+    heads = ["method", "claim", "outcome", "pooled ratio", "from", "missing"]
     lines += table(heads, body) if body else ["No setting of the rule is chosen yet."]
     for claim in deciding.CLAIMS:
-        verdict = deciding.judge(found, claim, PROSE, deciding.LENGTHS, own)
+        asked = deciding.lengths(found)
+        verdict = deciding.judge(found, claim, PROSE, asked, own)
         if verdict.cells:
             rise, seen = deciding.visible(found, claim.method, verdict.cells)
-            lines += ["", f"{METHODS[claim.method].title}: the loss on prose rises by "]
-            lines[-1] += (
-                f"{ranged(rise, SIGNED)}, which is {'' if seen else 'not '}visible."
-            )
+            whole = deciding.judge_all(found, claim, asked, own)
+            lines += [
+                "",
+                f"{METHODS[claim.method].title}: the loss on prose changes by "
+                f"{ranged(rise, SIGNED)}, which is {'' if seen else 'not '}a visible "
+                f"rise. The claim as a whole is {whole}.",
+            ]
     return lines
 
 
 def _judged(
-    found: Compared, claim: deciding.Claim, measure: Measure, own: str
+    found: Compared, claim: deciding.Claim, measure: Measure, own: str | None
 ) -> list[str]:
-    verdict = deciding.judge(found, claim, measure, deciding.LENGTHS, own)
+    verdict = deciding.judge(found, claim, measure, deciding.lengths(found), own)
 
     def named(lengths: list[tuple[str, int]]) -> str:
         return ", ".join(f"{task} {steps}" for task, steps in lengths) or "-"
@@ -183,17 +197,14 @@ def levels(found: Compared) -> Lines:
     """Returns the task losses at which methods are compared."""
     heads = ["task", "steps", "start", "AdamW's pilots: rate and task loss"]
     heads += [f"{share:.0%} level" for share in (PRIMARY, SECONDARY)]
-    body = []
+    other, body = Compared(found.rows.values(), SECONDARY), []
     for task, steps in found.lengths:
         pilots = plan.rates(found.losses, plan.Cell(task, OWN, steps, plan.PILOT_SEED))
         body.append(
             [
                 *(task, str(steps), f"{found.losses[Run(task, START)]:.4f}"),
                 ", ".join(f"{rate:g}: {loss:.4f}" for rate, loss in pilots.items()),
-                *(
-                    f"{found.level(task, steps, share)[0]:.4f}"
-                    for share in (PRIMARY, SECONDARY)
-                ),
+                *(f"{one.level(task, steps)[0]:.4f}" for one in (found, other)),
             ]
         )
     return table(heads, body) if body else ["No pilot is done yet."]

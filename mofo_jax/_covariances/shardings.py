@@ -137,10 +137,11 @@ def moved_off(
     shape: Sequence[int],
     axes: Sequence[int],
     kept: Sequence[int],
-) -> NamedSharding:
-    """Returns the sharding of an array after moving mesh axes off some of its axes.
+) -> list[NamedSharding]:
+    """Returns shardings of an array on the way to one that leaves some axes whole.
 
-    The mesh axes of these axes shard another axis, if they divide it evenly.
+    The mesh axes of each of these axes, one after the other, shard another axis if they
+    divide it evenly. Moving several at once would make the compiler gather the array.
 
     Args:
       sharding: The sharding of the array.
@@ -149,15 +150,21 @@ def moved_off(
       kept: The axes whose sharding must not change.
     """
     spec: list[Any] = list(sharding.spec)
-    moved = _names(spec[axis] for axis in axes)
+    others = [axis for axis in range(len(shape)) if axis not in (*axes, *kept)]
+    result = []
     for axis in axes:
+        moved = _names([spec[axis]])
+        if not moved:
+            continue
         spec[axis] = None
-    for axis in range(len(shape)):
-        names = (*_names([spec[axis]]), *moved)
-        parts = math.prod(sharding.mesh.shape[name] for name in names)
-        if axis not in (*axes, *kept) and moved and shape[axis] % parts == 0:
-            spec[axis], moved = names, []
-    return NamedSharding(sharding.mesh, PartitionSpec(*spec))
+        for other in others:
+            names = (*_names([spec[other]]), *moved)
+            parts = math.prod(sharding.mesh.shape[name] for name in names)
+            if shape[other] % parts == 0:
+                spec[other] = names
+                break
+        result.append(NamedSharding(sharding.mesh, PartitionSpec(*spec)))
+    return result
 
 
 def along(sharding: NamedSharding, axes: Sequence[int], rank: int) -> NamedSharding:

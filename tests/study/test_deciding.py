@@ -9,6 +9,7 @@ import scipy.stats
 from examples.study import deciding
 from examples.study.comparing import CODE, PROSE, Compared
 from examples.study.deciding import Claim
+from examples.study.methods import CONTROLS
 from examples.study.rows import Row
 from tests.study import made_rows
 from tests.study.made_rows import STEPS, TASK
@@ -62,6 +63,36 @@ def test_a_claim_is_open_while_a_task_is_missing():
     assert verdict.missing == [("gsm8k", STEPS)]
 
 
+def test_a_claim_is_open_while_the_comparator_is_not_known():
+    found = Compared(rows([0.30, 0.31, 0.29]))
+    decided, open_ = (
+        deciding.judge(found, CLAIM, PROSE, LENGTHS, own) for own in ("adamw", None)
+    )
+    assert decided.outcome == "confirmed" and open_.outcome == "not yet decided"
+    assert open_.ratio == decided.ratio
+
+
+@pytest.mark.parametrize(
+    ("factor", "rise", "outcome"),
+    [
+        (0.3, 0.0, "confirmed"),
+        # A visible rise of the prose loss, or too much drift.
+        (0.3, 0.1, "not yet decided"),
+        (0.6, 0.0, "refuted"),
+    ],
+)
+def test_a_claim_as_a_whole(
+    factor: float, rise: float, outcome: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(deciding, "LEARNED", {})
+    made = rows([factor * change for change in (1, 1.01, 0.99)])
+    for row in made:
+        if "inverse" in row["key"]["run"]:
+            losses = row["sets"]["prose"]["losses"]
+            row["sets"]["prose"]["losses"] = [loss + rise for loss in losses]
+    assert deciding.judge_all(Compared(made), CLAIM, LENGTHS, "adamw") == outcome
+
+
 def test_a_task_of_code_is_not_judged_on_code():
     assert deciding.LEARNED[CODE] == TASK
     found = Compared(rows([0.30, 0.31, 0.29]))
@@ -83,16 +114,25 @@ def test_a_rise_is_visible_if_its_interval_is_above_zero():
 
 def test_the_best_control_becomes_the_comparator():
     made = made_rows.rows()
+    factors = {"adamw_b2": 0.8, "adamw_warmup": 0.95}
     for seed in (0, 1):
         if seed == 1:
             made.append(made_rows.row("adamw", 5e-5, 1.1, 0.01, seed=seed))
             made.append(made_rows.row("adamw", 1e-4, 1.0, 0.04, seed=seed))
-        for name, factor in (("adamw_b2", 0.8), ("adamw_warmup", 0.95)):
+        for name in CONTROLS:
+            factor = factors.get(name, 1.0)
             weak, strong = (1.2, 0.01) if seed == 0 else (1.1, 0.01)
             made.append(made_rows.row(name, 5e-5, weak, strong * factor, seed=seed))
             made.append(made_rows.row(name, 1e-4, 1.0, 0.04 * factor, seed=seed))
     assert deciding.comparator(Compared(made), TASK, STEPS) == "adamw_b2"
-    kept = [row for row in made if "adamw_b2" not in row["key"]["run"]]
+    for row in made:
+        if "adamw_b2/" in row["key"]["run"]:
+            row["sets"]["prose"]["divergences"] = [
+                sum_ * 0.95 / 0.8 for sum_ in row["sets"]["prose"]["divergences"]
+            ]
     # An improvement by five percent is not enough.
-    assert deciding.comparator(Compared(kept), TASK, STEPS) == "adamw"
-    assert deciding.comparator(Compared(made_rows.rows()), TASK, STEPS) == "adamw"
+    assert deciding.comparator(Compared(made), TASK, STEPS) == "adamw"
+    for name in CONTROLS:
+        kept = [row for row in made if f"/{name}/" not in row["key"]["run"]]
+        assert deciding.comparator(Compared(kept), TASK, STEPS) is None
+    assert deciding.comparator(Compared([made_rows.start()]), TASK, STEPS) is None

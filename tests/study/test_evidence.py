@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from examples.study import evidence, pictures, tables
+from examples.study import evidence, pictures, plan, tables
 from examples.study.comparing import (
     CODE,
     MARGINS,
@@ -92,7 +92,28 @@ def test_methods_are_compared_at_the_level():
     assert less is not None and less.value == pytest.approx(0.1 - 0.2)
     rise = found.alone(TASK, "mofo", STEPS, PROSE_RISE, seeds)
     assert rise is not None and rise.value == pytest.approx(0.1)
-    assert found.cost(TASK, "mofo", STEPS, "adamw") == 2.0
+
+
+def test_the_secondary_level():
+    found = Compared(made_rows.rows(), plan.SECONDARY)
+    # AdamW reduces the loss from 2 to 1, and has this loss at its lower rate.
+    assert found.level(TASK, STEPS)[0] == pytest.approx(1.1)
+    own = found.at(Cell(TASK, "adamw", STEPS, 11), PROSE)
+    assert own is not None and math.exp(own[0]) == pytest.approx(0.01)
+    text = "\n".join(tables.secondary(Compared(made_rows.rows())))
+    assert "| AdamW | 3 | 0.0100 [" in text
+
+
+def test_the_time_of_a_step_is_compared_within_a_seed_and_undisturbed():
+    rows = made_rows.rows()
+    assert Compared(rows).cost(TASK, "mofo", STEPS, "adamw") == 2.0
+    for row in rows:
+        if "/11/5e-05" in row["key"]["run"] and "mofo" not in row["key"]["run"]:
+            row["seconds_per_step"] *= 9  # by another program
+        if "/13/" in row["key"]["run"]:
+            row["seconds_per_step"] *= 3  # on a slower machine
+    assert Compared(rows).cost(TASK, "mofo", STEPS, "adamw") == 2.0
+    assert Compared(rows).cost(TASK, "inverse", STEPS, "adamw") is None
 
 
 def test_single_runs_are_compared_at_their_own_task_loss():

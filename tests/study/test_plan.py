@@ -1,12 +1,13 @@
 """The order of runs."""
 
+import dataclasses
 import math
 
 import pytest
 
 from examples.finetune.command.errors import InputError
 from examples.finetune.training.optimizers import OPTIMIZERS
-from examples.study import options, plan, rows, study
+from examples.study import deciding, options, plan, rows, study
 from examples.study.budget import BUDGETS
 from examples.study.methods import METHODS, REPLAY
 from examples.study.plan import Cell, Run
@@ -14,6 +15,7 @@ from examples.study.plan import Cell, Run
 START = Run("gsm8k", plan.START)
 PILOT = Cell("gsm8k", "adamw", 24, 0)
 CELL = Cell("gsm8k", "mofo", 24, 11)
+RATES = [2e-4, 4e-4]
 
 
 def learned(rate: float, best: float = 1e-4, depth: float = 1.0) -> float:
@@ -67,7 +69,7 @@ def test_a_bracket_is_where_a_higher_rate_learns_more():
     assert plan.bracket({1e-4: 1.0, 2e-4: 1.3}, 1.1) is None
 
 
-def test_seeds_begin_where_seed_0_ended():
+def test_seeds_begin_where_others_ended():
     losses = {START: 2.0} | done(PILOT, [5e-5, 1e-4, 2e-4])
     own = Cell("gsm8k", "mofo", 24, 0)
     assert plan.next_run(losses, CELL) == CELL.at(METHODS["mofo"].first)
@@ -75,6 +77,10 @@ def test_seeds_begin_where_seed_0_ended():
     assert plan.next_run(losses, CELL) == CELL.at(2e-4)
     losses |= done(CELL, [2e-4, 4e-4], best=4e-4)
     assert plan.next_run(losses, CELL) is None
+    # Without seed 0 too.
+    losses = {run: loss for run, loss in losses.items() if run not in done(own, RATES)}
+    after = dataclasses.replace(CELL, seed=12)
+    assert plan.next_run(losses, after) == after.at(2e-4)
 
 
 def test_the_plan_runs_to_its_end_round_by_round():
@@ -93,8 +99,19 @@ def test_the_plan_runs_to_its_end_round_by_round():
     cells = {cell for step in steps for cell in step.cells}
     assert len(order) >= 2 * len(cells)
     assert all(seeds == sorted(seeds) for seeds in rounds.values())
-    for name in ("confirmation", "long runs", "replay", "equal time"):
+    for name in ("confirmation", "long runs, MoFO", "replay", "equal time"):
         assert set(plan.SEEDS) <= set(rounds[name]) <= {0, *plan.SEEDS}
+
+
+def test_what_is_claimed_is_run_in_every_task_and_length():
+    budget = BUDGETS["cpu"]
+    every = plan.steps(budget, deciding.TASKS, comparator="adamw_b2")
+    cells = {cell for step in every for cell in step.cells}
+    compared = ("adamw", "adamw_b2", *(claim.method for claim in deciding.CLAIMS))
+    for task in deciding.TASKS:
+        for steps, seeds in ((budget.short, plan.SEEDS), (budget.long, (11, 12, 13))):
+            for seed in seeds:
+                assert {Cell(task, name, steps, seed) for name in compared} <= cells
 
 
 def test_the_plan_lists_the_remaining_runs():

@@ -1,7 +1,6 @@
 """The inverse covariance of sharded parameters: the same steps for every sharding."""
 
 import functools
-import math
 import re
 from typing import Any
 
@@ -94,10 +93,27 @@ def trees() -> list[dict[str, jax.Array]]:
     ]
 
 
-def gathered(text: str) -> set[int]:
-    """Returns how many numbers the results of a program's all-gathers have."""
+def gathered(text: str) -> set[tuple[int, ...]]:
+    """Returns the shapes of the results of a program's all-gathers."""
     shapes = re.findall(r"= \(?\w+\[([\d,]*)\]\S* all-gather", text)
-    return {math.prod(map(int, shape.split(","))) for shape in shapes}
+    return {tuple(map(int, shape.split(","))) for shape in shapes}
+
+
+def gathered_of(state: Any, spec: dict[str, P]) -> set[tuple[int, ...]]:
+    """Returns the shapes of the matrices that have to be gathered, at most one stack.
+
+    Args:
+      state: the state of the inverse covariance.
+      spec: of the parameters.
+    """
+    # One layer at a time, or the device's layers if layers are sharded.
+    layers = 1 if spec["layers"][:1] in ((), (None,)) else SHAPES["layers"][0] // 4
+    lead = {"layers": (layers,)}
+    return {
+        (*lead.get(name, ()), *leaf.shape[len(AXES[name][1]) :])
+        for name, factor in state.factors.items()
+        for leaf in jax.tree.leaves(factor)
+    }
 
 
 def sharded(mesh: Any, name: str) -> tuple[Any, list[Any], dict[str, InputCovariance]]:
@@ -131,9 +147,9 @@ def test_sharded_as_on_one_device(name: str, options: str, kind: str) -> None:
         for gradient in grads:
             params, state = compiled(params, state, gradient)
     assert jax.tree.map(jax.typeof, (params, state)) == types
-    if options == "whole" and name in ("rows", "columns", "both"):
-        # The matrices are gathered, and neither parameters nor updates.
-        assert gathered(compiled.as_text()) == {16**2, 32**2}
+    # The matrices are gathered, and neither parameters nor updates.
+    wanted = set() if name == "replicated" else gathered_of(state[1], SPECS[name])
+    assert gathered(compiled.as_text()) == wanted
     for key, desired in alone(options).items():
         np.testing.assert_allclose(params[key], desired, rtol=1e-3, atol=1e-3)
         assert params[key].sharding.is_equivalent_to(places[key], params[key].ndim)
@@ -141,6 +157,42 @@ def test_sharded_as_on_one_device(name: str, options: str, kind: str) -> None:
         for leaf in jax.tree.leaves(factor):
             divided = leaf.sharding.shard_shape(leaf.shape) != leaf.shape
             assert divided == (SPECS[name][key] != P())
+
+
+def test_a_matrix_is_gathered_once_for_all_parameters_with_the_input() -> None:
+    widths = {"query": 24, "key": 8, "value": 8}
+    matrix = jnp.asarray(covariance("layers"))
+    rng = random_generator()
+    updates = {
+        name: jnp.float32(rng.normal(size=(8, 16, width)))
+        for name, width in widths.items()
+    }
+    alone_ = {
+        name: InputCovariance(matrix, *AXES["layers"], source="query")
+        for name in widths
+    }
+    optimizer = mofo_jax.scale_by_inverse_covariance(alone_)
+    desired, _ = optimizer.update(updates, optimizer.init(updates))
+    mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
+    place = NamedSharding(mesh, P(None, "a", "b"))
+    updates = jax.device_put(updates, place)
+    matrix = jax.device_put(matrix, follow(updates["query"], *AXES["layers"], 16))
+    optimizer = mofo_jax.scale_by_inverse_covariance(
+        {
+            name: InputCovariance(
+                matrix, *AXES["layers"], source="query", sharding=place
+            )
+            for name in widths
+        }
+    )
+    with jax.set_mesh(mesh):
+        state = optimizer.init(updates)
+        compiled = jax.jit(optimizer.update).lower(updates, state).compile()
+        made, _ = compiled(updates, state)
+    assert (compiled.as_text() or "").count(" all-gather(") == 1
+    assert len(state.factors) == 1
+    for name in widths:
+        np.testing.assert_allclose(made[name], desired[name], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("options", OPTIONS)

@@ -1,0 +1,122 @@
+"""The benchmark's stored results, their tables and their picture."""
+
+import io
+import pathlib
+
+import jax
+import rich.console
+
+from examples.benchmarks import picture, tables
+from examples.benchmarks.results import Results, file_name
+
+ROW = {"seconds": 0.05, "rounds": 9, "ratio": [1.5, 2.25, 3.0], "compile_seconds": 1.5}
+SAME = {"seconds": 0.02, "rounds": 9, "ratio": [1.0, 1.0, 1.0]}
+TIMED = {"arms": {"adamw": SAME, "mofo": ROW, "jnp.sort": {"skipped": "left out: x"}}}
+BUILT = {
+    "temporary_share": 0.5,
+    "compile_seconds": 2.0,
+    "lowering_seconds": 0.5,
+    "all_reduce": 3,
+}
+SENT = {
+    "argument_bytes": 4e6,
+    "temporary_bytes": 3e6,
+    "collectives": 9,
+    "collectives_in_loops": 5,
+    "collective_bytes": 2.5e6,
+    "collective_bytes_in_loops": 1e6,
+}
+STORED = {
+    "steps": {"small, float32": TIMED, "llama, float32": {"skipped": "too large"}},
+    "pytorch": {"small": {**TIMED, "mofo_beside_topk": [0.04, 0.05, 0.06]}},
+    "passes": {
+        "8 x 128 tokens": {
+            **TIMED,
+            "passes": {"10": {"float32": {"kernels": {"most": 4, "mean": 2.75}}}},
+        }
+    },
+    "compiled": {
+        "v5p:4x4x4, bare step": {
+            "tensors": 291,
+            "programs": {
+                "adamw": BUILT,
+                "mofo": {**BUILT, "temporary_share": 0.625, "compile_seconds": 5.0},
+            },
+        },
+        "v5p:4x4x4, pod step": {"programs": {"mofo": BUILT | SENT}},
+        "v5p:4x4x4, inverse covariance, 7B": {
+            "programs": {"blocks": BUILT | SENT | {"collectives": 20}}
+        },
+    },
+}
+
+
+def test_tables_show_what_is_stored() -> None:
+    console = rich.console.Console(file=io.StringIO())
+    tables.show(STORED, console)
+    shown = console.file.getvalue()
+    lines = [[cell.strip() for cell in line.split("│")] for line in shown.splitlines()]
+    cells = [line[1:-1] for line in lines if len(line) > 2]
+    times = ["50.0", "2.25", "1.50 to 3.00", "9", "-", "1.5"]
+    assert cells.count(["", "mofo", *times]) == 3
+    assert ["8 x 128 tokens", "10", "float32", "4, 2.8", "-", "-", "-"] in cells
+    assert ["", "", "difference", "0.1250", "0", *"---", "2.50x", "1.00x"] in cells
+    sent = ["5", "1.50", "1.00", "2"]
+    for row in (
+        ["v5p:4x4x4, pod step", "mofo", "4.0", "3.0", "9", *sent],
+        ["v5p:4x4x4, inverse covariance, 7B", "blocks", "4.0", "3.0", "20", *sent],
+    ):
+        assert cells.count(row) == 1
+    assert "0.050" in shown
+    assert "0.040 to 0.060" in shown
+    assert "steps, llama, float32: too large" in shown
+
+
+def test_the_picture_shows_what_is_stored(tmp_path: pathlib.Path) -> None:
+    bar = picture.Bar("mofo", 1.5, 2.25, 3.0)
+    assert picture.bars(STORED) == {
+        "small, float32": [bar],
+        "beside PyTorch, small": [bar],
+        "training step, 8 x 128 tokens": [bar],
+    }
+    path = tmp_path / "cpu.png"
+    assert not picture.draw(path, {"steps": {"small": {"skipped": "x"}}}, "cpu")
+    assert not path.exists()
+    assert picture.draw(path, STORED, "cpu")
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert [file.name for file in tmp_path.iterdir()] == ["cpu.png"]
+
+
+def test_results_are_merged(tmp_path: pathlib.Path) -> None:
+    one, other = (Results(tmp_path / "results", "TPU v5 lite") for _ in range(2))
+    one.put("steps", "small", {"arms": {"mofo": 1}})
+    other.put("pytorch", "small", {"arms": {}})
+    one.put("steps", "matrix", {"skipped": "too large"})
+    one.put("steps", "small", {"arms": {"mofo": 2}})
+    other.put("steps", "small", {"skipped": "not here"})
+    parts = Results(tmp_path / "results", "TPU v5 lite").read()
+    assert parts["steps"]["small"]["arms"] == {"mofo": 2}
+    assert parts["steps"]["matrix"]["skipped"] == "too large"
+    assert parts["pytorch"]["small"]["arms"] == {}
+    environment = parts["steps"]["small"]["environment"]
+    assert environment["jax"] == jax.__version__
+    assert environment["cores"] >= 1
+    assert [file.name for file in (tmp_path / "results").iterdir()] == [
+        "tpu-v5-lite.json"
+    ]
+
+
+def test_a_measurement_replaces_the_reason_for_skipping_it(
+    tmp_path: pathlib.Path,
+) -> None:
+    results = Results(tmp_path, "cpu")
+    results.put("compiled", "v5e:2x4", {"skipped": "needs libtpu"})
+    assert list(results.read()["compiled"]) == ["v5e:2x4"]
+    results.put("compiled", "v5e:2x4, bare step", {"programs": {}})
+    results.put("compiled", "v5e:2x4", {"skipped": "needs libtpu"})
+    assert list(results.read()["compiled"]) == ["v5e:2x4, bare step"]
+
+
+def test_files_are_named_by_device() -> None:
+    assert file_name("NVIDIA H100 80GB HBM3") == "nvidia-h100-80gb-hbm3"
+    assert file_name("cpu") == "cpu"
