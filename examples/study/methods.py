@@ -229,7 +229,7 @@ _RIVALS: dict[str, Method] = {
     },
     **{
         f"ewc_{value}": _rival(f"EWC {value}", "ewc", strength=float(value))
-        for value in ("1e4", "1e5", "1e6")
+        for value in ("1e2", "1e3", "1e4")
     },
     **{
         f"projection_{value:g}": _rival(
