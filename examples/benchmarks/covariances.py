@@ -5,6 +5,7 @@ a model, so nothing is trained and no accelerator is needed. The part `compiled`
 `examples.benchmarks.optimizer_step` compiles steps with it.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -43,6 +44,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "bfloat16, 512 directions": {"dtype": "bfloat16", "rank": 512},
     "bfloat16, 128 directions": {"dtype": "bfloat16", "rank": 128},
 }
+UNSHARED = "float32, one for each kernel"
 # The forms for which steps are compiled.
 COMPILED = "float32", "bfloat16, blocks of 2048", "bfloat16, 128 directions"
 # Tokens of the training step with which operations are compared.
@@ -109,17 +111,26 @@ def costs(model: Model) -> Entry:
     """Returns the costs of each form, by its name.
 
     Returns:
-      For each form `bytes`, the size of the matrices; `share`, their size divided by
-      that of the parameters; `operations`, the floating-point operations of an update;
-      and `step_share`, these divided by the operations of a training step of
-      `STEP_TOKENS` tokens, which are 6 per parameter and token.
+      For each form, and without sharing of matrices, `bytes`, the size of the matrices;
+      `share`, their size divided by that of the parameters; `operations`, the
+      floating-point operations of an update; and `step_share`, these divided by the
+      operations of a training step of `STEP_TOKENS` tokens, which are 6 per parameter
+      and token.
     """
     leaves = jax.tree.leaves(model.params)
     size = sum(leaf.dtype.itemsize * leaf.size for leaf in leaves)
     whole = 6 * STEP_TOKENS * sum(leaf.size for leaf in leaves)
+    # A covariance without a source is not shared.
+    alone = jax.tree.map(
+        lambda covariance: dataclasses.replace(covariance, source=""),
+        model.covariances,
+        is_leaf=lambda node: isinstance(node, mofo_jax.InputCovariance),
+    )
+    given = {UNSHARED: (alone, {})}
+    given |= {name: (model.covariances, form) for name, form in FORMS.items()}
     found = {}
-    for name, form in tqdm.tqdm(FORMS.items(), desc="forms", unit="form"):
-        rule = mofo_jax.scale_by_inverse_covariance(model.covariances, **form)
+    for name, (known, form) in tqdm.tqdm(given.items(), desc="forms", unit="form"):
+        rule = mofo_jax.scale_by_inverse_covariance(known, **form)
         state = jax.eval_shape(rule.init, model.params)
         factors = jax.tree.leaves(state)
         taken = sum(leaf.dtype.itemsize * leaf.size for leaf in factors)

@@ -159,13 +159,15 @@ def test_both_steps_are_compiled_for_a_mesh(kind: str) -> None:
 def test_the_costs_of_the_inverse_covariance() -> None:
     model = covariances.abstract_model(covariances.MODELS["tiny"])
     found = covariances.costs(model)
-    assert list(found) == list(covariances.FORMS)
+    assert list(found) == [covariances.UNSHARED, *covariances.FORMS]
     # Query, key and value have one input, gate and up another; then there are the
     # inputs of output, of down, and of the head.
     inputs = 2 * (3 * 16**2 + 24**2) + 16**2
     kernels = 2 * ((16 + 2 * 8 + 16 + 2 * 24) * 16**2 + 16 * 24**2) + 32 * 16**2
     whole = found["float32"]
     assert whole["bytes"] == 4 * inputs
+    each = 2 * (6 * 16**2 + 24**2) + 16**2
+    assert found[covariances.UNSHARED]["bytes"] == 4 * each
     assert found["bfloat16"]["bytes"] == 2 * inputs
     size = 4 * llama(covariances.MODELS["tiny"]).coordinates
     assert whole["share"] == whole["bytes"] / size
