@@ -40,12 +40,9 @@ def test_options_that_fit() -> None:
 
 
 def readme(language: str) -> list[str]:
-    """Returns the code blocks about several hosts on the program's page."""
-    text = (processes.ROOT / "examples/finetune/README.md").read_text()
-    _, _, about = text.partition("## On several hosts")
-    return re.findall(
-        rf"```{language}\n(.*?)```", about.partition("\n## ")[0], re.DOTALL
-    )
+    """Returns the code blocks of the page about several hosts."""
+    text = (processes.ROOT / "examples/finetune/several_hosts.md").read_text()
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
 def test_the_recipes_are_commands() -> None:
