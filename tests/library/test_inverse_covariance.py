@@ -24,7 +24,7 @@ def covariance(n: int, *batch: int, seed: int = 0) -> np.ndarray:
     return np.swapaxes(x, -1, -2) @ x / (3 * n)
 
 
-def scaled(u: np.ndarray, a: np.ndarray, damping: float = 0.1) -> np.ndarray:
+def scaled(u: np.ndarray, a: np.ndarray, damping: float = 0.3) -> np.ndarray:
     """Returns an update [n, out] multiplied by the inverse, in float64."""
     n = len(a)
     mean = np.trace(a) / n
@@ -281,7 +281,7 @@ def test_the_product_lowers_the_cost_after_adam_and_not_before_it(
     rng = random_generator()
     inputs = rng.normal(size=(20, 4, 16)) @ np.linalg.cholesky(a).T
     gradients = [as32(x.T @ (rng.normal(size=(4, 8)) + 0.5)) for x in inputs]
-    adam, rule = optax.scale_by_adam(eps=0.0), RULE(InputCovariance(as32(a), (0,)))
+    adam, rule = optax.scale_by_adam(eps=0.0), RULE(InputCovariance(as32(a), (0,)), 0.1)
 
     def cost(*members: optax.GradientTransformation) -> float:
         updates = run(optax.chain(*members), jnp.zeros((16, 8)), gradients)[1]

@@ -48,7 +48,7 @@ def inverse(params: Any) -> Any:
 
     def one(u: np.ndarray, a: Any) -> np.ndarray:
         a = np.asarray(a, np.float64)
-        scale = 0.1 * np.trace(a) / len(a)
+        scale = 0.3 * np.trace(a) / len(a)
         return np.linalg.solve(np.eye(len(a)) + a / scale, np.asarray(u, np.float64))
 
     layers = zip(params["layers"], COVARIANCES["layers"].matrix, strict=True)
@@ -128,7 +128,7 @@ def test_of_some_parameters_only(wrapper: str) -> None:
 
 def test_injected_damping_and_one_compilation() -> None:
     inject = optax.inject_hyperparams(RULE, hyperparam_dtype=jnp.float32)
-    optimizer = inject(COVARIANCES, damping=0.1, dtype="float32")
+    optimizer = inject(COVARIANCES, damping=0.3, dtype="float32")
     state = optimizer.init(PARAMS)
     assert state.hyperparams.keys() == {"damping"}
     (grads,) = gradients_like(PARAMS, 1)

@@ -127,7 +127,7 @@ class Optimizing:
     damping: float = 1e-6
     # Damping of the covariances, for optimizers with inverse_covariance in their names;
     # smaller values spare more.
-    covariance_damping: float = 0.1
+    covariance_damping: float = 0.3
     # Dtype of the covariances. For large models, see also the next two options.
     covariance_dtype: Precision = "float32"
     # Use only diagonal blocks of the covariances of at most this length.

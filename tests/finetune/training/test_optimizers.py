@@ -100,7 +100,7 @@ def by_hand(name: str, rate: optax.Schedule) -> Any:
     members = {
         "adam": optax.scale_by_adam(**adam),
         "rule": mofo_jax.scale_by_inverse_covariance(
-            INFORMATION["covariances"], 0.1, dtype="bfloat16", block_size=4, rank=1
+            INFORMATION["covariances"], 0.3, dtype="bfloat16", block_size=4, rank=1
         ),
         "pull": mofo_jax.pull_to_start(0.5),
     }
