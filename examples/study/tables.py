@@ -100,8 +100,8 @@ def settings(found: Compared) -> Lines:
 
 
 HEADS = (
-    *("method", "seeds", "KL, prose"),
-    *(f"{m.title} over AdamW's" for m in MEASURES if m.ratio),
+    *("method", "seeds"),
+    *(head for m in MEASURES if m.ratio for head in (m.title, "over AdamW's")),
     PROSE_RISE.title,
     *(f"{m.title}, less AdamW's" for m in MEASURES if not m.ratio),
     "time of a step over AdamW's",
@@ -129,8 +129,15 @@ def _method(
     return [
         METHODS[method].title,
         str(len(shared)),
-        ranged(found.alone(*given, PROSE, shared), ".4f"),
-        *(against(measure) for measure in MEASURES if measure.ratio),
+        *(
+            cell
+            for measure in MEASURES
+            if measure.ratio
+            for cell in (
+                ranged(found.alone(*given, measure, shared), ".4f"),
+                against(measure),
+            )
+        ),
         ranged(found.alone(*given, PROSE_RISE, shared), SIGNED),
         *(against(measure) for measure in MEASURES if not measure.ratio),
         number(math.nan if cost is None else cost, ".2f"),
