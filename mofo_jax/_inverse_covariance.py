@@ -112,9 +112,9 @@ def scale_by_inverse_covariance(
         long as it is in use. After `init`, one that is made from abstract covariances
         with the same shardings can take its place.
       damping: :math:`c`, > 0. Smaller values shrink steps along common directions of
-        the inputs more, and need higher learning rates. The default is the best of four
-        values in our study of a model with 135 million parameters. The state is computed
-        with it, so changing it after `init`, as with a schedule in
+        the inputs more, and need higher learning rates. The default is the best of
+        four values in our study of a model with 135 million parameters. The state is
+        computed with it, so changing it after `init`, as with a schedule in
         `optax.inject_hyperparams`, has no effect.
       dtype: The dtype of the matrices. With a dtype narrower than float32, the part
         that is removed from a step is rounded, but the step itself is not.
