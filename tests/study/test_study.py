@@ -123,7 +123,7 @@ def _check_rows(found: list[rows.Row], file: pathlib.Path) -> None:
 
 
 @pytest.mark.nightly
-def test_frozen_parameters_do_not_move(
+def test_frozen_parameters_do_not_move_and_pruned_ones_return(
     tiny_model: pathlib.Path, tmp_path: pathlib.Path
 ):
     from examples.study.options import Options
@@ -141,6 +141,23 @@ def test_frozen_parameters_do_not_move(
     )
     # Adam's first steps are as large as the rate.
     assert 5e-4 < np.abs(moved).max() < 3e-3
+    # Pruning undoes the half of the changes with lower scores.
+    before, whole, pruned = (
+        np.asarray(params["embed"]["embedding"], np.float64)
+        for params in (
+            start,
+            *(
+                made.train(Run(TASK, name, 2, 0, 1e-3)).params
+                for name in ("adamw", "pruned_0.5")
+            ),
+        )
+    )
+    changed, kept = whole != before, pruned != before
+    np.testing.assert_array_equal(pruned[kept], whole[kept])
+    change, size = np.abs(whole - before), np.abs(before)
+    score = change - size.mean() * change / size
+    assert score[changed & ~kept].max() <= score[kept].min() + 1e-6
+    assert 0.1 < kept.mean() < min(0.51, changed.mean())
 
 
 @pytest.mark.nightly
