@@ -122,7 +122,7 @@ def _percent(share: float | None) -> float | None:
 
 _FORGOTTEN = (
     _Measure("loss on general text (nats per token)", _text_loss),
-    _Measure("KL from the base model on general text (nats per token)", _divergence),
+    _Measure("KL from base, general text (nats per token)", _divergence),
     _Measure("knowledge questions answered wrongly (%)", _wrong, counted="knowledge"),
 )
 
