@@ -186,19 +186,20 @@ def scale_by_inverse_covariance(
         del params, extra_args
         given.check_tree(kept, updates)
 
-        alike: dict[Any, dict[str, jax.Array]] = {}
+        alike: dict[Any, dict[str, tuple[jax.Array, InputCovariance]]] = {}
         for path, update in jax.tree_util.tree_leaves_with_path(updates):
             name = path_name(path)
             covariance = kept[name]
             if covariance is not None:
                 place = _inverse_factors.batch_sharding(update, covariance)
-                alike.setdefault((matrix_names[name], place), {})[name] = update
+                own = alike.setdefault((matrix_names[name], place), {})
+                own[name] = widen(update), covariance
         scaled = {}
         for (matrix_name, _), own in alike.items():
             made = _inverse_factors.subtract(
                 state.factors[matrix_name],
-                [widen(update) for update in own.values()],
-                [covariance for name in own if (covariance := kept[name]) is not None],
+                [update for update, _ in own.values()],
+                [covariance for _, covariance in own.values()],
                 block_size,
             )
             scaled |= dict(zip(own, made, strict=True))
