@@ -74,8 +74,8 @@ def repeat(options: Options) -> None:
     columns = {"stored": kept, "repeated": made}
     if kept is None:
         say(
-            f"{study.file} has no row of {wanted} with the same data. Those of the "
-            "tasks and of healing include the modules of Python, whose version matters"
+            f"{study.file} has no row of {wanted} with the same data, which include "
+            "modules of the installed Python, so that its version matters"
         )
     for title in ("task loss", *(measure.title for measure in comparing.MEASURES)):
         values = [

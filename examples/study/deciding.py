@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -142,18 +142,15 @@ def judge(
 def judge_all(
     found: Compared,
     claim: Claim,
-    lengths: Sequence[tuple[str, int]],
-    comparator: str | None,
+    verdicts: Mapping[Measure, Verdict],
 ) -> Outcome:
     """Judges a claim on all kinds of text and on the rise of the prose loss.
 
     Args:
       found: the rows.
       claim: the claim.
-      lengths: as for `judge`.
-      comparator: as for `judge`.
+      verdicts: the results of `judge` for KINDS.
     """
-    verdicts = {m: judge(found, claim, m, lengths, comparator) for m in KINDS}
     prose = verdicts[PROSE]
     if prose.outcome == "refuted":
         return "refuted"

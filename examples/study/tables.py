@@ -160,19 +160,24 @@ def decided(found: Compared) -> Lines:
         f"{main} with {short} steps.",
         "",
     ]
-    body = [
-        _judged(found, claim, measure, own)
+    verdicts = {
+        claim: {
+            measure: deciding.judge(found, claim, measure, deciding.lengths(found), own)
+            for measure in deciding.KINDS
+        }
         for claim in deciding.CLAIMS
-        for measure in deciding.KINDS
+    }
+    body = [
+        _judged(claim, measure, verdict)
+        for claim, by_measure in verdicts.items()
+        for measure, verdict in by_measure.items()
     ]
     heads = ["method", "claim", "outcome", "pooled ratio", "from", "missing"]
     lines += table(heads, body) if body else ["No setting of the rule is chosen yet."]
-    for claim in deciding.CLAIMS:
-        asked = deciding.lengths(found)
-        verdict = deciding.judge(found, claim, PROSE, asked, own)
-        if verdict.cells:
-            rise, seen = deciding.visible(found, claim.method, verdict.cells)
-            whole = deciding.judge_all(found, claim, asked, own)
+    for claim, by_measure in verdicts.items():
+        if cells := by_measure[PROSE].cells:
+            rise, seen = deciding.visible(found, claim.method, cells)
+            whole = deciding.judge_all(found, claim, by_measure)
             lines += [
                 "",
                 f"{METHODS[claim.method].title}: the loss on prose changes by "
@@ -183,10 +188,8 @@ def decided(found: Compared) -> Lines:
 
 
 def _judged(
-    found: Compared, claim: deciding.Claim, measure: Measure, own: str | None
+    claim: deciding.Claim, measure: Measure, verdict: deciding.Verdict
 ) -> list[str]:
-    verdict = deciding.judge(found, claim, measure, deciding.lengths(found), own)
-
     def named(lengths: list[tuple[str, int]]) -> str:
         return ", ".join(f"{task} {steps}" for task, steps in lengths) or "-"
 

@@ -90,7 +90,12 @@ def test_a_claim_as_a_whole(
         if "inverse" in row["key"]["run"]:
             losses = row["sets"]["prose"]["losses"]
             row["sets"]["prose"]["losses"] = [loss + rise for loss in losses]
-    assert deciding.judge_all(Compared(made), CLAIM, LENGTHS, "adamw") == outcome
+    found = Compared(made)
+    verdicts = {
+        measure: deciding.judge(found, CLAIM, measure, LENGTHS, "adamw")
+        for measure in deciding.KINDS
+    }
+    assert deciding.judge_all(found, CLAIM, verdicts) == outcome
 
 
 def test_a_task_of_code_is_not_judged_on_code():
