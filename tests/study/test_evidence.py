@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from examples.study import evidence, pictures, plan, tables
+from examples.study import evidence, measuring, pictures, plan, tables
 from examples.study.comparing import (
     CODE,
     MARGINS,
@@ -158,3 +158,11 @@ def test_one_picture_per_task_and_length(tmp_path: pathlib.Path):
     assert image.shape[0] > 400 and image.shape[1] > 1000
     # The picture has more colours than black and white.
     assert len(np.unique(image[..., :3].reshape(-1, 3), axis=0)) > 50
+
+
+def test_log_odds_are_of_the_right_choice():
+    scores = np.array([[-1.0, -2.0, -3.0, -4.0], [-2.0, -2.0, -2.0, -2.0]])
+    likely = np.exp(scores)
+    share = likely[[0, 1], [1, 3]] / likely.sum(axis=1)
+    wanted = np.log(share / (1 - share))
+    np.testing.assert_allclose(measuring.log_odds(scores, [1, 3]), wanted)

@@ -128,6 +128,9 @@ def test_frozen_parameters_do_not_move_and_pruned_ones_return(
 ):
     from examples.study.options import Options
 
+    def up(params: Any) -> np.ndarray:
+        return np.asarray(params["layers"]["mlp"]["up"]["kernel"], np.float64)
+
     options = Options(model=str(tiny_model), budget="smallest", output=tmp_path)
     made = study.Study(options, study.budget_of(options))
     start = made.trainer.quantized
@@ -136,21 +139,14 @@ def test_frozen_parameters_do_not_move_and_pruned_ones_return(
     np.testing.assert_array_equal(
         after["embed"]["embedding"], start["embed"]["embedding"]
     )
-    moved = (
-        after["layers"]["mlp"]["up"]["kernel"] - start["layers"]["mlp"]["up"]["kernel"]
-    )
+    moved = up(after) - up(start)
     # Adam's first steps are as large as the rate.
     assert 5e-4 < np.abs(moved).max() < 3e-3
     # Pruning undoes the half of the changes with lower scores.
-    before, whole, pruned = (
-        np.asarray(params["layers"]["mlp"]["up"]["kernel"], np.float64)
-        for params in (
-            start,
-            *(
-                made.train(Run(TASK, name, 2, 0, 1e-3)).params
-                for name in ("adamw", "pruned_0.5")
-            ),
-        )
+    before = up(start)
+    whole, pruned = (
+        up(made.train(Run(TASK, name, 2, 0, 1e-3)).params)
+        for name in ("adamw", "pruned_0.5")
     )
     kept = pruned != before
     np.testing.assert_array_equal(pruned[kept], whole[kept])
@@ -294,14 +290,6 @@ def test_the_plan_has_hours(
     assert "choice: at least 2 runs" in told and "controls" not in told
     assert command.main([*options, "--step", "cooking"]) == 2
     assert "--step must be of pilots, choice, " in capsys.readouterr().err
-
-
-def test_log_odds_are_of_the_right_choice():
-    scores = np.array([[-1.0, -2.0, -3.0, -4.0], [-2.0, -2.0, -2.0, -2.0]])
-    likely = np.exp(scores)
-    share = likely[[0, 1], [1, 3]] / likely.sum(axis=1)
-    wanted = np.log(share / (1 - share))
-    np.testing.assert_allclose(measuring.log_odds(scores, [1, 3]), wanted)
 
 
 def test_an_unknown_task_is_refused(tmp_path: pathlib.Path, tiny_model: pathlib.Path):
