@@ -211,7 +211,9 @@ def _call(function: Callable[..., Any], *arguments: Any) -> Any:
 
 def _zeros(program: Program, params: Any) -> Callable[[], list[Sums]]:
     """Returns a compiled function for the sums of no batch."""
-    return jax.jit(lambda: _spread(program, params, program.zeros()))
+    places = _places(program, params)
+    # Without arguments, the result's mesh is known only from `out_shardings`.
+    return jax.jit(lambda: _spread(program.zeros(), places), out_shardings=places)
 
 
 def _compile(program: Program, params: Any, weights: Any) -> Callable[..., list[Sums]]:
@@ -221,24 +223,28 @@ def _compile(program: Program, params: Any, weights: Any) -> Callable[..., list[
     def add(sums: list[Sums], consts: list[Any], params: Any, batch: Any) -> list[Sums]:
         weight = None if weights is None else jnp.asarray(weights(batch))
         new = program.sums(consts, jax.tree.leaves((params, batch)), weight)
-        return spread(jax.tree.map(jnp.add, sums, spread(new)))
+        summed = jax.tree.map(jnp.add, sums, _spread(new, places))
+        return _spread(summed, places)
 
-    spread = functools.partial(_spread, program, params)
-    return jax.jit(add, donate_argnums=0)
+    places = _places(program, params)
+    return jax.jit(add, donate_argnums=0, out_shardings=places)
 
 
-def _spread(program: Program, params: Any, sums: list[Sums]) -> list[Sums]:
-    """Returns sums that are sharded like the parameters."""
-    places = program.shardings(jax.tree.leaves(params))
-    return [
-        (
-            shardings.constrain(matrix, place),
-            shardings.constrain(
-                count, place and shardings.along(place, range(count.ndim), count.ndim)
-            ),
-        )
-        for (matrix, count), place in zip(sums, places, strict=True)
-    ]
+def _places(program: Program, params: Any) -> list[Any]:
+    """Returns the shardings of sums and counts, which follow those of the parameters.
+
+    They are None if those of the parameters are not known.
+    """
+    places = []
+    for matrix in program.shardings(jax.tree.leaves(params)):
+        batch = len(matrix.spec) - 2 if matrix else 0
+        count = matrix and shardings.along(matrix, range(batch), batch)
+        places.append((matrix, count))
+    return places
+
+
+def _spread(sums: list[Sums], places: list[Any]) -> list[Sums]:
+    return jax.tree.map(shardings.constrain, sums, places)
 
 
 def _is_abstract(tree: Any) -> bool:

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import operator
 from typing import Any, NamedTuple
 
 import jax
@@ -19,11 +20,12 @@ from mofo_jax._options.path_rules import path_name, place
 class ScaleByInverseCovarianceState(NamedTuple):
     """The parts of steps that are removed, by the first parameter that shares them.
 
-    The paths are keys of a flat dictionary, so that no entry is mistaken for a value of
-    the parameter's shape.
+    The dictionaries nest like the paths of these parameters. They are not the
+    parameters' own containers, whose metadata, such as shardings in Flax NNX, is not
+    that of the matrices.
     """
 
-    factors: dict[str, _inverse_factors.Factor]
+    factors: dict[str, Any]
 
 
 def scale_by_inverse_covariance(
@@ -126,8 +128,8 @@ def scale_by_inverse_covariance(
 
     Returns:
       An `optax.GradientTransformationExtraArgs`. Updates are computed in float32, or in
-      their own dtype if that is wider, and keep their dtype. The state is a dictionary
-      of matrices, which updates do not change.
+      their own dtype if that is wider, and keep their dtype. The state has
+      dictionaries of matrices, which updates do not change.
 
     Raises:
       TypeError: If a leaf of `covariances` is neither an `InputCovariance` nor None.
@@ -168,14 +170,15 @@ def scale_by_inverse_covariance(
         if covariance is not None:
             inputs.setdefault(matrix_names[path], covariance)
 
+    _nested(inputs)  # Raises for paths that cannot be nested.
+
     def init(params: optax.Params) -> Any:
         given.check_tree(kept, params)
-        return ScaleByInverseCovarianceState(
-            {
-                name: _computed(name, covariance, damping, dtype, block_size, rank)
-                for name, covariance in inputs.items()
-            }
-        )
+        factors = {
+            name: _computed(name, covariance, damping, dtype, block_size, rank)
+            for name, covariance in inputs.items()
+        }
+        return ScaleByInverseCovarianceState(_nested(factors))
 
     def update(
         updates: optax.Updates,
@@ -197,7 +200,7 @@ def scale_by_inverse_covariance(
         scaled = {}
         for (matrix_name, _), own in alike.items():
             made = _inverse_factors.subtract(
-                state.factors[matrix_name],
+                _at(state.factors, matrix_name),
                 [update for update, _ in own.values()],
                 [covariance for _, covariance in own.values()],
                 block_size,
@@ -211,6 +214,33 @@ def scale_by_inverse_covariance(
         return jax.tree_util.tree_map_with_path(narrow, updates), state
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _nested(flat: dict[str, Any]) -> dict[str, Any]:
+    """Returns nested dictionaries of values given by path.
+
+    Raises:
+      ValueError: If a path continues another.
+    """
+    nested: dict[str, Any] = {}
+    for path, value in flat.items():
+        *parents, last = path.split("/")
+        node = nested
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                break
+        if not isinstance(node, dict) or last in node:
+            raise ValueError(
+                "`covariances` must not have a parameter whose path continues that of "
+                f"another one, got {place(path)}"
+            )
+        node[last] = value
+    return nested
+
+
+def _at(nested: dict[str, Any], path: str) -> Any:
+    return functools.reduce(operator.getitem, path.split("/"), nested)
 
 
 def _computed(

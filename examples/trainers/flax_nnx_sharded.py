@@ -4,6 +4,9 @@ Run it with `python -m examples.trainers.flax_nnx_sharded`; to try it on one CPU
 `XLA_FLAGS=--xla_force_host_platform_device_count=8`. The parameters' metadata say how
 they are sharded, and `nnx.Optimizer` shards the moments in the same way. MoFO selects
 the same coordinates as on one device, whether the mesh's axes are Auto or Explicit.
+
+`with_metadata` is for trainers that place the state by such metadata, such as MaxText
+and Tunix, and for states with arrays of other shapes than the parameters'.
 """
 
 from typing import Any
@@ -56,6 +59,31 @@ def train_step(
     value, grads = nnx.value_and_grad(loss)(model)
     optimizer.update(model, grads)
     return value
+
+
+def with_metadata(
+    transformation: optax.GradientTransformation, state: Any
+) -> optax.GradientTransformationExtraArgs:
+    """Makes the arrays of a state say how they are sharded.
+
+    `nnx.Optimizer` gives the metadata of parameters to moments. The matrices of
+    `mofo_jax.scale_by_inverse_covariance` would have none, and trainers that place the
+    state by its metadata would replicate them.
+
+    Args:
+      transformation: the transformation.
+      state: its first state, sharded as in training.
+    """
+
+    def annotated(x: jax.Array) -> nnx.Variable:
+        return nnx.Variable(x, out_sharding=getattr(x.sharding, "spec", None))
+
+    def init(params: Any) -> Any:
+        del params
+        return jax.tree.map(annotated, state)
+
+    update = optax.with_extra_args_support(transformation).update
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def train(

@@ -109,7 +109,7 @@ def whole_along(x: jax.Array, axes: Sequence[int]) -> jax.Array:
     spec = [None if i in axes else part for i, part in enumerate(sharding.spec)]
     if PartitionSpec(*spec) == sharding.spec:
         return x
-    return jax.sharding.reshard(x, PartitionSpec(*spec))
+    return jax.sharding.reshard(x, NamedSharding(sharding.mesh, PartitionSpec(*spec)))
 
 
 def known(x: jax.Array, sharding: NamedSharding | None) -> NamedSharding | None:
@@ -189,4 +189,5 @@ def replicated(x: jax.Array) -> Any:
     Args:
       x: An operand of the operation.
     """
-    return PartitionSpec() if is_explicit(jax.typeof(x).sharding.mesh) else None
+    mesh = jax.typeof(x).sharding.mesh
+    return NamedSharding(mesh, PartitionSpec()) if is_explicit(mesh) else None

@@ -100,6 +100,14 @@ def test_covariances_of_another_model() -> None:
         optimizer.init({"kernel": jnp.ones(())})
 
 
+@pytest.mark.parametrize("longer", ["a/b", "a/b/c"])
+def test_a_path_that_continues_another(longer: str) -> None:
+    covariance = InputCovariance(jnp.eye(3), (0,))
+    message = "must not have a parameter whose path continues .* got " + longer
+    with pytest.raises(ValueError, match=message):
+        RULE({"a": covariance, longer: covariance})
+
+
 def test_a_covariance_has_no_negative_eigenvalue() -> None:
     negative = np.array([[1.0, 3.0], [3.0, 1.0]])
     with pytest.raises(

@@ -1,6 +1,9 @@
-"""Properties of MoFO in every trainer, and the optimizers to test them with."""
+"""Properties of MoFO in every trainer, and the optimizers to test them with.
 
-from collections.abc import Callable
+Also those of the inverse input covariance.
+"""
+
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -8,9 +11,11 @@ import numpy as np
 import optax
 
 import mofo_jax
+from mofo_jax._options.path_rules import path_name
 from tests.helpers import assert_same_bits, selected
 
 FRACTION = 0.15
+DAMPING = 0.3
 # A function that returns losses, parameters and state after steps from a fixed start.
 Train = Callable[[optax.GradientTransformation, int], tuple[list[float], Any, Any]]
 
@@ -80,3 +85,54 @@ def check_first_step(
         expected = selected(momentum, FRACTION, axes(path)) & (momentum != 0)
         np.testing.assert_array_equal(mask, expected, path)
     return moved
+
+
+def covariances_by_path(covariances: Any) -> dict[str, mofo_jax.InputCovariance]:
+    """Returns the covariances of a tree by path."""
+    leaves = jax.tree_util.tree_leaves_with_path(
+        covariances, is_leaf=lambda node: isinstance(node, mofo_jax.InputCovariance)
+    )
+    return {path_name(path): leaf for path, leaf in leaves}
+
+
+def check_scaled_step(
+    covariances: Any,
+    start: Mapping[str, np.ndarray],
+    adam: Mapping[str, np.ndarray],
+    ours: Mapping[str, np.ndarray],
+) -> None:
+    """Compares a step with Adam's, which NumPy multiplies by the inverses.
+
+    Args:
+      covariances: the covariances that the optimizer uses.
+      start: the parameters before the step, by path.
+      adam: those after a step of Adam with the same learning rate.
+      ours: those after Adam's step was multiplied.
+    """
+    known = covariances_by_path(covariances)
+    assert known.keys() < start.keys()
+    smaller = 0
+    for path, before in start.items():
+        step = adam[path].astype(np.float64) - before
+        if path in known:
+            plain, step = step, _inverse(known[path], step)
+            smaller += np.linalg.norm(step) < 0.9 * np.linalg.norm(plain)
+        np.testing.assert_allclose(
+            ours[path].astype(np.float64) - before,
+            step,
+            rtol=1e-3,
+            atol=1e-3 * np.max(np.abs(step)) + 1e-7,
+            err_msg=path,
+        )
+    assert smaller > len(known) / 2
+
+
+def _inverse(covariance: mofo_jax.InputCovariance, step: np.ndarray) -> np.ndarray:
+    order = *covariance.batch_axes, *covariance.axes
+    moved = np.moveaxis(step, order, range(len(order)))
+    a = np.asarray(covariance.matrix, np.float64)
+    mean = np.trace(a, axis1=-2, axis2=-1)[..., None, None] / a.shape[-1]
+    # Inputs that are always zero do not change the step.
+    damped = np.eye(a.shape[-1]) + a / np.where(mean > 0, DAMPING * mean, np.inf)
+    scaled = np.linalg.solve(damped, moved.reshape(*a.shape[:-1], -1))
+    return np.moveaxis(scaled.reshape(moved.shape), range(len(order)), order)

@@ -1,10 +1,13 @@
-"""Adds MoFO to EasyDeL's registry of optimizers.
+"""Adds MoFO and the inverse input covariance to EasyDeL's registry of optimizers.
 
 After this module is imported, `optimizer="mofo"` is accepted wherever
 `optimizer="adamw"` is, and `extra_optimizer_kwargs` set the fields of `MoFOConfig`.
+`optimizer="inverse_covariance"` needs covariances in `extra_optimizer_kwargs`.
 """
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import optax
 from eformer.optimizers import (  # pyright: ignore[reportMissingImports]
@@ -46,3 +49,47 @@ class MoFOOptimizer(OptimizerBuilder):
         }
         decay = options.pop("selected_decay")
         return mofo_jax.mofo(scheduler, weight_decay=decay, **options)
+
+
+@dataclasses.dataclass
+class InverseCovarianceConfig(AdamWConfig):
+    """EasyDeL's options of AdamW, and those of the inverse input covariance.
+
+    `covariances` is a function that returns them, since EasyDeL copies its arguments,
+    and shardings cannot be copied.
+    """
+
+    covariances: Callable[[], Any] | None = None
+    damping: float = 0.3
+    covariance_dtype: str = "float32"
+    block_size: int | None = None
+    rank: int | None = None
+
+
+@register_optimizer("inverse_covariance")
+@dataclasses.dataclass
+class InverseCovarianceOptimizer(OptimizerBuilder):
+    """Makes Adam followed by the inverse input covariance."""
+
+    config: InverseCovarianceConfig
+
+    def build(self, scheduler: optax.Schedule) -> optax.GradientTransformation:
+        """Returns the optimizer with a schedule as its learning rate."""
+        config = self.config
+        if config.covariances is None:
+            raise ValueError("`covariances` must be a function that returns them")
+        adam = optax.scale_by_adam(
+            config.b1,
+            config.b2,
+            config.eps,
+            config.eps_root,
+            mu_dtype=config.mu_dtype,
+        )
+        inverse = mofo_jax.scale_by_inverse_covariance(
+            config.covariances(),
+            config.damping,
+            dtype=config.covariance_dtype,
+            block_size=config.block_size,
+            rank=config.rank,
+        )
+        return optax.chain(adam, inverse, optax.scale_by_learning_rate(scheduler))

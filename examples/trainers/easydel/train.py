@@ -9,14 +9,17 @@ Llama is tiny and random, and learns to count.
 
 import sys
 import tempfile
+from collections.abc import Iterable
 from typing import Any
 
 import easydel as ed  # pyright: ignore[reportMissingImports]
+import jax
 import jax.numpy as jnp
 import numpy as np
 from datasets import Dataset  # pyright: ignore[reportMissingImports]
 from flax import nnx
 
+import mofo_jax
 from examples.trainers.easydel import registration as registration
 
 STEPS = 60
@@ -45,6 +48,23 @@ def build(lora: bool, axes: tuple[int, ...] = ONE_DEVICE) -> Any:
     if lora:
         model = model.apply_lora_to_layers(4, ".*(q_proj|v_proj|down_proj).*")
     return model.shard_model()
+
+
+def input_covariances(model: Any, batches: Iterable[jax.Array]) -> Any:
+    """Returns the covariances for `mofo_jax.scale_by_inverse_covariance`.
+
+    Args:
+      model: the sharded base model, without LoRA factors.
+      batches: tokens `[rows, length]` of text that the model generated.
+    """
+    state = model.to_state()
+
+    def apply(params: Any, tokens: jax.Array) -> jax.Array:
+        own = nnx.merge(state.graphdef, params, state.graphother)
+        return own(input_ids=tokens).logits
+
+    with model.mesh:
+        return mofo_jax.input_covariances(apply, state.graphstate, batches)
 
 
 def rows() -> Dataset:

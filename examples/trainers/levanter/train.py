@@ -10,12 +10,14 @@ and stacked layers, and learns to count. With `--lora`, only LoRA factors are tr
 import dataclasses
 import sys
 import tempfile
+from collections.abc import Iterable
 from typing import Any
 
 import equinox
 import haliax
 import jax
 import numpy as np
+import optax
 from levanter.adaptor.lora import (
     LoraConfig,
     lora_trainable_params_filter,
@@ -29,6 +31,7 @@ from levanter.optim.config import AdamConfig
 from levanter.tracker.tracker import NoopConfig
 from levanter.trainer import Trainer, TrainerConfig
 
+import mofo_jax
 from examples.trainers.levanter.registration import MoFOConfig
 
 STEPS = 60
@@ -45,6 +48,8 @@ MODEL = LlamaConfig(
 # By default, one factor of each pair begins at zero, and then the other one has no
 # gradient in the first step.
 LORA = LoraConfig(r=4, a_init_mode="random")
+# The axis of parameters that Levanter's fully sharded data parallelism divides.
+SHARDED = "embed"
 ADAM: dict[str, Any] = {"learning_rate": 1e-2, "warmup": 0, "lr_schedule": "constant"}
 
 
@@ -83,12 +88,73 @@ def build(lora: LoraConfig | None) -> Any:
     return loraize(model, lora, jax.random.PRNGKey(2)) if lora else model
 
 
+def input_covariances(trainer: Trainer, model: Any, batches: Iterable[Any]) -> Any:
+    """Returns the covariances for `mofo_jax.scale_by_inverse_covariance`.
+
+    Args:
+      trainer: the trainer.
+      model: the base model of the trainer's state, without LoRA factors.
+      batches: batches of the trainer's data loader, of text that the model generated.
+    """
+    params, rest = equinox.partition(model, equinox.is_inexact_array)
+
+    def apply(params: Any, batch: Any) -> Any:
+        return trainer.loss_fn(equinox.combine(params, rest), batch)
+
+    def weights(batch: Any) -> jax.Array:
+        return batch.loss_weight.array
+
+    return mofo_jax.input_covariances(apply, params, batches, weights=weights)
+
+
+def with_names(
+    transformation: optax.GradientTransformation, state: Any
+) -> optax.GradientTransformationExtraArgs:
+    """Names the axes of a state's arrays, by which Levanter shards them.
+
+    Levanter replicates arrays without names, such as the matrices of
+    `mofo_jax.scale_by_inverse_covariance`.
+
+    Args:
+      transformation: the transformation.
+      state: its first state, sharded as in training.
+    """
+
+    def named(x: jax.Array) -> haliax.NamedArray:
+        sharding: Any = x.sharding
+        spec = (*sharding.spec, *[None] * x.ndim)[: x.ndim]
+        names = (SHARDED if part else f"axis{i}" for i, part in enumerate(spec))
+        return haliax.named(x, tuple(names))
+
+    def is_named(node: Any) -> bool:
+        return isinstance(node, haliax.NamedArray)
+
+    first = jax.tree.map(named, state)
+    inner = optax.with_extra_args_support(transformation)
+
+    def init(params: Any) -> Any:
+        del params
+        return first
+
+    def update(updates: Any, state: Any, params: Any = None, **others: Any) -> Any:
+        arrays = jax.tree.map(lambda x: x.array, state, is_leaf=is_named)
+        updates, arrays = inner.update(updates, arrays, params, **others)
+        axes = jax.tree.map(lambda x: x.axes, state, is_leaf=is_named)
+        return updates, jax.tree.map(haliax.NamedArray, arrays, axes)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
 def train(
-    config: TrainerConfig, optimizer: AdamConfig, lora: LoraConfig | None = None
+    config: TrainerConfig,
+    optimizer: AdamConfig | optax.GradientTransformation,
+    lora: LoraConfig | None = None,
 ) -> tuple[list[float], Any, Any]:
     """Returns the losses, and the trainer's state before and after."""
     losses = []
-    transformation = optimizer.build(config.num_train_steps)
+    transformation = optimizer
+    if not isinstance(transformation, optax.GradientTransformation):
+        transformation = transformation.build(config.num_train_steps)
     with Trainer(config, transformation, loss_of) as trainer:
         trainer.add_hook(lambda info: losses.append(float(info.loss)), every=1)
         model = equinox.filter_eval_shape(build, lora)

@@ -6,6 +6,7 @@ optimizer. `upstream.patch` beside this file has the same change for MaxText its
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, Literal
 from unittest import mock
 
@@ -20,6 +21,8 @@ from maxtext.optimizers import (  # pyright: ignore[reportMissingImports]
 )
 
 import mofo_jax
+
+Make = Callable[[Any, optax.Schedule, Any], optax.GradientTransformation]
 
 
 class MoFO(pydantic.BaseModel):
@@ -95,7 +98,7 @@ def make_mofo(
     )
 
 
-def with_mofo(get_optimizer: Any) -> Any:
+def with_mofo(get_optimizer: Any, make: Make = make_mofo) -> Any:
     """Returns MaxText's `get_optimizer` with a branch for MoFO.
 
     The branch replaces that of `adam_pax`, so that MaxText applies its own wrappers to
@@ -108,7 +111,7 @@ def with_mofo(get_optimizer: Any) -> Any:
             return get_optimizer(config, schedule, *args, **kwargs)
 
         def branch(*_: Any, mask: Any, **__: Any) -> Any:
-            return make_mofo(config, schedule, mask)
+            return make(config, schedule, mask)
 
         with mock.patch.object(optimizers, "adam_pax", branch):
             adam_pax = _Branch(config, "adam_pax")
@@ -117,11 +120,18 @@ def with_mofo(get_optimizer: Any) -> Any:
     return wrapped
 
 
-def register() -> None:
-    """Makes MaxText accept `opt_type=mofo` in all of its programs."""
-    if hasattr(optimizers.get_optimizer, "__wrapped__"):
-        return
-    for name in ("initialize", "initialize_pydantic"):
-        read = functools.partial(getattr(pyconfig, name), config_class=Config)
-        setattr(pyconfig, name, read)
-    optimizers.get_optimizer = with_mofo(optimizers.get_optimizer)
+def register(make: Make = make_mofo) -> None:
+    """Makes MaxText accept `opt_type=mofo` in all of its programs.
+
+    Args:
+      make: makes the optimizer from MaxText's configuration, the schedule of the
+        learning rate, and the mask of weight decay. By default it is MoFO.
+    """
+    get_optimizer = optimizers.get_optimizer
+    if hasattr(get_optimizer, "__wrapped__"):
+        get_optimizer = get_optimizer.__wrapped__
+    else:
+        for name in ("initialize", "initialize_pydantic"):
+            read = functools.partial(getattr(pyconfig, name), config_class=Config)
+            setattr(pyconfig, name, read)
+    optimizers.get_optimizer = with_mofo(get_optimizer, make)

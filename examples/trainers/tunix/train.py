@@ -17,7 +17,7 @@ This file works around two limitations of this release:
 
 import functools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -103,6 +103,27 @@ def make_trainer(
     config = peft_trainer.TrainingConfig(**{"eval_every_n_steps": STEPS, **options})
     trainer = peft_trainer.PeftTrainer(model, optimizer, config)
     return trainer.with_gen_model_input_fn(model_inputs)
+
+
+def input_covariances(model: nnx.Module, batches: Iterable[Any]) -> Any:
+    """Returns the covariances for `mofo_jax.scale_by_inverse_covariance`.
+
+    Args:
+      model: the base model, without LoRA factors.
+      batches: batches like those of `batches`, of text that the model generated.
+    """
+    graph, params, rest = nnx.split(model, nnx.Param, ...)
+
+    def apply(params: Any, batch: Any) -> jax.Array:
+        inputs = model_inputs(batch)
+        tokens, positions = inputs["input_tokens"], inputs["positions"]
+        own: Any = nnx.merge(graph, params, rest)
+        return own(tokens, positions, None, inputs["attention_mask"])[0]
+
+    def weights(batch: Any) -> jax.Array:
+        return batch.input_mask
+
+    return mofo_jax.input_covariances(apply, params, batches, weights=weights)
 
 
 def history(trainer: Any, name: str) -> list[float]:

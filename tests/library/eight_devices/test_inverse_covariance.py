@@ -159,6 +159,31 @@ def test_sharded_as_on_one_device(name: str, options: str, kind: str) -> None:
             assert divided == (SPECS[name][key] != P())
 
 
+@pytest.mark.parametrize("kind", MESH_TYPES)
+@pytest.mark.parametrize("options", OPTIONS)
+def test_the_mesh_need_not_be_the_context(options: str, kind: str) -> None:
+    mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(MESH_TYPES[kind],) * 2)
+    _, (params, *grads), covariances = sharded(mesh, "both")
+    rows = NamedSharding(mesh, P("a"))
+
+    def apply(params: Any, x: jax.Array) -> jax.Array:
+        kernel = jax.device_put(params["kernel"], NamedSharding(mesh, P()))
+        explicit = rows if kind == "explicit" else None
+        return jnp.einsum("td,df->tf", x, kernel, out_sharding=explicit)
+
+    x = random_generator().normal(size=(32, 16)).astype(np.float32)
+    estimated = mofo_jax.input_covariances(apply, params, [jax.device_put(x, rows)])
+    estimated = estimated["kernel"]
+    np.testing.assert_allclose(estimated.matrix, x.T @ x / 32, rtol=1e-4, atol=1e-4)
+    optimizer = optimizer_of(covariances, OPTIONS[options])
+    state = optimizer.init(params)
+    step = jax.jit(functools.partial(train_step, optimizer))
+    for gradient in grads:
+        params, state = step(params, state, gradient)
+    for key, desired in alone(options).items():
+        np.testing.assert_allclose(params[key], desired, rtol=1e-3, atol=1e-3)
+
+
 def test_a_matrix_is_gathered_once_for_all_parameters_with_the_input() -> None:
     widths = {"query": 24, "key": 8, "value": 8}
     matrix = jnp.asarray(covariance("layers"))
@@ -259,5 +284,5 @@ def test_flax_nnx_takes_the_state_of_an_annotated_model() -> None:
     undone = (np.eye(16) + a / (0.3 * np.trace(a) / 16)) @ moved / 0.1
     np.testing.assert_allclose(np.abs(undone), np.ones((16, 8)), rtol=2e-2)
     assert after["up"]["kernel"].sharding.spec == P("a", "b")
-    factor = optimizer.opt_state[1].factors["up/kernel"]
+    factor = optimizer.opt_state[1].factors["up"]["kernel"]
     assert factor.sharding.shard_shape(factor.shape) == (2, 16)

@@ -4,12 +4,14 @@ import functools
 import tempfile
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 from tests.helpers import assert_same_bits, selected
-from tests.trainers.comparing import FRACTION, by_path
+from tests.trainers import comparing
+from tests.trainers.comparing import DAMPING, FRACTION, by_path
 
 pytest.importorskip(
     "easydel.trainers",
@@ -69,7 +71,7 @@ def run_in(
         program.build(lora, axes),
         folder,
         max_training_steps=steps,
-        **OPTIMIZERS[name],
+        **OPTIMIZERS.get(name, {}),
         **options,
     )
     start = flat(trainer.model_state.graphstate)
@@ -110,6 +112,30 @@ def check_everything_is_adamw(**case: Any) -> None:
     assert len(set(ours.losses)) == STEPS
     assert_same_bits(ours.params, desired.params)
     assert_same_bits(ours.state, desired.state)
+
+
+@functools.cache
+def covariances(axes: tuple[int, ...]) -> Any:
+    """Returns the covariances of the tiny Llama."""
+    tokens = jnp.asarray(program.rows()["input_ids"][: program.BATCH])
+    return program.input_covariances(program.build(False, axes), [tokens])
+
+
+def run_inverse(
+    folder: str, axes: tuple[int, ...], steps: int = STEPS, **options: Any
+) -> Run:
+    """Trains with the inverse input covariance, with checkpoints in a folder."""
+    own = {"covariances": lambda: covariances(axes), "damping": DAMPING}
+    optimizer = {"optimizer": "inverse_covariance", "extra_optimizer_kwargs": own}
+    return run_in(folder, "", axes=axes, steps=steps, **optimizer, **options)
+
+
+def check_scaled_step(folder: str, axes: tuple[int, ...] = program.ONE_DEVICE) -> Any:
+    """Compares the first step with Adam's times the inverse, and returns the state."""
+    adam, ours = run("adamw", axes=axes, steps=1), run_inverse(folder, axes, 1)
+    assert_same_bits(ours.start, adam.start)
+    comparing.check_scaled_step(covariances(axes), ours.start, adam.params, ours.params)
+    return ours.state
 
 
 def assert_the_largest_moved(before: Arrays, after: Arrays, momentum: Arrays) -> None:

@@ -8,15 +8,19 @@ import jax
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
 import mofo_jax
 from examples.trainers import flax_linen, flax_nnx_sharded, plain_jax
 from tests.trainers.comparing import (
+    DAMPING,
     FRACTION,
+    by_path,
     check_everything_is_adamw,
     check_first_step,
+    check_scaled_step,
     make_optimizers,
     moved_at_first,
 )
@@ -77,6 +81,34 @@ def test_flax_nnx(kind: AxisType, moved_on_one_device: dict) -> None:
     check_shardings(params, state)
     kernel = params["up"]["kernel"][...]
     assert kernel.sharding.spec == P(None, "model")
+
+
+@MODES
+def test_flax_nnx_with_inverse_covariances(kind: AxisType) -> None:
+    if kind is EXPLICIT and FLAX < (0, 12, 3):
+        pytest.skip("Flax could not shard annotated parameters there before 0.12.3")
+    mesh = make_mesh((4, 2), ("data", "model"), kind)
+    with jax.set_mesh(mesh):
+        graph, params = nnx.split(flax_nnx_sharded.Network(nnx.Rngs(0)), nnx.Param)
+        x, _ = flax_nnx_sharded.batch(0, mesh)
+        covariances = mofo_jax.input_covariances(
+            lambda params, x: nnx.merge(graph, params)(x), params, [x]
+        )
+        scale = mofo_jax.scale_by_inverse_covariance(covariances, DAMPING)
+        scale = flax_nnx_sharded.with_metadata(scale, scale.init(params))
+    rate = optax.scale_by_learning_rate(1e-2)
+    ours = optax.chain(optax.scale_by_adam(), scale, rate)
+
+    def after(steps: int, optimizer: Any) -> dict[str, np.ndarray]:
+        found = by_path(flax_nnx_sharded.train(optimizer, steps, mesh)[1])
+        return {path.removesuffix("/value"): x for path, x in found.items()}
+
+    start, adam = (after(steps, optax.adam(1e-2)) for steps in (0, 1))
+    check_scaled_step(covariances, start, adam, after(1, ours))
+    state = flax_nnx_sharded.train(ours, 1, mesh)[2]
+    matrix = state[1].factors["up"]["kernel"]
+    assert matrix.get_metadata("out_sharding") == P("model", None)
+    assert matrix[...].sharding.shard_shape(matrix.shape) == (4, 8)
 
 
 def test_flax_linen() -> None:

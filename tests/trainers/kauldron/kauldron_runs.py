@@ -1,17 +1,20 @@
 """Short runs of Kauldron, read from its files, for its tests."""
 
+import dataclasses
 import functools
 import pathlib
 import tempfile
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
 from tests.helpers import assert_same_bits, selected
-from tests.trainers.comparing import FRACTION, by_path
+from tests.trainers import comparing
+from tests.trainers.comparing import DAMPING, FRACTION, by_path
 
 pytest.importorskip(
     "kauldron.kd",
@@ -21,7 +24,9 @@ pytest.importorskip("gemma")
 import tensorflow as tf  # pyright: ignore[reportMissingModuleSource]
 from kauldron import kd, konfig  # pyright: ignore[reportMissingImports]
 
+import mofo_jax
 from examples.trainers.kauldron import sft
+from examples.trainers.kauldron.covariances import input_covariances
 
 STEPS = 3
 WEIGHT_DECAY = 0.1
@@ -51,6 +56,8 @@ def optimizer(name: str) -> Any:
         import mofo_jax
     if name == "adamw":
         return optax.adamw(1e-2, weight_decay=WEIGHT_DECAY)
+    if name == "adam":
+        return optax.adam(1e-2)
     fraction = {"everything": 1, "mofo": FRACTION}[name]
     return mofo_jax.mofo(1e-2, weight_decay=WEIGHT_DECAY, update_fraction=fraction)
 
@@ -72,40 +79,78 @@ def read(workdir: pathlib.Path) -> Run:
     return Run([losses[step] for step in sorted(losses)], params, states)
 
 
-def run_in(
+def make_trainer(
     workdir: pathlib.Path,
-    name: str,
+    optimizer: Any,
     *,
     lora: bool = False,
+    sharded: bool = False,
     steps: int = STEPS,
-    **fields: Any,
-) -> Run:
-    """Trains with the configuration of our example and another optimizer."""
-    config = sft.get_config(lora=lora, optimizer=optimizer(name))
+) -> kd.train.Trainer:
+    """Makes a trainer from the configuration of our example and another optimizer."""
+    config = sft.get_config(lora=lora, optimizer=optimizer)
     config.workdir = str(workdir)
     # Kauldron stores the state before a step, and takes one step more than this.
     config.num_train_steps = steps
     config.checkpointer.save_interval_steps = 1
     config.checkpointer.max_to_keep = None
-    for field, value in fields.items():
-        config[field] = value
+    if sharded:
+        with konfig.imports():
+            from kauldron import kd as configured
+        # By default, parameters below four megabytes are replicated.
+        fsdp = configured.sharding.FSDPSharding(min_size_to_shard_mb=0)
+        config.sharding = configured.sharding.ShardingStrategy(params=fsdp)
     trainer = konfig.resolve(config)
     assert isinstance(trainer, kd.train.Trainer)
-    trainer.train()
+    return trainer
+
+
+def run_in(workdir: pathlib.Path, name: str, **options: Any) -> Run:
+    """Trains in a folder, with options of `make_trainer`."""
+    make_trainer(workdir, optimizer(name), **options).train()
     return read(workdir)
 
 
 @functools.cache
 def run(name: str, lora: bool = False, sharded: bool = False) -> Run:
     """Returns a run, which is performed on the first call."""
-    fields: dict[str, Any] = {}
-    if sharded:
-        with konfig.imports():
-            from kauldron import kd as configured
-        fsdp = configured.sharding.FSDPSharding()
-        fields["sharding"] = configured.sharding.ShardingStrategy(params=fsdp)
     with tempfile.TemporaryDirectory() as folder:
-        return run_in(pathlib.Path(folder), name, lora=lora, **fields)
+        return run_in(pathlib.Path(folder), name, lora=lora, sharded=sharded)
+
+
+@functools.cache
+def inverse(sharded: bool = False) -> tuple[Any, Any]:
+    """Returns the covariances of the tiny Gemma, and an optimizer that uses them."""
+    import optax
+
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = make_trainer(pathlib.Path(folder), optimizer("adam"), sharded=sharded)
+        params, batch = trainer.init_state().params, next(iter(trainer.train_ds))
+    found = input_covariances(trainer.model, params, [jnp.asarray(batch["input"])])
+    return found, optax.chain(
+        optax.scale_by_adam(),
+        mofo_jax.scale_by_inverse_covariance(found, DAMPING),
+        optax.scale_by_learning_rate(1e-2),
+    )
+
+
+def run_inverse(
+    workdir: pathlib.Path, sharded: bool = False, steps: int = STEPS
+) -> tuple[Run, Any]:
+    """Trains with the inverse input covariance; returns the last state too."""
+    trainer = make_trainer(workdir, optimizer("adam"), sharded=sharded, steps=steps)
+    trainer = dataclasses.replace(trainer, optimizer=inverse(sharded)[1])
+    state, _ = trainer.train()
+    return read(workdir), state
+
+
+def check_scaled_step(folder: pathlib.Path, sharded: bool = False) -> Any:
+    """Compares the first step with Adam's times the inverse, and returns the state."""
+    adam, (ours, state) = run("adam", sharded=sharded), run_inverse(folder, sharded)
+    assert_same_bits(ours.params[0], adam.params[0])
+    params = ours.params[0], adam.params[1], ours.params[1]
+    comparing.check_scaled_step(inverse(sharded)[0], *params)
+    return state
 
 
 def momenta(state: Arrays) -> Arrays:

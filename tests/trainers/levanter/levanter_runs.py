@@ -4,18 +4,22 @@ import functools
 import tempfile
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import optax
 import pytest
 
+import mofo_jax
 from tests.helpers import assert_same_bits, selected
-from tests.trainers.comparing import FRACTION, by_path
+from tests.trainers import comparing
+from tests.trainers.comparing import DAMPING, FRACTION, by_path
 
 pytest.importorskip(
     "levanter.trainer",
     reason="needs an environment with Levanter, which .ci/trainers makes",
 )
 from levanter.optim.config import AdamConfig  # pyright: ignore[reportMissingImports]
+from levanter.trainer import Trainer  # pyright: ignore[reportMissingImports]
 
 from examples.trainers.levanter import registration, train
 
@@ -47,11 +51,11 @@ class Run(NamedTuple):
     state: Any
 
 
-def run_in(folder: str, name: str, steps: int = STEPS, lora: bool = False) -> Run:
+def run_in(folder: str, optimizer: Any, steps: int = STEPS, lora: bool = False) -> Run:
     """Trains for some steps, resuming from the checkpoints in a folder."""
     config = train.make_config(folder, steps)
     factors = train.LORA if lora else None
-    losses, start, state = train.train(config, OPTIMIZERS[name], factors)
+    losses, start, state = train.train(config, optimizer, factors)
     return Run(
         losses,
         by_path(start),
@@ -65,7 +69,36 @@ def run_in(folder: str, name: str, steps: int = STEPS, lora: bool = False) -> Ru
 def run(name: str, steps: int = STEPS, lora: bool = False) -> Run:
     """Returns a run in a separate folder, which is performed on the first call."""
     with tempfile.TemporaryDirectory() as folder:
-        return run_in(folder, name, steps, lora)
+        return run_in(folder, OPTIMIZERS[name], steps, lora)
+
+
+@functools.cache
+def inverse() -> tuple[Any, Any]:
+    """Returns the covariances of the tiny Llama, and an optimizer that uses them."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Trainer(train.make_config(folder, 1), optax.sgd(0.1), train.loss_of) as trainer,
+    ):
+        key = jax.random.PRNGKey(1)
+        state = trainer.initial_state(key, model_init=lambda: train.build(None))
+        data = train.ListAsyncDataset(train.examples(train.BATCH))
+        texts = list(trainer.data_loader(data))
+        found = train.input_covariances(trainer, state.model, texts)
+        scale = mofo_jax.scale_by_inverse_covariance(found, DAMPING)
+        scale = train.with_names(scale, scale.init(state.trainable_model))
+    return found, optax.chain(
+        optax.scale_by_adam(), scale, optax.scale_by_learning_rate(1e-2)
+    )
+
+
+def check_scaled_step(folder: str) -> Any:
+    """Compares the first step with Adam's times the inverse, and returns the state."""
+    covariances, optimizer = inverse()
+    ours = run_in(f"{folder}/ours", optimizer, 1)
+    adam = run_in(f"{folder}/adam", optax.adam(1e-2), 1)
+    assert_same_bits(ours.start, adam.start)
+    comparing.check_scaled_step(covariances, ours.start, adam.params, ours.params)
+    return ours.state
 
 
 def assert_equal_runs(actual: Run, desired: Run) -> None:

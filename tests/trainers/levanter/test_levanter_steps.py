@@ -31,9 +31,10 @@ def test_a_run_begun_by_adam_resumes_as_mofo_and_back(
     lora: bool, tmp_path: pathlib.Path
 ) -> None:
     folder = str(tmp_path)
-    begun = levanter_runs.run_in(folder, "adam", 2, lora)
-    ours = levanter_runs.run_in(folder, "mofo", 3, lora)
-    back = levanter_runs.run_in(folder, "adam", 4, lora)
+    optimizers = levanter_runs.OPTIMIZERS
+    begun = levanter_runs.run_in(folder, optimizers["adam"], 2, lora)
+    ours = levanter_runs.run_in(folder, optimizers["mofo"], 3, lora)
+    back = levanter_runs.run_in(folder, optimizers["adam"], 4, lora)
     # MoFO takes over the parameters and the moments of Adam's run.
     for path, array in begun.params.items():
         np.testing.assert_array_equal(ours.start[path], array, path)

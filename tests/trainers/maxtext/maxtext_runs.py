@@ -9,17 +9,30 @@ import json
 import pathlib
 import tempfile
 from typing import Any, NamedTuple
+from unittest import mock
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import orbax.checkpoint as ocp
 import pytest
+from flax import nnx
 
+import mofo_jax
+from examples.trainers.flax_nnx_sharded import with_metadata
 from tests.helpers import assert_same_bits, selected
-from tests.trainers.comparing import FRACTION, by_path
+from tests.trainers import comparing
+from tests.trainers.comparing import DAMPING, FRACTION, by_path
 
 pytest.importorskip(
     "maxtext.trainers.pre_train.train",
     reason="needs an environment with MaxText, which .ci/trainers makes",
+)
+from maxtext.configs import pyconfig  # pyright: ignore[reportMissingImports]
+from maxtext.utils import (  # pyright: ignore[reportMissingImports]
+    maxtext_utils,
+    model_creation_utils,
 )
 from maxtext.utils.globals import (  # pyright: ignore[reportMissingImports]
     MAXTEXT_CONFIGS_DIR,
@@ -27,6 +40,7 @@ from maxtext.utils.globals import (  # pyright: ignore[reportMissingImports]
 )
 
 from examples.trainers.maxtext import registration
+from examples.trainers.maxtext.covariances import input_covariances
 
 CONFIG = f"{MAXTEXT_CONFIGS_DIR}/decoupled_base_test.yml"
 TOKENIZERS = f"{MAXTEXT_PKG_DIR}/assets/tokenizers"
@@ -101,9 +115,10 @@ def run_program(
     *arguments: str,
     steps: int = STEPS,
     program: str = PRE_TRAINING,
+    make: registration.Make = registration.make_mofo,
 ) -> Run:
     """Runs one of MaxText's programs in this process, like the launcher."""
-    registration.register()
+    registration.register(make)
     keys = {argument.split("=")[0]: argument for argument in (*MODEL, *arguments)}
     importlib.import_module(program).main(
         [
@@ -175,3 +190,64 @@ def check_first_step(*arguments: str) -> None:
     for path, array in momenta(first.states[0]).items():
         np.testing.assert_array_equal(array, gradients[path], path)
     assert_the_largest_moved(start.params[0], first.params[0], gradients)
+
+
+def build(folder: str, *arguments: str) -> tuple[Any, Any]:
+    """Returns MaxText's configuration of the small model, and the model."""
+    keys = {argument.split("=")[0]: argument for argument in (*MODEL, *arguments)}
+    given = *keys.values(), "run_name=model", f"base_output_directory={folder}"
+    config = pyconfig.initialize(["test", CONFIG, *given, "steps=1"])
+    mesh = maxtext_utils.get_mesh_from_config(config)
+    return config, model_creation_utils.from_pretrained(config, mesh)
+
+
+def inverse(folder: str, *arguments: str) -> tuple[Any, registration.Make]:
+    """Returns the covariances of the small model, and a function for `register`."""
+    config, model = build(folder, *arguments)
+    tokens = np.random.RandomState(0).randint(0, 256, (8, 32))
+    batch = {
+        "inputs": tokens,
+        "inputs_position": np.broadcast_to(np.arange(32), tokens.shape),
+        "inputs_segmentation": np.ones_like(tokens),
+    }
+    found = input_covariances(config, model, [jax.tree.map(jnp.asarray, batch)])
+    state = mofo_jax.scale_by_inverse_covariance(found, DAMPING).init(
+        nnx.state(model, nnx.Param)
+    )
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), found
+    )
+    inverse = mofo_jax.scale_by_inverse_covariance(abstract, DAMPING)
+    inverse = with_metadata(inverse, state)
+
+    def make(config: Any, schedule: Any, mask: Any) -> Any:
+        del mask
+        b1, b2, eps = config.adam_b1, config.adam_b2, config.adam_eps
+        adam = optax.scale_by_adam(b1, b2, eps)
+        return optax.chain(adam, inverse, optax.scale_by_learning_rate(schedule))
+
+    return found, make
+
+
+def check_scaled_step(folder: pathlib.Path, *arguments: str) -> list[jax.Array]:
+    """Compares the first step with Adam's times the inverse.
+
+    Returns the matrices of the first state.
+    """
+    start = run("start", *arguments, steps=1)
+    adam = run("adamw", *arguments, "adam_weight_decay=0", steps=1)
+    covariances, make = inverse(str(folder), *arguments)
+    states = []
+    setup = maxtext_utils.setup_initial_state
+
+    def kept(*args: Any, **options: Any) -> Any:
+        result = setup(*args, **options)
+        states.append(result[0])
+        return result
+
+    with mock.patch.object(maxtext_utils, "setup_initial_state", kept):
+        given = *arguments, "opt_type=mofo"
+        ours = run_program(folder, "inverse", *given, steps=1, make=make)
+    params = (each.params[0] for each in (start, adam, ours))
+    comparing.check_scaled_step(covariances, *params)
+    return jax.tree.leaves(states[0]["optimizer"]["opt_state"][1])

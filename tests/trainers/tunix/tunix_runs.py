@@ -14,7 +14,9 @@ from flax import nnx
 from jax.sharding import Mesh
 
 import mofo_jax
+from examples.trainers.flax_nnx_sharded import with_metadata
 from tests.helpers import selected
+from tests.trainers.comparing import DAMPING
 
 pytest.importorskip(
     "tunix.sft.peft_trainer",
@@ -96,6 +98,31 @@ def run(name: str, lora: bool) -> Run:
         "mofo": mofo_jax.mofo(1e-2, weight_decay=WEIGHT_DECAY),
     }
     return train(optimizers[name], lora=lora)
+
+
+@functools.cache
+def run_inverse(devices: int) -> tuple[Any, Run]:
+    """Returns covariances, and a run with them, which is performed on the first call.
+
+    Args:
+      devices: the number of devices, 1 or an even one.
+    """
+    mesh = tunix_trainer.make_mesh(jax.devices()[:devices], min(devices, 2))
+    covariances, optimizer = inverse(mesh)
+    return covariances, train(optimizer, mesh=mesh)
+
+
+def inverse(mesh: Mesh) -> tuple[Any, optax.GradientTransformation]:
+    """Returns the covariances of the tiny model, and an optimizer that uses them."""
+    model = tunix_trainer.build(CONFIG, mesh, False)
+    texts = list(tunix_trainer.batches(2, CONFIG.vocab_size))
+    covariances = tunix_trainer.input_covariances(model, texts)
+    scale = mofo_jax.scale_by_inverse_covariance(covariances, DAMPING)
+    return covariances, optax.chain(
+        optax.scale_by_adam(),
+        with_metadata(scale, scale.init(nnx.state(model, nnx.Param))),
+        optax.scale_by_learning_rate(1e-2),
+    )
 
 
 def assert_the_largest_move(

@@ -1,6 +1,7 @@
 """MaxText on eight devices: Auto and Explicit meshes, and the state over data."""
 
 import importlib
+import pathlib
 from typing import Any
 
 import pytest
@@ -50,3 +51,15 @@ def test_the_first_step_moves_what_numpy_selects(
     mesh: str, scan: str, maxtext_runs: Any
 ) -> None:
     maxtext_runs.check_first_step(*MESHES[mesh], scan)
+
+
+@pytest.mark.parametrize("mesh", ["auto", "explicit"])
+def test_matrices_are_sharded_and_scale_the_first_step(
+    mesh: str, maxtext_runs: Any, tmp_path: pathlib.Path
+) -> None:
+    given = *MESHES[mesh], "scan_layers=true"
+    matrices = maxtext_runs.check_scaled_step(tmp_path, *given)
+    assert len(matrices) == 5
+    for matrix in matrices:
+        rows = matrix.sharding.shard_shape(matrix.shape)[-2]
+        assert rows == matrix.shape[-2] // 8

@@ -70,6 +70,20 @@ def test_four_devices_select_as_one_does(lora: bool, tunix_runs: Any) -> None:
     np.testing.assert_allclose(four.losses, one.losses, rtol=1e-5)
 
 
+def test_matrices_are_sharded_and_the_numbers_are_the_same(tunix_runs: Any) -> None:
+    (_, one), (covariances, four) = map(tunix_runs.run_inverse, (1, 4))
+    for path, param in one.params[-1].items():
+        np.testing.assert_allclose(
+            four.params[-1][path], param, rtol=1e-3, atol=1e-5, err_msg=path
+        )
+    matrices = jax.tree.leaves(four.trainer.optimizer.opt_state[1])
+    assert len(matrices) == 5
+    for matrix in matrices:
+        assert matrix.sharding.shard_shape(matrix.shape)[0] == len(matrix) // 4
+    for covariance in jax.tree.leaves(covariances):
+        assert not covariance.is_fully_replicated
+
+
 def test_tunix_shards_batches_only_within_the_older_context(tunix_runs: Any) -> None:
     trainer = tunix_runs.tunix_trainer
     mesh = trainer.make_mesh(jax.devices()[:4])

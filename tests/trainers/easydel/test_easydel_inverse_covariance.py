@@ -1,0 +1,24 @@
+"""The inverse input covariance in EasyDeL's trainer."""
+
+import pathlib
+
+import jax
+import numpy as np
+
+from tests.helpers import assert_same_bits
+from tests.trainers.easydel import easydel_runs
+
+
+def test_the_first_step_is_adams_times_the_inverse(tmp_path: pathlib.Path) -> None:
+    easydel_runs.check_scaled_step(str(tmp_path))
+
+
+def test_a_run_continues_from_a_checkpoint(tmp_path: pathlib.Path) -> None:
+    options = {"save_steps": 1, "resume_if_possible": True}
+    axes = easydel_runs.program.ONE_DEVICE
+    whole = easydel_runs.run_inverse(str(tmp_path / "whole"), axes, 3)
+    easydel_runs.run_inverse(str(tmp_path / "parts"), axes, 2, **options)
+    parts = easydel_runs.run_inverse(str(tmp_path / "parts"), axes, 3, **options)
+    for path, param in whole.params.items():
+        np.testing.assert_array_equal(parts.params[path], param, path)
+    assert_same_bits(jax.tree.leaves(parts.state), jax.tree.leaves(whole.state))

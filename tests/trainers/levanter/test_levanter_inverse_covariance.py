@@ -1,0 +1,21 @@
+"""The inverse input covariance in Levanter's trainer."""
+
+import pathlib
+
+import numpy as np
+
+from tests.trainers.levanter import levanter_runs
+
+
+def test_the_first_step_is_adams_times_the_inverse(tmp_path: pathlib.Path) -> None:
+    levanter_runs.check_scaled_step(str(tmp_path))
+
+
+def test_a_run_continues_from_a_checkpoint(tmp_path: pathlib.Path) -> None:
+    _, optimizer = levanter_runs.inverse()
+    whole = levanter_runs.run_in(str(tmp_path / "whole"), optimizer, 4)
+    levanter_runs.run_in(str(tmp_path / "parts"), optimizer, 2)
+    parts = levanter_runs.run_in(str(tmp_path / "parts"), optimizer, 4)
+    assert parts.losses == whole.losses[-len(parts.losses) :]
+    for path, param in whole.params.items():
+        np.testing.assert_array_equal(parts.params[path], param, path)

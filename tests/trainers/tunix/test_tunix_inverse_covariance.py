@@ -1,0 +1,32 @@
+"""The inverse input covariance in Tunix's trainer."""
+
+import pathlib
+
+import jax
+import numpy as np
+import optax
+
+from tests.helpers import assert_same_bits
+from tests.trainers.comparing import check_scaled_step
+from tests.trainers.tunix import tunix_runs
+from tests.trainers.tunix.test_tunix_states import options
+
+
+def test_the_first_step_is_adams_times_the_inverse() -> None:
+    covariances, ours = tunix_runs.run_inverse(1)
+    adam = tunix_runs.train(optax.adam(1e-2))
+    assert_same_bits(ours.params[0], adam.params[0])
+    check_scaled_step(covariances, ours.params[0], adam.params[1], ours.params[1])
+
+
+def test_a_run_continues_from_a_checkpoint(tmp_path: pathlib.Path) -> None:
+    mesh = tunix_runs.tunix_trainer.make_mesh(jax.devices()[:1])
+    _, optimizer = tunix_runs.inverse(mesh)
+    tunix_runs.train(optimizer, **options(tmp_path, 2))
+    resumed = tunix_runs.train(optimizer, **options(tmp_path, tunix_runs.STEPS))
+    _, whole = tunix_runs.run_inverse(1)
+    assert resumed.losses == whole.losses[2:]
+    for path, param in whole.params[-1].items():
+        np.testing.assert_allclose(
+            resumed.params[-1][path], param, rtol=1e-5, atol=1e-7, err_msg=path
+        )
