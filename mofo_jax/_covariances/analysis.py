@@ -35,13 +35,17 @@ def analyse(
             return scope.unknown(atom.aval, key)
         return known[atom]
 
+    used, followed = jaxprs.used(jaxpr), scope.followed
     steps: dict[int, Step] = {}
     for number, equation in enumerate(jaxpr.eqns):
         given = [read(atom) for atom in equation.invars]
+        scope.used = used
+        scope.followed = followed and not used.isdisjoint(equation.outvars)
         step, results = _equation(equation, given, scope)
         if step is not None:
             steps[number] = step
         known.update(zip(equation.outvars, results, strict=True))
+    scope.followed = followed
     return Plan(jaxpr, consts, steps), [read(atom) for atom in jaxpr.outvars]
 
 

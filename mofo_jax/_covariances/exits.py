@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
-from mofo_jax._covariances import jaxprs, layouts, pieces, views
+from mofo_jax._covariances import layouts, pieces, views
 from mofo_jax._covariances.evaluation import Context, Plan, Step
 from mofo_jax._covariances.methods import Sums
 from mofo_jax._covariances.scope import Scope, Trait, Use
@@ -132,7 +132,7 @@ def find_exits(
         for reason in reasons:
             outer.obstruct(view, reason)
     for result, var in results:
-        if result.view and jaxprs.is_used(var):
+        if result.view and var in outer.used:
             view = operands[result.view.param].view
             assert view is not None
             outer.obstruct(view, "it is a result of a loop, a branch or shard_map")

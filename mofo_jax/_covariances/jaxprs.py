@@ -52,9 +52,20 @@ def manual_axes(params: Mapping[str, Any]) -> frozenset[str]:
     return frozenset(found or params["mesh"].axis_names)
 
 
-def is_used(var: Any) -> bool:
-    """Returns whether a result of an equation is used."""
-    return type(var).__name__ != "DropVar"
+def used(jaxpr: Any) -> set[Any]:
+    """Returns the variables that the results and side effects of a jaxpr depend on.
+
+    They are all variables if it has no results, as a model has that is only called to
+    find its products.
+    """
+    every = not jaxpr.outvars
+    found = {var for var in jaxpr.outvars if not isinstance(var, core.Literal)}
+    for equation in reversed(jaxpr.eqns):
+        if every or equation.effects or not found.isdisjoint(equation.outvars):
+            found.update(equation.outvars)
+            operands = equation.invars
+            found.update(var for var in operands if not isinstance(var, core.Literal))
+    return found
 
 
 def bind(equation: Any, operands: Sequence[Any]) -> list[Any]:

@@ -55,6 +55,9 @@ class Scope:
       sources: The types of the covariances that they need.
       obstacles: For each parameter, reasons why it is not followed further, and why
         products are not used.
+      used: The variables of the present jaxpr on which its results depend.
+      followed: Whether obstacles matter, as they do if a result of the present equation
+        is used.
       mesh: The sizes of the mesh axes of `shard_map`.
       weights: The shape of the weights of positions, () if there are none.
       looped: Whether the weights are those of an iteration of a loop over positions,
@@ -74,6 +77,8 @@ class Scope:
         self.uses: list[Use] = []
         self.sources: dict[Hashable, Source] = {}
         self.obstacles: dict[int, dict[str, None]] = {}
+        self.used: set[Any] = set()
+        self.followed = True
         self._numbers: dict[Hashable, int] = {}
         self._count = itertools.count()
 
@@ -88,7 +93,8 @@ class Scope:
 
     def obstruct(self, view: View, reason: str) -> None:
         """Records why a view is not followed further, or why a product is not used."""
-        self.obstacles.setdefault(view.param, {})[reason] = None
+        if self.followed:
+            self.obstacles.setdefault(view.param, {})[reason] = None
 
     def unknown(self, aval: Any, key: Hashable = None) -> Trait:
         """Returns the trait of an array of which only the type is known.

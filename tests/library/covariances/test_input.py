@@ -33,6 +33,20 @@ def test_batches_of_several_shapes_are_averaged_over_all_positions() -> None:
     assert len(traced) == 3
 
 
+@pytest.mark.parametrize("jit", [False, True])
+def test_the_report_omits_uses_whose_result_is_unused(jit: bool) -> None:
+    take = jax.jit(jnp.take, static_argnames="axis") if jit else jnp.take
+
+    def looking(params: Any, x: jax.Array) -> jax.Array:
+        take(params["w"], jnp.array([0, 1]), axis=0)
+        return apply(params, x)
+
+    _, report = mofo_jax.input_covariances(
+        looking, PARAMS, [jnp.float32(X)], return_report=True
+    )
+    assert report == {"w": "contracted along (0,)"}
+
+
 def test_the_matrices_are_symmetric_and_wide_enough() -> None:
     params = {"w": PARAMS["w"].astype("bfloat16")}
     x = jnp.asarray(X, "bfloat16")
