@@ -252,8 +252,14 @@ METHODS["inverse_weak_replay"] = dataclasses.replace(
     title="inverse input covariance 0.3, replay",
     replay_every=1,
 )
+METHODS["inverse_weak_batch"] = dataclasses.replace(
+    METHODS["inverse_weak"],
+    title="inverse input covariance 0.3, batches of 16",
+    first=1e-4,
+    batches=4,
+)
 CONTROLS = ("adamw_warmup", "adamw_b2", "adamw_frozen", "adamw_batch")
 REPLAY = ("replay", "replay_tenth", "inverse_weak_replay")
 EQUAL_TIME = ("adamw_rule_time", "adamw_replay_time")
-SETTINGS = tuple(_SETTINGS)
+SETTINGS = (*_SETTINGS, "inverse_weak_batch")
 RIVALS = tuple(_RIVALS)
