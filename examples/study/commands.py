@@ -37,18 +37,25 @@ def run(options: Options) -> pathlib.Path:
 
 def _seconds(study: Study, run: Run) -> float:
     """Returns the expected duration of a run, estimated from earlier rows."""
-    steps, rest = [], []
+    batches, rest = [], []
     for row in rows.read(study.file):
         if (done := rows.run_of(row)).steps:
-            steps.append(row["seconds_per_step"])
-            rest.append(row["seconds"] - steps[-1] * _trained_steps(done))
-    if not steps:
+            trained = row["seconds_per_step"] * METHODS[done.method].trained_steps(
+                done.steps
+            )
+            batches.append(trained / _batches(done))
+            rest.append(row["seconds"] - trained)
+    if not batches:
         return 0.0
-    return statistics.median(rest) + statistics.median(steps) * _trained_steps(run)
+    return statistics.median(rest) + statistics.median(batches) * _batches(run)
 
 
-def _trained_steps(run: Run) -> int:
-    return 0 if run.method == START else METHODS[run.method].trained_steps(run.steps)
+def _batches(run: Run) -> int:
+    """Returns the number of batches of the usual size that a run reads."""
+    if run.method == START:
+        return 0
+    method = METHODS[run.method]
+    return method.batches * method.trained_steps(run.steps)
 
 
 def repeat(options: Options) -> None:

@@ -245,17 +245,23 @@ def test_larger_batches_and_longer_runs_see_more_rows(
     assert 1.2 * tokens[0] < tokens[2] < 1.8 * tokens[0]
 
 
+# Both read 320 batches of the usual size.
+@pytest.mark.parametrize(
+    ("method", "steps"), [("adamw_rule_time", 240), ("adamw_batch", 80)]
+)
 def test_no_run_begins_that_would_exceed_the_hours(
+    method: str,
+    steps: int,
     tmp_path: pathlib.Path,
     tiny_model: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
-    run = Run(TASK, "adamw_rule_time", 240, 0, 1e-4)
+    run = Run(TASK, method, steps, 0, 1e-4)
     monkeypatch.setattr(
         commands, "missing", lambda losses, plan: iter([(Step("long", []), run)])
     )
-    # 24 steps took 48 of 60 seconds, so these 320 steps take 640 of 652.
+    # 24 batches took 48 of 60 seconds, so 320 take 640 of 652.
     row = {"key": {"run": f"{TASK}/adamw/24/0/0.0001"}, "seconds": 60, "sets": {}}
     monkeypatch.setattr(rows, "read", lambda file: [row | {"seconds_per_step": 2.0}])
     monkeypatch.setattr(study.Study, "losses", lambda self: {})
