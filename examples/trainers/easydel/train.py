@@ -55,7 +55,7 @@ def input_covariances(model: Any, batches: Iterable[jax.Array]) -> Any:
 
     Args:
       model: the sharded base model, without LoRA factors.
-      batches: tokens `[rows, length]` of text that the model generated.
+      batches: tokens `[rows, length]` of text that the model generated, without padding.
     """
     state = model.to_state()
 
