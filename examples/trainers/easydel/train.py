@@ -55,7 +55,7 @@ def input_covariances(model: Any, batches: Iterable[jax.Array]) -> Any:
 
     Args:
       model: the sharded base model, without LoRA factors.
-      batches: tokens `[rows, length]` of text that the model generated, without padding.
+      batches: tokens `[rows, length]` of text that the model generated; no padding.
     """
     state = model.to_state()
 
