@@ -159,7 +159,21 @@ def decided(found: Compared) -> Lines:
         else f"The comparator is {METHODS[own].title}: by the rule of the protocol, on "
         f"{main} with {short} steps.",
         "",
+        *_outcomes(found, own),
     ]
+    if own in (None, OWN):
+        return lines
+    # With no comparator, ratios are to AdamW.
+    return [
+        *lines,
+        "",
+        f"Nothing is decided by the ratios to {METHODS[OWN].title}:",
+        "",
+        *_outcomes(found, None),
+    ]
+
+
+def _outcomes(found: Compared, own: str | None) -> Lines:
     verdicts = {
         claim: {
             measure: deciding.judge(found, claim, measure, deciding.lengths(found), own)
@@ -173,7 +187,7 @@ def decided(found: Compared) -> Lines:
         for measure, verdict in by_measure.items()
     ]
     heads = ["method", "claim", "outcome", "pooled ratio", "from", "missing"]
-    lines += table(heads, body) if body else ["No setting of the rule is chosen yet."]
+    lines = table(heads, body)
     for claim, by_measure in verdicts.items():
         if cells := by_measure[PROSE].cells:
             rise, seen = deciding.visible(found, claim.method, cells)

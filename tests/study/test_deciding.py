@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from examples.study import deciding
+from examples.study import deciding, tables
 from examples.study.comparing import CODE, PROSE, Compared
 from examples.study.deciding import Claim
 from examples.study.methods import CONTROLS
@@ -130,6 +130,9 @@ def test_the_best_control_becomes_the_comparator():
             made.append(made_rows.row(name, 5e-5, weak, strong * factor, seed=seed))
             made.append(made_rows.row(name, 1e-4, 1.0, 0.04 * factor, seed=seed))
     assert deciding.comparator(Compared(made), TASK, STEPS) == "adamw_b2"
+    told, _, others = "\n".join(tables.decided(Compared(made))).partition(" to AdamW:")
+    assert told.startswith("The comparator is AdamW, b2 = 0.95: ")
+    assert told.count("KL, prose at most") == others.count("KL, prose at most") == 2
     for row in made:
         if "adamw_b2/" in row["key"]["run"]:
             row["sets"]["prose"]["divergences"] = [
@@ -137,6 +140,7 @@ def test_the_best_control_becomes_the_comparator():
             ]
     # An improvement by five percent is not enough.
     assert deciding.comparator(Compared(made), TASK, STEPS) == "adamw"
+    assert " to AdamW:" not in "\n".join(tables.decided(Compared(made)))
     for name in CONTROLS:
         kept = [row for row in made if f"/{name}/" not in row["key"]["run"]]
         assert deciding.comparator(Compared(kept), TASK, STEPS) is None
