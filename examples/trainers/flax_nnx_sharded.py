@@ -72,7 +72,8 @@ def with_metadata(
 
     Args:
       transformation: the transformation.
-      state: its first state, sharded as in training.
+      state: its first state, sharded as in training. It is not copied, and is lost once
+        a step donates it.
     """
 
     def annotated(x: jax.Array) -> nnx.Variable:

@@ -183,7 +183,10 @@ def test_orbax_saves_and_restores_the_state(tmp_path: pathlib.Path, rank: Any) -
         checkpointer.save(tmp_path / "covariances", covariances)
         checkpointer.wait_until_finished()
         assert_same_bits(checkpointer.restore(tmp_path / "state", empty), state)
-        abstract = jax.eval_shape(lambda: covariances)
+        abstract = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+            covariances,
+        )
         restored = checkpointer.restore(tmp_path / "covariances", abstract)
         assert_same_bits(restored, covariances)
 

@@ -95,17 +95,20 @@ def test_flax_nnx_with_inverse_covariances(kind: AxisType) -> None:
             lambda params, x: nnx.merge(graph, params)(x), params, [x]
         )
         scale = mofo_jax.scale_by_inverse_covariance(covariances, DAMPING)
-        scale = flax_nnx_sharded.with_metadata(scale, scale.init(params))
-    rate = optax.scale_by_learning_rate(1e-2)
-    ours = optax.chain(optax.scale_by_adam(), scale, rate)
+
+    def ours() -> optax.GradientTransformation:
+        with jax.set_mesh(mesh):
+            own = flax_nnx_sharded.with_metadata(scale, scale.init(params))
+        rate = optax.scale_by_learning_rate(1e-2)
+        return optax.chain(optax.scale_by_adam(), own, rate)
 
     def after(steps: int, optimizer: Any) -> dict[str, np.ndarray]:
         found = by_path(flax_nnx_sharded.train(optimizer, steps, mesh)[1])
         return {path.removesuffix("/value"): x for path, x in found.items()}
 
     start, adam = (after(steps, optax.adam(1e-2)) for steps in (0, 1))
-    check_scaled_step(covariances, start, adam, after(1, ours))
-    state = flax_nnx_sharded.train(ours, 1, mesh)[2]
+    check_scaled_step(covariances, start, adam, after(1, ours()))
+    state = flax_nnx_sharded.train(ours(), 1, mesh)[2]
     matrix = state[1].factors["up"]["kernel"]
     assert matrix.get_metadata("out_sharding") == P("model", None)
     assert matrix[...].sharding.shard_shape(matrix.shape) == (4, 8)
