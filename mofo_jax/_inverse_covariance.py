@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import operator
 from typing import Any, NamedTuple
 
 import jax
@@ -170,7 +169,7 @@ def scale_by_inverse_covariance(
         if covariance is not None:
             inputs.setdefault(matrix_names[path], covariance)
 
-    _nested(inputs)  # Raises for paths that cannot be nested.
+    given.nested(inputs)  # Raises for paths that cannot be nested.
 
     def init(params: optax.Params) -> Any:
         given.check_tree(kept, params)
@@ -178,7 +177,7 @@ def scale_by_inverse_covariance(
             name: _computed(name, covariance, damping, dtype, block_size, rank)
             for name, covariance in inputs.items()
         }
-        return ScaleByInverseCovarianceState(_nested(factors))
+        return ScaleByInverseCovarianceState(given.nested(factors))
 
     def update(
         updates: optax.Updates,
@@ -200,7 +199,7 @@ def scale_by_inverse_covariance(
         scaled = {}
         for (matrix_name, _), own in alike.items():
             made = _inverse_factors.subtract(
-                _at(state.factors, matrix_name),
+                given.at(state.factors, matrix_name),
                 [update for update, _ in own.values()],
                 [covariance for _, covariance in own.values()],
                 block_size,
@@ -214,33 +213,6 @@ def scale_by_inverse_covariance(
         return jax.tree_util.tree_map_with_path(narrow, updates), state
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _nested(flat: dict[str, Any]) -> dict[str, Any]:
-    """Returns nested dictionaries of values given by path.
-
-    Raises:
-      ValueError: If a path continues another.
-    """
-    nested: dict[str, Any] = {}
-    for path, value in flat.items():
-        *parents, last = path.split("/")
-        node = nested
-        for parent in parents:
-            node = node.setdefault(parent, {})
-            if not isinstance(node, dict):
-                break
-        if not isinstance(node, dict) or last in node:
-            raise ValueError(
-                "`covariances` must not have a parameter whose path continues that of "
-                f"another one, got {place(path)}"
-            )
-        node[last] = value
-    return nested
-
-
-def _at(nested: dict[str, Any], path: str) -> Any:
-    return functools.reduce(operator.getitem, path.split("/"), nested)
 
 
 def _computed(

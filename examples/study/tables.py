@@ -174,9 +174,10 @@ def decided(found: Compared) -> Lines:
 
 
 def _outcomes(found: Compared, own: str | None) -> Lines:
+    lengths = deciding.lengths(found)
     verdicts = {
         claim: {
-            measure: deciding.judge(found, claim, measure, deciding.lengths(found), own)
+            measure: deciding.judge(found, claim, measure, lengths, own)
             for measure in deciding.KINDS
         }
         for claim in deciding.CLAIMS

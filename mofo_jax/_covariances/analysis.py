@@ -35,17 +35,18 @@ def analyse(
             return scope.unknown(atom.aval, key)
         return known[atom]
 
-    used, followed = jaxprs.used(jaxpr), scope.followed
+    outside = scope.used, scope.followed
+    scope.used = jaxprs.used(jaxpr)
     steps: dict[int, Step] = {}
     for number, equation in enumerate(jaxpr.eqns):
         given = [read(atom) for atom in equation.invars]
-        scope.used = used
-        scope.followed = followed and not used.isdisjoint(equation.outvars)
+        is_used = not scope.used.isdisjoint(equation.outvars)
+        scope.followed = outside[1] and is_used
         step, results = _equation(equation, given, scope)
         if step is not None:
             steps[number] = step
         known.update(zip(equation.outvars, results, strict=True))
-    scope.followed = followed
+    scope.used, scope.followed = outside
     return Plan(jaxpr, consts, steps), [read(atom) for atom in jaxpr.outvars]
 
 

@@ -1,6 +1,8 @@
 """Covariances given by the user: their paths and their validation."""
 
+import functools
 import math
+import operator
 from typing import Any
 
 import jax
@@ -135,6 +137,34 @@ def _equal(one: InputCovariance | None, other: InputCovariance | None) -> bool:
 def _same(one: jax.Array, other: jax.Array) -> jax.Array:
     one, other = (shardings.whole_along(x, range(x.ndim)) for x in (one, other))
     return jnp.all(one == other)
+
+
+def nested(flat: dict[str, Any]) -> dict[str, Any]:
+    """Returns nested dictionaries of values given by path.
+
+    Raises:
+      ValueError: If a path continues another.
+    """
+    result: dict[str, Any] = {}
+    for path, value in flat.items():
+        *parents, last = path.split("/")
+        node = result
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                break
+        if not isinstance(node, dict) or last in node:
+            raise ValueError(
+                "`covariances` must not have a parameter whose path continues that of "
+                f"another one, got {place(path)}"
+            )
+        node[last] = value
+    return result
+
+
+def at(nested: dict[str, Any], path: str) -> Any:
+    """Returns the value at a path of nested dictionaries."""
+    return functools.reduce(operator.getitem, path.split("/"), nested)
 
 
 def check_tree(kept: dict[str, InputCovariance | None], tree: Any) -> None:

@@ -2,11 +2,13 @@
 
 import dataclasses
 import math
+import pathlib
 
 import pytest
 
 from examples.finetune.command.errors import InputError
 from examples.finetune.training.optimizers import OPTIMIZERS
+from examples.study import __main__ as command
 from examples.study import deciding, options, plan, rows, study
 from examples.study.budget import BUDGETS
 from examples.study.methods import METHODS, REPLAY
@@ -158,3 +160,29 @@ def test_the_stored_rows_have_the_keys_of_the_methods():
 def test_wrong_options(given: list[str], message: str):
     with pytest.raises(InputError, match=message):
         options.parse(given)
+
+
+def test_the_plan_has_hours(
+    tmp_path: pathlib.Path,
+    tiny_model: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    given = ["--model", str(tiny_model), "--budget", "smallest", "--plan"]
+    assert command.main([*given, "--output", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    assert "choice: at least 14 runs, 0.0 hours" in told
+    assert "0 rows are stored" in told
+    choice = [*given, "--step", "choice", "--method", "inverse"]
+    assert command.main([*choice, "--output", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    assert "choice: at least 2 runs" in told and "controls" not in told
+    assert command.main([*given, "--step", "cooking"]) == 2
+    assert "--step must be of pilots, choice, " in capsys.readouterr().err
+
+
+def test_an_unknown_task_is_refused(tmp_path: pathlib.Path, tiny_model: pathlib.Path):
+    given = study.Options(model=str(tiny_model), output=tmp_path, task=("cooking",))
+    with pytest.raises(
+        InputError, match=r"--task must be of json, docstrings, got 'cooking'"
+    ):
+        study.Study(given, study.budget_of(given))

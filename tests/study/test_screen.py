@@ -20,17 +20,15 @@ from examples.study.methods import OwnTexts
 from examples.study.options import Options
 from examples.study.study import Study, open_study
 from examples.study.training import Course
-from tests.finetune import small
 
 TASK = "docstrings"
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+def study(tiny_model: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> Study:
     """A study of the smallest size, on the tiny model with its own weights."""
-    model = small.write_model(tmp_path_factory.mktemp("tiny"))
     output = tmp_path_factory.mktemp("results")
-    made = open_study(Options(model=str(model), budget="smallest", output=output))
+    made = open_study(Options(model=str(tiny_model), budget="smallest", output=output))
     made.__dict__["start"] = made.trainer.quantized  # Instead of the healed one.
     return made
 

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from examples.finetune.command.errors import InputError
 from examples.finetune.evaluation import generate
 from examples.finetune.model.attention import causal_mask
 from examples.finetune.system.files import read_json_lines
@@ -21,15 +20,8 @@ from examples.study import chat, commands, measuring, own_texts, plan, rows, stu
 from examples.study.methods import OwnTexts
 from examples.study.plan import Cell, Run, Step
 from examples.study.training import Trainer
-from tests.finetune import small
 
 TASK = "docstrings"
-
-
-@pytest.fixture(scope="module")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A directory with the tiny model, in Hugging Face layout."""
-    return small.write_model(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.mark.nightly
@@ -278,29 +270,3 @@ def test_no_run_begins_that_would_exceed_the_hours(
     # More by enough for reading the model.
     with pytest.raises(InterruptedError, match=str(run)):
         commands.run(dataclasses.replace(options, hours=1))
-
-
-def test_the_plan_has_hours(
-    tmp_path: pathlib.Path,
-    tiny_model: pathlib.Path,
-    capsys: pytest.CaptureFixture[str],
-):
-    options = ["--model", str(tiny_model), "--budget", "smallest", "--plan"]
-    assert command.main([*options, "--output", str(tmp_path)]) == 0
-    told = capsys.readouterr().out
-    assert "choice: at least 14 runs, 0.0 hours" in told
-    assert "0 rows are stored" in told
-    choice = [*options, "--step", "choice", "--method", "inverse"]
-    assert command.main([*choice, "--output", str(tmp_path)]) == 0
-    told = capsys.readouterr().out
-    assert "choice: at least 2 runs" in told and "controls" not in told
-    assert command.main([*options, "--step", "cooking"]) == 2
-    assert "--step must be of pilots, choice, " in capsys.readouterr().err
-
-
-def test_an_unknown_task_is_refused(tmp_path: pathlib.Path, tiny_model: pathlib.Path):
-    options = study.Options(model=str(tiny_model), output=tmp_path, task=("cooking",))
-    with pytest.raises(
-        InputError, match=r"--task must be of json, docstrings, got 'cooking'"
-    ):
-        study.Study(options, study.budget_of(options))

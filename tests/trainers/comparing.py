@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 import mofo_jax
-from mofo_jax._options.path_rules import path_name
+from mofo_jax._covariances import given
 from tests.helpers import assert_same_bits, selected
 
 FRACTION = 0.15
@@ -87,14 +87,6 @@ def check_first_step(
     return moved
 
 
-def covariances_by_path(covariances: Any) -> dict[str, mofo_jax.InputCovariance]:
-    """Returns the covariances of a tree by path."""
-    leaves = jax.tree_util.tree_leaves_with_path(
-        covariances, is_leaf=lambda node: isinstance(node, mofo_jax.InputCovariance)
-    )
-    return {path_name(path): leaf for path, leaf in leaves}
-
-
 def check_scaled_step(
     covariances: Any,
     start: Mapping[str, np.ndarray],
@@ -109,7 +101,8 @@ def check_scaled_step(
       adam: those after a step of Adam with the same learning rate.
       ours: those after Adam's step was multiplied.
     """
-    known = covariances_by_path(covariances)
+    found = given.by_path(covariances).items()
+    known = {path: covariance for path, covariance in found if covariance is not None}
     assert known.keys() < start.keys()
     smaller = 0
     for path, before in start.items():

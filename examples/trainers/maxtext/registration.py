@@ -98,7 +98,7 @@ def make_mofo(
     )
 
 
-def with_mofo(get_optimizer: Any, make: Make = make_mofo) -> Any:
+def with_mofo(get_optimizer: Any, make: Make) -> Any:
     """Returns MaxText's `get_optimizer` with a branch for MoFO.
 
     The branch replaces that of `adam_pax`, so that MaxText applies its own wrappers to

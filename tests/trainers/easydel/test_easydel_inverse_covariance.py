@@ -17,8 +17,10 @@ def test_a_run_continues_from_a_checkpoint(tmp_path: pathlib.Path) -> None:
     options = {"save_steps": 1, "resume_if_possible": True}
     axes = easydel_runs.program.ONE_DEVICE
     whole = easydel_runs.run_inverse(str(tmp_path / "whole"), axes, 3)
-    easydel_runs.run_inverse(str(tmp_path / "parts"), axes, 2, **options)
+    begun = easydel_runs.run_inverse(str(tmp_path / "parts"), axes, 2, **options)
     parts = easydel_runs.run_inverse(str(tmp_path / "parts"), axes, 3, **options)
+    for path, param in begun.params.items():
+        np.testing.assert_array_equal(parts.start[path], param, path)
     for path, param in whole.params.items():
         np.testing.assert_array_equal(parts.params[path], param, path)
     assert_same_bits(jax.tree.leaves(parts.state), jax.tree.leaves(whole.state))

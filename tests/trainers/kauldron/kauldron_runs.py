@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import orbax.checkpoint as ocp
 import pytest
 
@@ -119,27 +120,32 @@ def run(name: str, lora: bool = False, sharded: bool = False) -> Run:
 
 
 @functools.cache
-def inverse(sharded: bool = False) -> tuple[Any, Any]:
-    """Returns the covariances of the tiny Gemma, and an optimizer that uses them."""
-    import optax
-
+def covariances(sharded: bool = False) -> Any:
+    """Returns the covariances of the tiny Gemma."""
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(pathlib.Path(folder), optimizer("adam"), sharded=sharded)
         params, batch = trainer.init_state().params, next(iter(trainer.train_ds))
-    found = input_covariances(trainer.model, params, [jnp.asarray(batch["input"])])
-    return found, optax.chain(
+    tokens = jnp.asarray(batch["input"])
+    return input_covariances(trainer.model, params, [tokens])
+
+
+def run_inverse(
+    workdir: pathlib.Path,
+    sharded: bool = False,
+    steps: int = STEPS,
+    abstract: bool = False,
+) -> tuple[Run, Any]:
+    """Trains with the inverse input covariance; returns the last state too."""
+    found = covariances(sharded)
+    if abstract:
+        found = jax.eval_shape(lambda: found)
+    chain = optax.chain(
         optax.scale_by_adam(),
         mofo_jax.scale_by_inverse_covariance(found, DAMPING),
         optax.scale_by_learning_rate(1e-2),
     )
-
-
-def run_inverse(
-    workdir: pathlib.Path, sharded: bool = False, steps: int = STEPS
-) -> tuple[Run, Any]:
-    """Trains with the inverse input covariance; returns the last state too."""
     trainer = make_trainer(workdir, optimizer("adam"), sharded=sharded, steps=steps)
-    trainer = dataclasses.replace(trainer, optimizer=inverse(sharded)[1])
+    trainer = dataclasses.replace(trainer, optimizer=chain)
     state, _ = trainer.train()
     return read(workdir), state
 
@@ -149,7 +155,7 @@ def check_scaled_step(folder: pathlib.Path, sharded: bool = False) -> Any:
     adam, (ours, state) = run("adam", sharded=sharded), run_inverse(folder, sharded)
     assert_same_bits(ours.params[0], adam.params[0])
     params = ours.params[0], adam.params[1], ours.params[1]
-    comparing.check_scaled_step(inverse(sharded)[0], *params)
+    comparing.check_scaled_step(covariances(sharded), *params)
     return state
 
 

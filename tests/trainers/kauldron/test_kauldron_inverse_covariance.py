@@ -14,7 +14,8 @@ def test_the_first_step_is_adams_times_the_inverse(tmp_path: pathlib.Path) -> No
 def test_a_run_continues_from_a_checkpoint(tmp_path: pathlib.Path) -> None:
     whole, _ = kauldron_runs.run_inverse(tmp_path / "whole", steps=4)
     kauldron_runs.run_inverse(tmp_path / "parts", steps=2)
-    parts, _ = kauldron_runs.run_inverse(tmp_path / "parts", steps=4)
+    # Without the checkpoint, matrices of abstract covariances would be NaN.
+    parts, _ = kauldron_runs.run_inverse(tmp_path / "parts", steps=4, abstract=True)
     np.testing.assert_array_equal(parts.losses, whole.losses)
     for path, param in whole.params[-1].items():
         np.testing.assert_array_equal(parts.params[-1][path], param, path)

@@ -16,6 +16,7 @@ def test_a_run_continues_from_a_checkpoint(tmp_path: pathlib.Path) -> None:
     whole = levanter_runs.run_in(str(tmp_path / "whole"), optimizer, 4)
     levanter_runs.run_in(str(tmp_path / "parts"), optimizer, 2)
     parts = levanter_runs.run_in(str(tmp_path / "parts"), optimizer, 4)
-    assert parts.losses == whole.losses[-len(parts.losses) :]
+    # The first two steps were not repeated.
+    assert parts.losses == whole.losses[2:]
     for path, param in whole.params.items():
         np.testing.assert_array_equal(parts.params[path], param, path)

@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 import mofo_jax
+from mofo_jax._covariances import given
 from mofo_jax._options.path_rules import path_name
 from tests.trainers.maxtext.maxtext_runs import CONFIG, MODEL
 
@@ -134,13 +135,8 @@ def test_a_model(name: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> N
     recorded = record(monkeypatch)
     jax.block_until_ready(jax.jit(apply)(params, tokens))
     jax.effects_barrier()
-    is_leaf = lambda node: isinstance(node, mofo_jax.InputCovariance)  # noqa: E731
-    flat = {
-        path_name(path): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(
-            covariances, is_leaf=is_leaf
-        )
-    }
+    found = given.by_path(covariances).items()
+    flat = {path: covariance for path, covariance in found if covariance is not None}
     arrays = {
         path_name(path).removesuffix("/value"): np.asarray(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 import mofo_jax
-from mofo_jax._options.path_rules import path_name
+from mofo_jax._covariances import given
 
 pytest.importorskip(
     "tunix.models.llama3.model",
@@ -92,12 +92,8 @@ def test_a_model(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         [jnp.asarray(TOKENS)],
         return_report=True,
     )
-    flat = {
-        path_name(path): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(
-            tree, is_leaf=lambda node: isinstance(node, mofo_jax.InputCovariance)
-        )
-    }
+    found = given.by_path(tree).items()
+    flat = {path: covariance for path, covariance in found if covariance is not None}
     checked = set()
     for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
         owner = model
