@@ -102,10 +102,9 @@ def cases(
         found[f"inverse covariance, {name}"] = lambda name=name: inverse_covariance(
             covariances.MODELS[name], mesh
         )
-    if topology.startswith("h100:"):  # For TPUs it takes many minutes to compile.
-        found["inverse covariance, training step, Llama 7B"] = lambda: in_training(
-            covariances.MODELS["Llama 7B"], mesh
-        )
+    found["inverse covariance, training step, Llama 7B"] = lambda: in_training(
+        covariances.MODELS["Llama 7B"], mesh
+    )
     if topology == "v5p:4x4x4":  # Other devices have too little memory.
         found["bare step, shards of 2^32"] = lambda: on_tree(
             _huge(mesh.size), mesh, clips=False
