@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import re
 from typing import Any, NamedTuple
 
 import jax
@@ -23,10 +24,11 @@ from examples.finetune.model.export import export
 from examples.finetune.model.pretrained import Source
 from examples.finetune.running import checks
 from examples.finetune.storage import checksums
+from examples.finetune.training import information, own_text
 from examples.finetune.training.optimizers import make
 from examples.finetune.training.step import State, init_state, make_step
 from tests.finetune import small, tiny
-from tests.finetune.arms import CONFIG, batches, place
+from tests.finetune.arms import CONFIG, batches, own_texts, place
 
 ADAPTER = lora.Adapter(rank=4, alpha=6.0)
 PATHS = [
@@ -148,6 +150,32 @@ def test_layers_begin_alike_scanned_or_not(tiny_source: Source) -> None:
                 np.testing.assert_allclose(
                     *(stacked[f"layers/{end}"][number], apart[f"layers/{number}/{end}"])
                 )
+
+
+def matrices(covariances: Any) -> dict[str, np.ndarray]:
+    """Returns the matrices of covariances, by the parameter's path."""
+    return {
+        path.removesuffix("/matrix"): np.asarray(leaf, np.float64)
+        for path, leaf in parameters.flat(covariances).items()
+    }
+
+
+def test_the_covariances_are_those_of_the_factors_inputs(built: Built) -> None:
+    factors = random_factors(built)
+    texts = [own_text.batch(own_texts([20] * 8), 32)]
+    graph = built.trained.graph
+    found = information.covariances(graph, factors, texts, place, built.params)
+    merged = built.trained.finish(factors, built.params)
+    kernels = information.covariances(built.graph, merged, texts, place)
+    expected, pairs = matrices(kernels), parameters.flat(factors)
+    assert matrices(found).keys() == pairs.keys()
+    for path, matrix in matrices(found).items():
+        inputs = expected[re.sub("lora/lora_.", "kernel", path)]
+        if path.endswith("b"):
+            a = np.asarray(pairs[path.removesuffix("b") + "a"], np.float64)
+            inputs = np.swapaxes(a, -1, -2) @ inputs @ a
+        scale = np.abs(inputs).max()
+        np.testing.assert_allclose(matrix, inputs, atol=1e-5 * scale)
 
 
 class Run(NamedTuple):
