@@ -43,9 +43,9 @@ def control_fraction(
         \log\alpha + k \, \mathrm{clip}\left(\log\frac{B}{D}, -1, 1\right),
       \qquad \alpha \in [\alpha_{\min}, 1]
 
-    with :math:`k` the `gain` and :math:`\alpha_{\min}` the argument `least`, so by a
-    factor of at most :math:`e^k` per step. The step is then computed by the
-    transformation that `factory` returns for the new fraction.
+    where :math:`k` is the `gain` and :math:`\alpha_{\min}` the argument `least`. The
+    fraction changes by a factor of at most :math:`e^k` per step. The step is then
+    computed by the transformation that `factory` returns for the new fraction.
 
     If the model settles at a distance that increases with the fraction, the fraction
     converges to the value at which that distance equals the budget. If nothing pulls

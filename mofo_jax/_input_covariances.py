@@ -64,9 +64,9 @@ def input_covariances(
     be within `jit`, `scan`, `while_loop`, `cond`, `checkpoint`, `shard_map` and custom
     derivatives. Layers that are stacked for a `scan`, and experts and heads that are
     batch axes of a product, have separate covariances. Several uses of a parameter are
-    averaged. A lookup in an embedding, by a gather or by a product with one-hot
-    vectors, does not count as a product, so the covariance of a tied embedding is that
-    of the head's input.
+    averaged, each index of a contracted axis over the uses that contract it. A lookup
+    in an embedding, by a gather or by a product with one-hot vectors, does not count as
+    a product, so the covariance of a tied embedding is that of the head's input.
 
     Args:
       apply: The model, which is called as ``apply(params, batch)`` and traced. Its
@@ -238,7 +238,7 @@ def _places(program: Program, params: Any) -> list[Any]:
     places = []
     for matrix in program.shardings(jax.tree.leaves(params)):
         batch = len(matrix.spec) - 2 if matrix else 0
-        count = matrix and shardings.along(matrix, range(batch), batch)
+        count = matrix and shardings.along(matrix, range(batch), batch + 1)
         places.append((matrix, count))
     return places
 
@@ -262,8 +262,13 @@ def _abstract(sums: list[Sums], spread: list[Any]) -> list[jax.ShapeDtypeStruct]
 
 @functools.partial(jax.jit, donate_argnums=0)
 def _means(matrices: list[jax.Array], counts: list[jax.Array]) -> list[jax.Array]:
-    """Returns the means, which are zero where the counts are zero."""
-    return [
-        matrix / jnp.where(count > 0, count, 1)[..., None, None]
-        for matrix, count in zip(matrices, counts, strict=True)
-    ]
+    """Returns the means, which are zero where the counts are zero.
+
+    The geometric mean of the counts of two indices keeps a matrix positive semidefinite
+    if these differ, because a product contracts only a part of the indices.
+    """
+    means = []
+    for matrix, count in zip(matrices, counts, strict=True):
+        some = jnp.where(count > 0, count, 1)
+        means.append(matrix / jnp.sqrt(some[..., :, None] * some[..., None, :]))
+    return means

@@ -113,8 +113,9 @@ def scale_by_inverse_covariance(
         long as it is in use. After `init`, one that is made from abstract covariances
         with the same shardings can take its place.
       damping: :math:`c`, > 0. Smaller values shrink steps along common directions of
-        the inputs more, and need higher learning rates. The default is the best of
-        four values in our study of a model with 135 million parameters. The state is
+        the inputs more, and need higher learning rates. The default had the
+        smallest worst case of four values in our study, over prose, code and chat, on
+        one task with a model of 135 million parameters. The state is
         computed with it, so changing it after `init`, as with a schedule in
         `optax.inject_hyperparams`, has no effect.
       dtype: The dtype of the matrices. With a dtype narrower than float32, the part
@@ -272,7 +273,8 @@ def _unknown(
 
 
 def _check_positive(name: str, value: Any) -> None:
-    if _checks.is_static_number(value) and not value > 0:
+    static = _checks.is_static_number(value)
+    if not _checks.is_scalar(value) or (static and not value > 0):
         raise ValueError(f"`{name}` must be positive, got {value!r}")
 
 

@@ -52,6 +52,7 @@ def compute(
         # One after another, to save memory.
         options = damping, dtype, block_size, rank
         return lax.map(lambda one: compute(one, *options), matrix)
+    matrix = matrix.astype(jnp.promote_types(matrix.dtype, jnp.float32))
     n = matrix.shape[-1]
     mean = jnp.trace(matrix) / n
     # If the inputs were always zero, nothing is removed.
@@ -173,9 +174,11 @@ def _remove(factor: Factor, x: jax.Array) -> jax.Array:
 def _product(matrix: jax.Array, x: jax.Array) -> jax.Array:
     """Returns a product along the first axis of `x`, in the dtype of `x`.
 
-    If the matrix has a dtype narrower than float32, both factors are rounded to it.
+    If the matrix is narrower than float32, but has its range, as bfloat16 has, both
+    factors are rounded to its dtype.
     """
-    narrow = jnp.finfo(matrix.dtype).bits < 32
+    kind = jnp.finfo(matrix.dtype)
+    narrow = kind.bits < 32 and kind.maxexp == jnp.finfo(jnp.float32).maxexp
     return lax.dot_general(
         matrix if narrow else matrix.astype(x.dtype),
         x.astype(matrix.dtype) if narrow else x,

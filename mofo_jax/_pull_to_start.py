@@ -30,7 +30,7 @@ def pull_to_start(
 
       \theta \leftarrow \theta - \eta (u + \lambda (\theta - \theta_0))
       \quad \text{or} \quad
-      \theta \leftarrow \theta - \eta (u + \lambda \, \mathrm{sign}(\theta - \theta_0)).
+      \theta \leftarrow \theta - \eta (u + \lambda \, \mathrm{sign}(\theta - \theta_0)),
 
     where :math:`\theta_0` are the parameters at `init`. Since the learning rate is
     applied later in the chain, the `"l1"` pull cannot be limited to the remaining

@@ -81,7 +81,7 @@ def settings(found: Compared) -> Lines:
     """Compares single runs of the rule with AdamW, each at its own task loss."""
     heads = ["run", "setting", "task loss"]
     heads += [f"{m.title} over AdamW's" for m in MEASURES if m.ratio]
-    heads.append(f"{PROSE_RISE.title}, less AdamW's")
+    heads.append(f"{PROSE_RISE.title}, minus AdamW's")
     body = []
     for run in sorted(found.rows):
         method = METHODS.get(run.method)
@@ -103,7 +103,7 @@ HEADS = (
     *("method", "seeds"),
     *(head for m in MEASURES if m.ratio for head in (m.title, "over AdamW's")),
     PROSE_RISE.title,
-    *(f"{m.title}, less AdamW's" for m in MEASURES if not m.ratio),
+    *(f"{m.title}, minus AdamW's" for m in MEASURES if not m.ratio),
     "time of a step over AdamW's",
 )
 

@@ -58,7 +58,7 @@ def analyse_cond(
     plans, exits, sources = [], [], []
     results = [Trait(scope.number(), p) for p in _unrelated(equation)]
     for closed in equation.params["branches"]:
-        inner = Scope(scope.mesh, scope.weights, scope.looped)
+        inner = Scope(scope.mesh, scope.weights)
         arguments = [
             enter(
                 trait,

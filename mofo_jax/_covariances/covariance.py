@@ -25,9 +25,9 @@ class InputCovariance:
       source: The path of the first of all parameters that are multiplied with the same
         input, and whose matrices are therefore equal. In a part of a larger tree, it
         is relative to the part.
-      sharding: The sharding of the parameter over a mesh with Auto axes. By it updates
-        are divided among devices. None if it is not known, or for one device. To train
-        on another mesh, replace it and move `matrix` there.
+      sharding: The sharding of the parameter over a mesh with Auto axes. It
+        determines how updates are divided among devices. None if it is not known, or
+        for one device. To train on another mesh, replace it and move `matrix` there.
 
     Examples:
       >>> import jax.numpy as jnp, mofo_jax

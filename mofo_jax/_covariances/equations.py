@@ -7,12 +7,22 @@ from typing import Any
 import jax.numpy as jnp
 from jax.extend import core
 
-from mofo_jax._covariances import positions, products, relabelling, views, weighting
+from mofo_jax._covariances import (
+    pieces,
+    positions,
+    products,
+    relabelling,
+    views,
+    weighting,
+)
 from mofo_jax._covariances.evaluation import Context, Source, Step, evaluate
+from mofo_jax._covariances.methods import Dot
 from mofo_jax._covariances.scope import Scope, Trait, Use
 from mofo_jax._covariances.views import UnfitError, View
 
 _SCALED = frozenset({"div", "mul"})
+# After these, a one-hot encoding still has at most one coordinate that is not 0.
+_MASKED = frozenset({"div", "mul", "neg", "select_n"})
 # Primitives that keep the order of coordinates also keep their traits.
 _PLAIN = relabelling.UNCHANGED | relabelling.RULES.keys()
 
@@ -67,17 +77,42 @@ def _results(
     )
     plain = name in _PLAIN
     uniform = plain and all(trait.uniform for trait in given)
-    lookup = name == "eq" or (plain and any(trait.lookup for trait in given))
+    iotas = [_follow_axis(equation, i, t.iota) for i, t in enumerate(given)]
+    lookups = [_follow_axis(equation, i, t.lookup) for i, t in enumerate(given)]
+    if name == "iota":
+        iotas = [[params["dimension"]]]
+    elif name == "eq":
+        iotas, lookups = [], [[t.iota] for t in given]
     number = scope.number(key)
     results = []
     for i, (out, axes) in enumerate(zip(outs, along, strict=True)):
         trait = scope.unknown(out, (number, i))
         results.append(
             trait._replace(
-                positions=axes, uniform=trait.uniform or uniform, lookup=lookup
+                positions=axes,
+                uniform=trait.uniform or uniform,
+                iota=next((axes[i] for axes in iotas if axes[i] is not None), None),
+                lookup=next((axes[i] for axes in lookups if axes[i] is not None), None),
             )
         )
     return results
+
+
+def _follow_axis(equation: Any, number: int, axis: int | None) -> list[int | None]:
+    """Returns where an axis of an operand is in each result, None where it is not."""
+    name, outs = equation.primitive.name, [var.aval for var in equation.outvars]
+    shape = equation.invars[number].aval.shape
+    if axis is None:
+        return [None] * len(outs)
+    if name in relabelling.RULES and number == 0:
+        own = (pieces.Piece(axis, shape[axis]),)
+        found = relabelling.relabel(name, pieces.whole(shape), equation.params, outs)
+        return [
+            axes.index(own) if axes is not None and own in axes else None
+            for axes in found
+        ]
+    kept = name in relabelling.UNCHANGED or name in _MASKED
+    return [axis if kept and out.shape == shape else None for out in outs]
 
 
 def _follow(equation: Any, given: list[Trait], outs: list[Any]) -> list[View | None]:
@@ -153,16 +188,15 @@ def _dynamic_slice(equation: Any, view: View) -> tuple[Step | None, list[View | 
 class _Measure:
     """Adds the covariances of a product's inputs to the totals."""
 
-    parts: tuple[tuple[Hashable, products.Product, tuple[Hashable, ...], bool], ...]
+    parts: tuple[tuple[Hashable, products.Product, tuple[Hashable, ...]], ...]
 
     def __call__(
         self, equation: Any, operands: list[Any], context: Context
     ) -> list[Any]:
-        for source, product, moving, weighted in self.parts:
+        for source, product, moving in self.parts:
             given = [operands[i] for i in product.operands]
             place = tuple(context.indices[key] for key in moving)
-            weights = context.weights if weighted else None
-            context.add(source, product.method(given, weights), place)
+            context.add(source, product.method(given, context.weights), place)
         return evaluate(equation, operands, context)
 
 
@@ -182,7 +216,7 @@ def _product(equation: Any, given: list[Trait], scope: Scope) -> Step | None:
             continue
         try:
             product = products.find(name, equation.params, trait.view, kernel, operands)
-            _check_input(given[product.operands[0]])
+            _check_input(given[product.operands[0]], product)
             product = products.gather_input(product, trait.view, scope.mesh)
             view = views.gather(trait.view, product.contracted, scope.mesh)
             arrangement = views.arrange(view, product.contracted, product.batch)
@@ -196,25 +230,23 @@ def _product(equation: Any, given: list[Trait], scope: Scope) -> Step | None:
             lead = [trait.view.shape[axis] for axis, _ in trait.view.moving]
             dtype = jnp.promote_types(avals[product.operands[0]].dtype, jnp.float32)
             along = given[product.operands[0]].positions
-            related = positions.related(along)
-            # In a loop over positions, all inputs have those of the iteration.
-            weighted = related or scope.looped
-            one = related or set(scope.weights) <= {1}
+            one = positions.related(along) or set(scope.weights) <= {1}
             scope.sources[source] = Source(
                 (*lead, *product.lead),
                 product.length,
                 dtype,
-                weighted and one and weighting.followed(along),
+                one and weighting.followed(along),
                 tuple(scope.mesh),
             )
-            parts.append((source, product, moving, weighted))
+            parts.append((source, product, moving))
         scope.uses.append(Use(trait.view.param, source, arrangement))
     return _Measure(tuple(parts)) if parts else None
 
 
-def _check_input(trait: Trait) -> None:
+def _check_input(trait: Trait, product: products.Product) -> None:
     """Raises `UnfitError` for an operand that is not an input."""
     if trait.view:
         raise UnfitError("it is multiplied with a parameter")
-    if trait.lookup:
+    method = product.method
+    if isinstance(method, Dot) and method.contracted == (trait.lookup,):
         raise UnfitError("it is indexed by a product with one-hot vectors")

@@ -17,8 +17,8 @@ class Source(NamedTuple):
     """The type of an accumulated covariance, which is a sum and its count.
 
     Attributes:
-      lead: The shape of the count, and the leading axes of the sum.
-      length: The length of the sum's last two axes.
+      lead: The shape of the leading axes of both.
+      length: The length of the sum's last two axes, and of the count's last one.
       dtype: The dtype of both.
       followed: Whether all positions of the input are known, so that each has its own
         weight, if there are weights.
@@ -37,7 +37,7 @@ class Source(NamedTuple):
         # The type must also say that it differs between devices.
         zero = sum((0 * lax.axis_index(name) for name in self.mesh), jnp.int32(0))
         zero = zero.astype(self.dtype)
-        return jnp.full(shape, zero), jnp.full(self.lead, zero)
+        return jnp.full(shape, zero), jnp.full(shape[:-1], zero)
 
 
 @dataclasses.dataclass

@@ -1,6 +1,7 @@
 """Arguments of the bodies of loops and branches, and the sums that leave them."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
@@ -22,7 +23,8 @@ class Exit:
       use: The use of an argument in the body.
       outer: The name of the sum outside.
       moving: The indices at which it is added.
-      stacked: Whether the argument is one of many along a leading axis.
+      stacked: Whether the argument is one of many along a leading axis, which have
+        separate sums.
     """
 
     use: Use
@@ -64,7 +66,18 @@ def enter(
         skipped = len(trait.view.axes) - len(shape)
         shards = [views.sharded(trait.view, skipped + i) for i in range(len(shape))]
         view = views.whole_view(param, shape, tuple(shards))
-    return trait._replace(number=number, view=view)
+    skipped = len(trait.positions) - len(shape)
+    iota, lookup = (
+        None if axis is None or axis < skipped else axis - skipped
+        for axis in (trait.iota, trait.lookup)
+    )
+    return trait._replace(
+        number=number,
+        view=view,
+        uniform=trait.uniform or math.prod(shape) == 1,
+        iota=iota,
+        lookup=lookup,
+    )
 
 
 def _leave(
@@ -85,6 +98,11 @@ def _leave(
         for axis, size in zip(batch, layout.sizes, strict=False)
         if size != pieces.length(view.axes[axis])
     ]
+    own = {digit.axis for digit in view.axes[0]} if stacked else set()
+    free = [i for i in range(1, len(view.axes)) if i not in (*contracted, *batch)]
+    if own & {digit.axis for i in free for digit in view.axes[i]} - {None}:
+        # The iterations have parts of an axis that the product does not contract.
+        stacked = False
     batch = (0, *batch) if stacked else batch
     try:
         view = views.gather(view, (*contracted, *grown), outer.mesh)

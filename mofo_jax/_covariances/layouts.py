@@ -1,6 +1,7 @@
 """The position of a product's covariance within that of a parameter."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -47,49 +48,55 @@ def place(layout: Layout, matrix: jax.Array) -> jax.Array:
     Returns:
       An array of shape ``[*batch axes, N, N]``.
     """
-    lead, inputs = layout.lead, layout.inputs
-    matrix = matrix.reshape([digit.size for digit in (*lead, *inputs, *inputs)])
+    return _place(layout, matrix, (layout.inputs, layout.inputs))
+
+
+def _place(
+    layout: Layout, array: jax.Array, sides: Sequence[tuple[Piece, ...]]
+) -> jax.Array:
+    """Returns an array with the axes of `place`, and the given digits on each side."""
+    digits = [(0, layout.lead), *enumerate(sides, start=1)]
     # Leading axes, then rows, then columns, each from the most significant digit.
-    sides = (0, lead), (1, inputs), (2, inputs)
-    ranks = [(side, d.axis, -d.stride) for side, digits in sides for d in digits]
+    ranks = [(side, d.axis, -d.stride) for side, own in digits for d in own]
+    array = array.reshape([digit.size for _, own in digits for digit in own])
     independent = [i for i, (_, axis, _) in enumerate(ranks) if axis is None]
-    matrix = jnp.sum(matrix, axis=tuple(independent))
+    array = jnp.sum(array, axis=tuple(independent))
     ranks = [rank for rank in ranks if rank[1] is not None]
     for digit in layout.free:
-        matrix = jnp.broadcast_to(matrix[None], (digit.size, *matrix.shape))
+        array = jnp.broadcast_to(array[None], (digit.size, *array.shape))
         ranks.insert(0, (0, digit.axis, -digit.stride))
-    matrix = jnp.transpose(matrix, sorted(range(len(ranks)), key=ranks.__getitem__))
+    array = jnp.transpose(array, sorted(range(len(ranks)), key=ranks.__getitem__))
     covered = [1] * len(layout.sizes)
-    for digit in (*lead, *inputs, *layout.free):
+    for digit in (*layout.lead, *layout.inputs, *layout.free):
         if digit.axis is not None:
             covered[digit.axis] *= digit.size
-    both = [*range(len(covered)), *range(layout.batch, len(covered))]
-    matrix = matrix.reshape([covered[axis] for axis in both])
+    axes = [*range(layout.batch)]
+    axes += [*range(layout.batch, len(covered))] * len(sides)
+    array = array.reshape([covered[axis] for axis in axes])
     edges = [
         (layout.starts[i], layout.sizes[i] - layout.starts[i] - covered[i], 0)
-        for i in both
+        for i in axes
     ]
     if any(edge != (0, 0, 0) for edge in edges):
-        matrix = lax.pad(matrix, jnp.zeros((), matrix.dtype), edges)
-    length = math.prod(layout.sizes[layout.batch :])
-    return matrix.reshape(*layout.sizes[: layout.batch], length, length)
+        array = lax.pad(array, jnp.zeros((), array.dtype), edges)
+    return array.reshape(*layout.sizes[: layout.batch], *[length(layout)] * len(sides))
 
 
 def place_count(layout: Layout, count: jax.Array) -> jax.Array:
-    """Returns the mean number of inputs in the sum of a parameter's covariance.
+    """Returns the number of inputs in the sum of a parameter's covariance.
 
     Args:
       layout: The position of the product's covariance.
-      count: The number of inputs in its sum, of shape ``lead``.
+      count: The number of inputs in its sum for each index, of shape ``[*lead, n]``.
 
     Returns:
-      An array with the shape of the batch axes. If the product's covariance covers only
-      a share of the parameter's, the count is reduced by that share.
+      An array of shape ``[*batch axes, N]``, which is zero where the product has none.
     """
-    batch = layout.batch
-    covered = math.prod(d.size for d in layout.inputs if d.axis is not None)
-    share = covered / math.prod(layout.sizes[batch:])
-    bare = layout._replace(
-        inputs=(), sizes=layout.sizes[:batch], starts=layout.starts[:batch]
-    )
-    return place(bare, count).reshape(layout.sizes[:batch]) * share
+    lead, inputs = layout.lead, layout.inputs
+    count = count.reshape([digit.size for digit in (*lead, *inputs)])
+    # The indices of a digit on which the parameter does not depend are added in the
+    # product, so that their sum is one input.
+    independent = [i for i, d in enumerate(inputs, len(lead)) if d.axis is None]
+    count = jnp.max(count, axis=tuple(independent))
+    own = tuple(digit for digit in inputs if digit.axis is not None)
+    return _place(layout, count, (own,))

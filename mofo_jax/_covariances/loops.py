@@ -58,8 +58,7 @@ def _analyse_body(
         weights[digit.axis] = digit.stride
     along = [positions.unrelated_to(trait.positions, digit) for trait in carry]
     while True:
-        looped = outer.looped or digit is not None
-        scope = Scope(outer.mesh, tuple(weights), looped)
+        scope = Scope(outer.mesh, tuple(weights))
         arguments = []
         for i, trait in enumerate((*consts, *carry, *xs)):
             number = scope.number(("given", i >= end, trait.number))

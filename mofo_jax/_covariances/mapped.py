@@ -92,7 +92,7 @@ def analyse_shard_map(
         size // _count(weights.get(axis, ()), sizes)
         for axis, size in enumerate(scope.weights)
     )
-    inner = Scope({**scope.mesh, **sizes}, local, scope.looped)
+    inner = Scope({**scope.mesh, **sizes}, local)
     arguments = []
     for i, (trait, var) in enumerate(zip(given, invars, strict=True)):
         view = None

@@ -13,7 +13,7 @@ from mofo_jax._covariances import shardings, weighting
 from mofo_jax._covariances.pieces import Axes
 
 # The sum of the outer products of some inputs, of shape `[*lead, n, n]`, and the number
-# of inputs, of shape `lead`.
+# of inputs for each index, of shape `[*lead, n]`.
 Sums = tuple[jax.Array, jax.Array]
 
 
@@ -49,6 +49,7 @@ class Dot:
         count = jnp.full(lead, math.prod(summed), wide)
         if weights is not None:
             weight = weighting.expand(weights.astype(wide), self.positions)
+            x = _counted(x, weight)
             weighted = x.astype(wide) * weight
             shape = [1 if i in self.contracted else n for i, n in enumerate(x.shape)]
             count = jnp.sum(
@@ -71,7 +72,7 @@ class Dot:
             out_sharding=shardings.replicated(x),
         )
         length = math.prod(x.shape[axis] for axis in self.contracted)
-        return matrix.reshape(*lead, length, length), count
+        return _sums(matrix.reshape(*lead, length, length), count)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,11 +160,22 @@ class Groups:
             )
 
         if weights is None:
-            return outer(x, x), sizes.astype(wide)
+            return _sums(outer(x, x), sizes.astype(wide))
         weight = weighting.expand(weights.astype(wide), self.positions)
         weight = jnp.broadcast_to(weight, (len(x), 1))
         count = outer(weight, jnp.ones_like(weight))
-        return outer(x.astype(wide) * weight, x), count[:, 0, 0]
+        x = _counted(x, weight)
+        return _sums(outer(x.astype(wide) * weight, x), count[:, 0, 0])
+
+
+def _sums(matrix: jax.Array, count: jax.Array) -> Sums:
+    """Returns the sums of inputs that all have every index."""
+    return matrix, jnp.broadcast_to(count[..., None], matrix.shape[:-1])
+
+
+def _counted(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """Returns inputs that are zero, rather than NaN, where the weight is zero."""
+    return jnp.where(weight > 0, x, jnp.zeros((), x.dtype))
 
 
 def _same_dtype(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -35,7 +35,7 @@ def join(first: Axes, second: Axes) -> Axes:
     )
 
 
-def related(axes: Axes) -> bool:
+def related(axes: Sequence[tuple[Piece, ...]]) -> bool:
     """Returns whether any axis corresponds to one of the weights."""
     return any(_related(axis) for axis in axes)
 
@@ -66,7 +66,9 @@ def propagate(
         return [u if f is None else f for f, u in zip(found, unrelated, strict=True)]
     if name in _RULES:
         return [_RULES[name](given, params, avals, out) for out in outs]
-    # A primitive that keeps an operand's shape is assumed to keep its positions.
+    if name in _MOVING:
+        return unrelated
+    # Another primitive that keeps an operand's shape is assumed to keep its positions.
     results = []
     for out, axes in zip(outs, unrelated, strict=True):
         for own, aval in zip(given, avals, strict=True):
@@ -125,9 +127,24 @@ def _gather(given: list[Axes], params: Any, avals: Any, out: Any) -> Axes:
         if sizes[before] == avals[0].shape[before]:
             axes[after] = given[0][before]
     others = [i for i in range(len(axes)) if i not in numbers.offset_dims]
-    for before, after in zip(given[1][:-1], others, strict=True):
-        axes[after] = before
+    moved = related([given[0][axis] for axis in numbers.start_index_map])
+    for i, (before, after) in enumerate(zip(given[1][:-1], others, strict=True)):
+        # Positions of the operand are in the order of the indices' values.
+        if not moved or i in numbers.start_indices_batching_dims:
+            axes[after] = before
     return tuple(axes)
+
+
+def _scatter(given: list[Axes], params: Any, avals: Any, out: Any) -> Axes:
+    lost = pieces.unrelated(out.shape)
+    moved = params["dimension_numbers"].scatter_dims_to_operand_dims
+    return tuple(lost[i] if i in moved else axis for i, axis in enumerate(given[0]))
+
+
+def _pad(given: list[Axes], params: Any, avals: Any, out: Any) -> Axes:
+    lost = pieces.unrelated(out.shape)
+    rows = zip(given[0], params["padding_config"], lost, strict=True)
+    return tuple(a if tuple(edge) == (0, 0, 0) else b for a, edge, b in rows)
 
 
 def _reduce(given: list[Axes], params: Any, avals: Any, out: Any) -> Axes:
@@ -166,10 +183,25 @@ _RULES: dict[str, Rule] = {
     "dot_general": _dot,
     "dynamic_slice": _same_lengths,
     "gather": _gather,
-    "pad": _same_lengths,
+    "pad": _pad,
     "ragged_dot_general": _ragged_dot,
     "sort": _sort,
+    **dict.fromkeys(("scatter", "scatter-add", "scatter_add"), _scatter),
+    **dict.fromkeys(("scatter_max", "scatter_min", "scatter_mul"), _scatter),
 }
+# Primitives that move coordinates along axes or between devices.
+_MOVING = frozenset(
+    {
+        "all_to_all",
+        "fft",
+        "pgather",
+        "ppermute",
+        "pshuffle",
+        "ragged_all_to_all",
+        "reduce_scatter",
+        "top_k",
+    }
+)
 
 
 def iterated(xs: Sequence[Axes], weights: Sequence[int]) -> Piece | None:

@@ -146,9 +146,9 @@ def make_program(
         _argument(scope, aval, i if i < own else None, shape)
         for i, aval in enumerate(types)
     ]
-    given = [positions.related(trait.positions) for trait in arguments]
-    if weights is not None and not any(given):
-        shapes = [jnp.shape(leaf) for leaf in leaves[own:]]
+    shapes = [jnp.shape(leaf) for leaf in leaves[own:]]
+    fits = any(one[: len(shape)] == shape for one in shapes)
+    if weights is not None and not (shape and fits):
         raise ValueError(
             "`weights` must have the leading axes of an array of the batch, got shape "
             f"{shape} for arrays of shapes {shapes}"

@@ -45,8 +45,9 @@ def relabel(name: str, axes: Axes, params: Mapping[str, Any], outs: Any) -> Resu
 
 
 def _reshape(axes: Axes, params: Mapping[str, Any], outs: Any) -> Results:
-    whole = params.get("dimensions") is None
-    return [pieces.reshape(axes, outs[0].shape) if whole else None]
+    order = params.get("dimensions")
+    axes = axes if order is None else pieces.transpose(axes, order)
+    return [pieces.reshape(axes, outs[0].shape)]
 
 
 def _transpose(axes: Axes, params: Mapping[str, Any], outs: Any) -> Results:
@@ -88,6 +89,15 @@ def _split(axes: Axes, params: Mapping[str, Any], outs: Any) -> Results:
     return results
 
 
+def _unstack(axes: Axes, params: Mapping[str, Any], outs: Any) -> Results:
+    return [pieces.without(axes, [params["axis"]]) for _ in outs]
+
+
+def _tile(axes: Axes, params: Mapping[str, Any], outs: Any) -> Results:
+    times = zip(axes, params["reps"], strict=True)
+    return [tuple(pieces.join((pieces.Piece(None, n), *axis)) for axis, n in times)]
+
+
 def _all_known(axes: Sequence[tuple[pieces.Piece, ...] | None]) -> Axes | None:
     known = tuple(axis for axis in axes if axis is not None)
     return known if len(known) == len(axes) else None
@@ -100,5 +110,7 @@ RULES: dict[str, Rule] = {
     "slice": _slice,
     "split": _split,
     "squeeze": _squeeze,
+    "tile": _tile,
     "transpose": _transpose,
+    "unstack": _unstack,
 }

@@ -20,14 +20,17 @@ class Trait(NamedTuple):
       positions: How its axes correspond to those of the weights.
       view: How it relabels the coordinates of a parameter, or None.
       uniform: Whether its coordinates are known to be equal.
-      lookup: Whether it is a one-hot encoding of indices.
+      iota: The axis along which it is a range of integers from 0, or None.
+      lookup: The axis along which it is a one-hot encoding, or None. It may have been
+        multiplied by something.
     """
 
     number: Hashable
     positions: Axes
     view: View | None = None
     uniform: bool = False
-    lookup: bool = False
+    iota: int | None = None
+    lookup: int | None = None
 
 
 class Use(NamedTuple):
@@ -60,20 +63,16 @@ class Scope:
         is used.
       mesh: The sizes of the mesh axes of `shard_map`.
       weights: The shape of the weights of positions, () if there are none.
-      looped: Whether the weights are those of an iteration of a loop over positions,
-        so that they apply to every input.
     """
 
     def __init__(
         self,
         mesh: Mapping[str, int] = MappingProxyType({}),
         weights: tuple[int, ...] = (),
-        looped: bool = False,
     ) -> None:
         """Makes an empty scope."""
         self.mesh = mesh
         self.weights = weights
-        self.looped = looped
         self.uses: list[Use] = []
         self.sources: dict[Hashable, Source] = {}
         self.obstacles: dict[int, dict[str, None]] = {}

@@ -90,6 +90,12 @@ def relabel(
     view: View, name: str, params: Mapping[str, Any], outs: Sequence[Any]
 ) -> list[View | None]:
     """Returns the views of the results of a primitive of `relabelling.RULES`."""
+    if name == "unstack":
+        where = params["axis"]
+        runs = [take_run(view, where, i, 1) for i in range(len(outs))]
+        return [
+            run and run._replace(axes=pieces.without(run.axes, [where])) for run in runs
+        ]
     results = relabelling.relabel(name, view.axes, params, outs)
     return [None if axes is None else _without_offsets(view, axes) for axes in results]
 
@@ -114,11 +120,11 @@ def take_index(view: View, axis: int, index: Any) -> View | None:
     """
     if len(view.axes[axis]) != 1:
         return view if not view.axes[axis] else None
-    ((source, size, *_),) = view.axes[axis]
+    ((source, size, stride, *_),) = view.axes[axis]
     axes = _with(view.axes, axis, ())
     if source is None:
         return view._replace(axes=axes)
-    if size != view.shape[source]:
+    if size != view.shape[source] or stride != 1:
         return None
     return view._replace(axes=axes, moving=(*view.moving, (source, index)))
 

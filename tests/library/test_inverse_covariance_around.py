@@ -243,3 +243,34 @@ def _state(params: nnx.State, pure: Any) -> nnx.State:
     state = jax.tree.map(lambda leaf: leaf, params)
     nnx.replace_by_pure_dict(state, pure)
     return state
+
+
+def test_covariances_of_two_models_in_one_tree() -> None:
+    def apply(params: Any, x: jax.Array) -> Any:
+        return x @ params["a"], x @ params["b"]
+
+    params = {"a": jnp.ones((4, 3)), "b": jnp.ones((4, 2))}
+    batches = {
+        name: jnp.float32(random_generator(seed).normal(size=(8, 4)))
+        for seed, name in enumerate(("one", "two"))
+    }
+    covariances = {
+        name: mofo_jax.input_covariances(apply, params, [x])
+        for name, x in batches.items()
+    }
+    assert {c.source for tree in covariances.values() for c in tree.values()} == {"a"}
+    optimizer = RULE(covariances)
+    updates = dict.fromkeys(batches, params)
+    state: Any = optimizer.init(updates)
+    nested = jax.tree.structure({"one": {"a": 0}, "two": {"a": 0}})
+    assert jax.tree.structure(state.factors) == nested
+    actual, _ = optimizer.update(updates, state)
+    without = {name: {"a": None, "b": c["b"]} for name, c in covariances.items()}
+    abstract = jax.eval_shape(lambda: without)
+    for some in (without, abstract):
+        partly: Any = RULE(some).init(updates)
+        assert jax.tree.structure(partly.factors) == nested
+    for name in batches:
+        own = RULE(covariances[name])
+        desired, _ = own.update(params, own.init(params))
+        assert_same_bits(actual[name], desired)

@@ -1,5 +1,6 @@
 """Errors for arguments that are not covariances, or not those of the parameters."""
 
+import re
 from typing import Any
 
 import jax
@@ -24,8 +25,9 @@ def with_matrix(matrix: Any, *axes: tuple[int, ...]) -> dict[str, Any]:
 
 def test_wrong_arguments() -> None:
     good = with_matrix(np.eye(3, dtype=np.float32))
-    for damping in (0, -0.1, float("nan")):
-        raises(ValueError, f"`damping` must be positive, got {damping}", good, damping)
+    for damping in (0, -0.1, float("nan"), None, "0.3", np.ones(2)):
+        message = f"`damping` must be positive, got {damping!r}"
+        raises(ValueError, re.escape(message), good, damping)
     raises(ValueError, "`dtype` must be a floating-point dtype", good, dtype="int8")
     for name in ("block_size", "rank"):
         for value in (0, 2.0, True, jnp.int32(4)):

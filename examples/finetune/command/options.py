@@ -126,7 +126,7 @@ class Optimizing:
     # Added to the Fisher information, for natural_gradient and mofo_fisher.
     damping: float = 1e-6
     # Damping of the covariances, for optimizers with inverse_covariance in their names;
-    # smaller values spare more.
+    # smaller values shrink steps along common inputs more, and need higher rates.
     covariance_damping: float = 0.3
     # Dtype of the covariances. For large models, see also the next two options.
     covariance_dtype: Precision = "float32"

@@ -60,7 +60,7 @@ def _heads(first: Sequence[str]) -> list[str]:
     return [
         *first,
         *(f"{m.title} over AdamW's" for m in MEASURES if m.logarithmic),
-        *(f"{m.title}, less AdamW's" for m in MEASURES if not m.logarithmic),
+        *(f"{m.title}, minus AdamW's" for m in MEASURES if not m.logarithmic),
     ]
 
 

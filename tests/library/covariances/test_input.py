@@ -159,7 +159,7 @@ def test_constants_are_not_part_of_the_program() -> None:
     params, x = {"w": jnp.ones((400, 2))}, jnp.float32(normal(3, 300))
     program = _input_covariances._make(apply, params, x, None)
     add: Any = _input_covariances._compile(program, params, None)
-    sums = [(jnp.zeros((400, 400)), jnp.zeros(()))]
+    sums = [(jnp.zeros((400, 400)), jnp.zeros(400))]
     given = program.plan.consts, params, x
     # In the text, each of its 120,000 numbers would take several characters.
     assert len(add.lower(sums, *given).as_text()) < 50_000

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.linalg
 from jax import lax
 
 import mofo_jax
@@ -48,6 +49,14 @@ def convolve(w: jax.Array, x: jax.Array, **options: Any) -> jax.Array:
     return lax.conv_general_dilated(x, w, dimension_numbers=numbers, **options)
 
 
+def scaled_in_a_scan(w: jax.Array, x: jax.Array) -> Any:
+    def body(_: None, given: Any) -> Any:
+        kernel, number = given
+        return None, x @ (kernel * number)
+
+    return lax.scan(body, None, (w, jnp.arange(1.0, 4.0)))
+
+
 IMAGES = normal(2, 4, 6, 3, seed=2)
 TILES = IMAGES.reshape(2, 2, 2, 2, 3, 3).transpose(0, 1, 3, 2, 4, 5)
 EXPERTS = normal(2, 5, 4, seed=3)
@@ -57,6 +66,7 @@ OF_GROUPS = np.stack([mean_outer(HEADS[:3]), mean_outer(HEADS[3:])])
 ROWS = normal(7, 4, seed=5)
 TIED = mean_outer(np.float32(normal(7, 4, seed=9))[[1, 2]])
 PLAIN = Expected(MEAN)
+EACH = Expected(np.stack([MEAN] * 3), (1,), (0,))
 CASES = {
     "matrix product": Case((4, 6), lambda w, x: x @ w, PLAIN),
     "einsum": Case((4, 6), lambda w, x: jnp.einsum("btd,df->ftb", x, w), PLAIN),
@@ -118,6 +128,31 @@ CASES = {
         lambda w, x: x[..., :2] @ w[:2] + x[..., 2:] @ w[2:],
         Expected(MEAN * np.kron(np.eye(2), np.ones((2, 2)))),
     ),
+    "a part of the contracted axis": Case(
+        (4, 6),
+        lambda w, x: x[..., 1:3] @ w[1:3],
+        Expected(MEAN * np.outer([0, 1, 1, 0], [0, 1, 1, 0])),
+    ),
+    "tiled": Case((4, 6), lambda w, x: x @ jnp.tile(w, (1, 2)), PLAIN),
+    "unstacked": Case(
+        (3, 4, 6), lambda w, x: [x @ own for own in jnp.unstack(w)], EACH
+    ),
+    "scaled in a scan": Case((3, 4, 6), scaled_in_a_scan, EACH),
+    "outputs in a scan": Case(
+        (20, 4),
+        lambda w, x: lax.map(lambda own: x @ own.T, w.reshape(4, 5, 4)),
+        Expected(MEAN, (1,)),
+    ),
+    "heads out, in a scan": Case(
+        (4, 6),
+        lambda w, x: lax.map(lambda own: x @ own, w.reshape(4, 2, 3).swapaxes(0, 1)),
+        PLAIN,
+    ),
+    "one-hot planes": Case(
+        (40, 2),
+        lambda w, x: jax.nn.one_hot((x > 0).astype(int), 2).reshape(3, 40) @ w,
+        Expected(mean_outer(np.stack([X <= 0, X > 0], -1).reshape(3, 40))),
+    ),
     "one index of an axis": Case(
         (3, 4, 6),
         lambda w, x: x @ w[1],
@@ -150,6 +185,11 @@ CASES = {
         convolve,
         Expected(mean_outer(patches(X, 3).reshape(3, 3, 12)), (0, 1)),
     ),
+    "convolutions of an ensemble": Case(
+        (2, 3, 4, 6),
+        lambda w, x: jax.vmap(convolve, (0, None))(w, x),
+        Expected(mean_outer(patches(X, 3).reshape(3, 3, 12)), (1, 2)),
+    ),
     "tiles of images": Case(
         (2, 3, 3, 5),
         lambda w, x: convolve(w, x, window_strides=(2, 3)),
@@ -180,12 +220,43 @@ def test_against_covariances_by_hand(name: str, jit: bool) -> None:
     check(covariances, {"w": case.expected, "unused": None}, rtol)
 
 
+def test_parts_of_a_kernel_with_different_numbers_of_inputs() -> None:
+    x, once = normal(8, 16, 2), normal(8, 2, seed=1)
+
+    def apply(w: jax.Array, batch: Any) -> jax.Array:
+        x, once = batch
+        return x @ w[:2] + (once @ w[2:])[:, None]
+
+    batch = jnp.float32(x), jnp.float32(once)
+    actual = mofo_jax.input_covariances(apply, jnp.ones((4, 3)), [batch])
+    expected = scipy.linalg.block_diag(mean_outer(x), mean_outer(once))
+    check({"": actual}, {"": Expected(expected)})
+
+
+TOKENS = np.array([1, 2])
+
+
+def unknown_index(x: jax.Array) -> jax.Array:
+    """Returns an index that is known only when the program runs."""
+    return x.astype(int)[0, 0, 0]
+
+
 UNFIT: dict[str, tuple[tuple[int, ...], Callable[..., Any], str]] = {
     "lookup": ((7, 4), lambda w, x: w[TOKENS], "it is an operand of gather"),
     "lookup by one-hot vectors": (
         (7, 4),
         lambda w, x: jax.nn.one_hot(TOKENS, 7) @ w,
         "it is indexed by a product with one-hot vectors",
+    ),
+    "lookup by scaled and masked one-hot vectors": (
+        (7, 4),
+        lambda w, x: jnp.where(x[0, 0, 0] > 0, 2 * jax.nn.one_hot(TOKENS, 7), 0) @ w,
+        "it is indexed by a product with one-hot vectors",
+    ),
+    "a reversed stack": (
+        (3, 4, 6),
+        lambda w, x: x @ lax.dynamic_index_in_dim(w[::-1], unknown_index(x), 0, False),
+        "it is an operand of dynamic_slice",
     ),
     "elementwise": ((1, 1, 4), lambda w, x: x * w, "it is an operand of mul"),
     "sum of kernels": ((4, 6), lambda w, x: x @ (w + 1), "it is an operand of add"),
@@ -218,12 +289,11 @@ UNFIT: dict[str, tuple[tuple[int, ...], Callable[..., Any], str]] = {
     "complex input": ((4, 6), lambda w, x: (1j * x) @ w, "its input is complex"),
     "unknown before it runs": (
         (8, 6),
-        lambda w, x: x @ lax.dynamic_slice(w, (x.astype(int)[0, 0, 0], 0), (4, 6)),
+        lambda w, x: x @ lax.dynamic_slice(w, (unknown_index(x), 0), (4, 6)),
         "it is an operand of dynamic_slice",
     ),
     "nothing": ((4, 6), lambda w, x: x, "it is in no product"),
 }
-TOKENS = np.array([1, 2])
 
 
 @pytest.mark.parametrize("name", UNFIT)

@@ -174,3 +174,71 @@ def test_products_along_positions() -> None:
             "pool": Expected(mean_outer(turned, weights=each)),
         },
     )
+
+
+MOVES: dict[str, tuple[Any, Any]] = {
+    "scatter": (
+        lambda x, to: jnp.zeros_like(x).at[to].set(x),
+        lambda x, to: x[np.argsort(to)],
+    ),
+    "gather": (lambda x, to: x[to], lambda x, to: x[to]),
+    "pad": (
+        lambda x, to: lax.pad(x, 0.0, ((1, -1, 0), (0, 0, 0))),
+        lambda x, to: np.concatenate([0 * x[:1], x[:-1]]),
+    ),
+    "top_k": (lambda x, to: lax.top_k(x.T, 6)[0].T, lambda x, to: np.sort(x, axis=0)),
+}
+
+
+@pytest.mark.parametrize("name", MOVES)
+def test_rows_that_are_moved_have_the_largest_weight(name: str) -> None:
+    move, by_hand = MOVES[name]
+    x, to = normal(6, 4), np.array([5, 4, 3, 2, 1, 0])
+    weights = jnp.array([1.0, 1.0, 1.0, 0.0, 0.0, 0.0])
+    tree, report = mofo_jax.input_covariances(
+        lambda params, batch: move(*batch) @ params["w"],
+        {"w": jnp.ones((4, 2))},
+        [(jnp.float32(x), jnp.asarray(to))],
+        weights=lambda batch: weights,
+        return_report=True,
+    )
+    check(tree, {"w": Expected(mean_outer(by_hand(x, to)))})
+    assert report["w"].endswith("with positions that are not all known")
+
+
+def test_inputs_of_weight_zero_may_be_nan() -> None:
+    x, weights = normal(6, 4), np.array([1.0, 2.0, 0.0, 1.0, 0.0, 1.0])
+    x[2], x[4] = np.nan, np.inf
+
+    def apply(params: Any, x: jax.Array) -> Any:
+        grouped = lax.ragged_dot(x, params["grouped"], jnp.array([3, 3]))
+        return grouped, x @ params["w"]
+
+    actual = mofo_jax.input_covariances(
+        apply,
+        {"grouped": jnp.ones((2, 4, 2)), "w": jnp.ones((4, 2))},
+        [jnp.float32(x)],
+        weights=lambda x: jnp.float32(weights),
+    )
+
+    def expected(rows: slice) -> np.ndarray:
+        some = weights[rows] > 0
+        return mean_outer(x[rows][some], weights=weights[rows][some])
+
+    groups = np.stack([expected(slice(3)), expected(slice(3, 6))])
+    desired = Expected(groups, (1,), (0,)), Expected(expected(slice(6)))
+    check(actual, dict(zip(("grouped", "w"), desired, strict=True)))
+
+
+def test_a_batch_of_one_row_may_have_weights() -> None:
+    rows = normal(3, 1, 4)
+    weights = iter([0.5, 0.0, 2.0])
+    batches = [(jnp.float32(row), jnp.full(1, next(weights))) for row in rows]
+    actual = mofo_jax.input_covariances(
+        lambda params, batch: (batch[0] @ params["w"], batch[0].sum(0) @ params["sum"]),
+        {"w": jnp.ones((4, 2)), "sum": jnp.ones((4, 2))},
+        batches,
+        weights=lambda batch: batch[1],
+    )
+    expected = Expected(mean_outer(rows, weights=[0.5, 0.0, 2.0]))
+    check(actual, {"w": expected, "sum": expected})
