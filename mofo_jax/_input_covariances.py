@@ -1,6 +1,5 @@
 """The covariances of the inputs that a model multiplies its parameters with."""
 
-import functools
 import itertools
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, overload
@@ -12,7 +11,7 @@ import optax
 from mofo_jax._covariances import shardings
 from mofo_jax._covariances.covariance import InputCovariance
 from mofo_jax._covariances.methods import Sums
-from mofo_jax._covariances.program import Program, make_program
+from mofo_jax._covariances.program import Program, SumName, make_program, mean, merge
 from mofo_jax._options.path_rules import path_name, place
 
 Apply = Callable[[Any, Any], Any]
@@ -121,7 +120,8 @@ def input_covariances(
     paths = _paths(params)
     programs: dict[Any, Program] = {}
     compiled: dict[Any, Callable[..., list[Sums]]] = {}
-    sums: list[Sums] | None = None
+    # By the form of the program, which says what inputs parameters have in common.
+    totals: dict[Any, list[Sums]] = {}
     abstract = _is_abstract(params)
     for batch in batches:
         key = jax.tree.structure(batch), *map(jax.typeof, jax.tree.leaves(batch))
@@ -131,30 +131,32 @@ def input_covariances(
             _check_same(paths, next(iter(programs.values())), programs[key])
         abstract = abstract or _is_abstract(batch)
         run = jax.eval_shape if abstract else _call
-        if sums is None:
-            sums = run(_zeros(programs[key], params))
-        sums = run(compiled[key], sums, programs[key].plan.consts, params, batch)
-    if sums is None:
+        form = programs[key].form()
+        if form not in totals:
+            totals[form] = run(_zeros(programs[key], params))
+        given = totals[form], programs[key].plan.consts, params, batch
+        totals[form] = run(compiled[key], *given)
+    if not totals:
         raise ValueError("`batches` must hold at least one batch")
     program = next(iter(programs.values()))
-    means = (
-        _abstract(sums, program.shardings(jax.tree.leaves(params)))
-        if abstract
-        else _means([matrix for matrix, _ in sums], [count for _, count in sums])
-    )
-    names: dict[int, str] = {}
+    forms = zip(*totals, strict=True)
+    sum_names = [tuple(found and found[2] for found in each) for each in forms]
+    sums = merge(list(totals.values()), sum_names)
+    spread = program.shardings(jax.tree.leaves(params))
+    means = _abstract(sums, spread) if abstract else mean(sums)
+    names: dict[Any, str] = {}
     leaves, report = [], {}
-    rows = zip(paths, jax.tree.leaves(params), program.form(), strict=True)
-    for number, (path, param, found) in enumerate(rows):
+    rows = zip(paths, jax.tree.leaves(params), program.form(), sum_names, strict=True)
+    for number, (path, param, found, sum_name) in enumerate(rows):
         lists = [each.obstacles[number] for each in programs.values()]
         obstacles = "; ".join(dict.fromkeys(itertools.chain(*lists)))
         if found is None:
             leaves.append(None)
             report[path] = f"no covariance: {obstacles or 'it is in no product'}"
             continue
-        axes, batch_axes, place_of_sum = found
-        source = names.setdefault(place_of_sum, path)
-        matrix, own = means[place_of_sum], shardings.of(param)
+        axes, batch_axes, _ = found
+        source = names.setdefault(sum_name, path)
+        matrix, own = means[sum_name], shardings.of(param)
         leaves.append(InputCovariance(matrix, axes, batch_axes, source, own))
         report[path] = f"contracted along {axes}"
         if batch_axes:
@@ -197,7 +199,7 @@ def _make(apply: Apply, params: Any, batch: Any, weights: Any) -> Program:
 def _check_same(paths: list[str], first: Program, other: Program) -> None:
     """Raises `ValueError` if two types of batches have covariances of other inputs."""
     for path, one, two in zip(paths, first.form(), other.form(), strict=True):
-        if one != two:
+        if (one and one[:2]) != (two and two[:2]):
             raise ValueError(
                 "`apply` must multiply the parameters in the same way for all "
                 f"`batches`, but does not for {place(path)}"
@@ -252,23 +254,13 @@ def _is_abstract(tree: Any) -> bool:
     return any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
 
 
-def _abstract(sums: list[Sums], spread: list[Any]) -> list[jax.ShapeDtypeStruct]:
+def _abstract(
+    sums: dict[SumName, Sums], spread: list[Any]
+) -> dict[SumName, jax.ShapeDtypeStruct]:
     """Returns abstract means of abstract sums."""
-    return [
-        jax.ShapeDtypeStruct(matrix.shape, matrix.dtype, sharding=sharding)
-        for (matrix, _), sharding in zip(sums, spread, strict=True)
-    ]
-
-
-@functools.partial(jax.jit, donate_argnums=0)
-def _means(matrices: list[jax.Array], counts: list[jax.Array]) -> list[jax.Array]:
-    """Returns the means, which are zero where the counts are zero.
-
-    The geometric mean of the counts of two indices keeps a matrix positive semidefinite
-    if these differ, because a product contracts only a part of the indices.
-    """
-    means = []
-    for matrix, count in zip(matrices, counts, strict=True):
-        some = jnp.where(count > 0, count, 1)
-        means.append(matrix / jnp.sqrt(some[..., :, None] * some[..., None, :]))
-    return means
+    return {
+        sum_name: jax.ShapeDtypeStruct(
+            matrix.shape, matrix.dtype, sharding=spread[sum_name[0]]
+        )
+        for sum_name, (matrix, _) in sums.items()
+    }

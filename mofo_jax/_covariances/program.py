@@ -1,6 +1,7 @@
 """The computation for a batch: sums over the inputs of each parameter."""
 
 import collections
+import functools
 import math
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
@@ -37,6 +38,12 @@ class Found(NamedTuple):
     axes: tuple[int, ...]
     batch_axes: tuple[int, ...]
     parts: tuple[Part, ...]
+
+
+# Each parameter's axes, batch axes and the number of its sum, or None.
+Form = tuple[tuple[tuple[int, ...], tuple[int, ...], int] | None, ...]
+# The number of a parameter's sum in the program of each form.
+SumName = tuple[Any, ...]
 
 
 class Program(NamedTuple):
@@ -81,13 +88,13 @@ class Program(NamedTuple):
         totals = {name: source.zeros() for name, source in self.sources.items()}
         return [_sum(found.parts, totals) for found in self.inputs().values()]
 
-    def form(self) -> list[tuple[tuple[int, ...], tuple[int, ...], int] | None]:
+    def form(self) -> Form:
         """Returns each parameter's axes, and the number of its sum."""
         order = {found.parts: i for i, found in enumerate(self.inputs().values())}
-        return [
+        return tuple(
             found and (found.axes, found.batch_axes, order[found.parts])
             for found in self.found
-        ]
+        )
 
     def inputs(self) -> dict[int, Found]:
         """Returns, for each different input, the first parameter that has it."""
@@ -194,3 +201,45 @@ def _combine(uses: Sequence[Use]) -> Found:
     common = math.gcd(*times.values())
     parts = [part for part, n in times.items() for _ in range(n // common)]
     return Found(uses[0].arrangement.axes, tuple(batch_axes), tuple(parts))
+
+
+def merge(totals: list[list[Sums]], names: list[SumName]) -> dict[SumName, Sums]:
+    """Returns the sums over programs of all forms.
+
+    Args:
+      totals: The sums of the programs of each form.
+      names: For each parameter, the name of its sum. Parameters share a covariance if
+        they have the same input in all forms.
+    """
+    merged = {}
+    for sum_name in dict.fromkeys(names):
+        if None not in sum_name:
+            first, *others = (sums[i] for sums, i in zip(totals, sum_name, strict=True))
+            for other in others:
+                first = jax.tree.map(_add, first, other)
+            merged[sum_name] = first
+    return merged
+
+
+def _add(one: Any, other: Any) -> Any:
+    return one if isinstance(one, jax.ShapeDtypeStruct) else one + other
+
+
+def mean(sums: dict[SumName, Sums]) -> dict[SumName, jax.Array]:
+    """Returns the means of sums."""
+    matrices, counts = ([pair[i] for pair in sums.values()] for i in (0, 1))
+    return dict(zip(sums, _divided(matrices, counts), strict=True))
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _divided(matrices: list[jax.Array], counts: list[jax.Array]) -> list[jax.Array]:
+    """Returns the means, which are zero where the counts are zero.
+
+    The geometric mean of the counts of two indices keeps a matrix positive semidefinite
+    if these differ, because a product contracts only a part of the indices.
+    """
+    means = []
+    for matrix, count in zip(matrices, counts, strict=True):
+        some = jnp.where(count > 0, count, 1)
+        means.append(matrix / jnp.sqrt(some[..., :, None] * some[..., None, :]))
+    return means

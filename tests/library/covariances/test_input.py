@@ -219,3 +219,25 @@ def test_errors() -> None:
         *(apply, PARAMS, batches),
         weights=lambda x: jnp.ones((5, 3)),
     )
+
+
+def test_parameters_with_one_input_in_some_batches_only() -> None:
+    def apply(params: Any, x: jax.Array) -> Any:
+        return x @ params["all"], x[:, :4] @ params["first"]
+
+    params = {"all": jnp.ones((3, 2)), "first": jnp.ones((3, 2))}
+    short, long = normal(2, 4, 3), normal(2, 6, 3, seed=1)
+    for batches in ((short, long), (long, short, long)):
+        given = [jnp.float32(x) for x in batches]
+        tree, report = mofo_jax.input_covariances(
+            apply, params, given, return_report=True
+        )
+        desired = {
+            "all": Expected(mean_outer(*batches)),
+            "first": Expected(mean_outer(*(x[:, :4] for x in batches))),
+        }
+        check(tree, desired)
+        assert set(report.values()) == {"contracted along (0,)"}
+        types = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in given]
+        abstract = mofo_jax.input_covariances(apply, params, types)
+        assert {c.source for c in abstract.values()} == {"all", "first"}
