@@ -87,13 +87,13 @@ class Verdict:
     Attributes:
       outcome: the outcome by the protocol's rule.
       ratio: the ratio pooled over tasks and lengths; None without rows.
-      cells: the tasks and lengths with enough seeds.
+      cells: the ratio for each task and length with enough seeds.
       missing: the other tasks and lengths.
     """
 
     outcome: Outcome
     ratio: Estimate | None
-    cells: list[tuple[str, int]]
+    cells: dict[tuple[str, int], Estimate]
     missing: list[tuple[str, int]]
 
 
@@ -116,20 +116,17 @@ def judge(
     """
     own = comparator or "adamw"
     asked = [one for one in lengths if one[0] != LEARNED.get(measure)]
-    there = [
-        one
+    there = {
+        one: ratio
         for one in asked
         if len(_shared(found, claim.method, one, own)) >= FEWEST_SEEDS
-    ]
+        and (ratio := _one(found, claim.method, measure, one, own)) is not None
+    }
     missing = [one for one in asked if one not in there]
     if not there:
         return Verdict("not yet decided", None, there, missing)
-    ratio = pooled(found, claim.method, measure, there, own).exp()
-    highest = max(
-        made.high
-        for task, steps in there
-        if (made := _one(found, claim.method, measure, (task, steps), own)) is not None
-    )
+    ratio = pooled(found, claim.method, measure, list(there), own).exp()
+    highest = max(one.high for one in there.values())
     outcome: Outcome = "not yet decided"
     if comparator is not None and not missing:
         if highest < claim.every and ratio.value <= claim.pooled:
@@ -156,7 +153,7 @@ def judge_all(
         return "refuted"
     if any(verdict.outcome != "confirmed" for verdict in verdicts.values()):
         return "not yet decided"
-    _, seen = visible(found, claim.method, prose.cells)
+    _, seen = visible(found, claim.method, list(prose.cells))
     return "not yet decided" if seen else "confirmed"
 
 

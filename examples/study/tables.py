@@ -187,11 +187,11 @@ def _outcomes(found: Compared, own: str | None) -> Lines:
         for claim, by_measure in verdicts.items()
         for measure, verdict in by_measure.items()
     ]
-    heads = ["method", "claim", "outcome", "pooled ratio", "from", "missing"]
+    heads = ["method", "claim", "outcome", "pooled ratio", "of which", "missing"]
     lines = table(heads, body)
     for claim, by_measure in verdicts.items():
         if cells := by_measure[PROSE].cells:
-            rise, seen = deciding.visible(found, claim.method, cells)
+            rise, seen = deciding.visible(found, claim.method, list(cells))
             whole = deciding.judge_all(found, claim, by_measure)
             lines += [
                 "",
@@ -205,16 +205,18 @@ def _outcomes(found: Compared, own: str | None) -> Lines:
 def _judged(
     claim: deciding.Claim, measure: Measure, verdict: deciding.Verdict
 ) -> list[str]:
-    def named(lengths: list[tuple[str, int]]) -> str:
-        return ", ".join(f"{task} {steps}" for task, steps in lengths) or "-"
-
+    each = [
+        f"{task} {steps}: {ranged(ratio, '.2f')}"
+        for (task, steps), ratio in verdict.cells.items()
+    ]
+    missing = [f"{task} {steps}" for task, steps in verdict.missing]
     return [
         METHODS[claim.method].title,
         f"{measure.title} at most {claim.pooled:g}, all below {claim.every:g}",
         verdict.outcome,
         ranged(verdict.ratio, ".2f"),
-        named(verdict.cells),
-        named(verdict.missing),
+        ", ".join(each) or "-",
+        ", ".join(missing) or "-",
     ]
 
 

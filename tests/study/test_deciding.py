@@ -46,7 +46,7 @@ def test_a_claim_is_judged_by_the_protocol(factors: list[float], outcome: str):
     if len(factors) < deciding.FEWEST_SEEDS:
         assert verdict.ratio is None and verdict.missing == LENGTHS
         return
-    assert verdict.ratio is not None and verdict.cells == LENGTHS
+    assert verdict.ratio is not None and list(verdict.cells) == LENGTHS
     logs = np.log(factors)
     low, high = scipy.stats.t.interval(
         0.95, 2, loc=logs.mean(), scale=scipy.stats.sem(logs)
@@ -102,7 +102,7 @@ def test_a_task_of_code_is_not_judged_on_code():
     assert deciding.LEARNED[CODE] == TASK
     found = Compared(rows([0.30, 0.31, 0.29]))
     verdict = deciding.judge(found, CLAIM, CODE, LENGTHS, "adamw")
-    assert verdict.cells == [] and verdict.ratio is None
+    assert verdict.cells == {} and verdict.ratio is None
 
 
 def test_a_rise_is_visible_if_its_interval_is_above_zero():
