@@ -50,25 +50,29 @@ class Exit:
 
 
 def enter(
-    trait: Trait, number: Hashable, shape: Sequence[int], param: int | None
+    trait: Trait,
+    number: Hashable,
+    shape: Sequence[int],
+    param: int | None,
+    *,
+    iterated: bool = False,
 ) -> Trait:
     """Returns the trait of a body's argument.
 
     Args:
-      trait: The trait of the operand, whose last axes are those of the argument.
+      trait: The trait of the operand, with the positions of the argument.
       number: The argument's number.
       shape: The argument's shape.
       param: Its number among the body's parameters, or None if it is not one.
+      iterated: Whether the operand has a leading axis that the argument does not have.
     """
     view = None
     if param is not None:
         assert trait.view is not None
-        skipped = len(trait.view.axes) - len(shape)
-        shards = [views.sharded(trait.view, skipped + i) for i in range(len(shape))]
+        shards = [views.sharded(trait.view, iterated + i) for i in range(len(shape))]
         view = views.whole_view(param, shape, tuple(shards))
-    skipped = len(trait.positions) - len(shape)
     iota, lookup = (
-        None if axis is None or axis < skipped else axis - skipped
+        None if axis is None or axis < iterated else axis - iterated
         for axis in (trait.iota, trait.lookup)
     )
     return trait._replace(

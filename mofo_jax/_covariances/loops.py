@@ -70,7 +70,8 @@ def _analyse_body(
                 own = positions.in_body(trait.positions, digit, iterated=i >= end)
                 trait = trait._replace(positions=own)
             shape = avals[i].shape
-            arguments.append(enter(trait, number, shape, i if parameter else None))
+            param = i if parameter else None
+            arguments.append(enter(trait, number, shape, param, iterated=i >= end))
         plan, results = analyse(closed, arguments, scope)
         pairs = list(zip(results, arguments[begin:end], strict=False))
         kept = [

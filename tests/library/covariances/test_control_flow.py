@@ -118,6 +118,50 @@ def test_a_scan_backwards_and_layers_stacked_on_another_axis() -> None:
     check(actual, {"w": stacked((2, 1, 0)), "last": last})
 
 
+def test_a_scan_of_kernels_that_are_scaled_layer_by_layer() -> None:
+    def apply(params: Any, x: Any) -> Any:
+        def body(_: None, given: Any) -> Any:
+            kernel, number = given
+            return None, x @ (kernel * number)
+
+        return lax.scan(body, None, (params["w"], jnp.arange(1.0, 4.0)))
+
+    expected = Expected(np.stack([mean_outer(X)] * 3), (1,), (0,))
+    for call in (apply, jax.jit(apply)):
+        actual = mofo_jax.input_covariances(
+            call, {"w": jnp.float32(STACK)}, [jnp.float32(X)]
+        )
+        check(actual, {"w": expected})
+
+
+def test_a_scan_over_parts_of_an_axis_that_is_not_contracted() -> None:
+    def apply(params: Any, x: Any) -> Any:
+        rows = params["rows"].reshape(4, 5, 4)
+        heads = params["heads"].reshape(4, 2, 3).swapaxes(0, 1)
+        return lax.map(lambda w: x @ w.T, rows), lax.map(lambda w: x @ w, heads)
+
+    params = {"rows": jnp.ones((20, 4)), "heads": jnp.ones((4, 6))}
+    mean = mean_outer(X)
+    for call in (apply, jax.jit(apply)):
+        actual = mofo_jax.input_covariances(call, params, [jnp.float32(X)])
+        check(actual, {"rows": Expected(mean, (1,)), "heads": Expected(mean)})
+
+
+def test_a_scan_over_one_hot_vectors_is_a_lookup() -> None:
+    tokens = jnp.array([[1, 2, 0], [3, 0, 1]])
+
+    def apply(params: Any, x: Any) -> Any:
+        rows = jax.nn.one_hot(tokens, 4)
+        return lax.map(lambda hot: hot @ params["w"], rows), x @ params["other"]
+
+    params = {"w": jnp.ones((4, 4)), "other": jnp.ones((4, 4))}
+    tree, report = mofo_jax.input_covariances(
+        apply, params, [jnp.float32(X)], return_report=True
+    )
+    check(tree, {"w": None, "other": Expected(mean_outer(X))})
+    assert report["w"].endswith("it is indexed by a product with one-hot vectors")
+
+
 @pytest.mark.parametrize("how", ["scan", "while", "Python"])
 def test_the_inputs_of_several_uses_are_averaged(how: str) -> None:
     def apply(params: Any, x: Any) -> Any:

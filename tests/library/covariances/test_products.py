@@ -49,14 +49,6 @@ def convolve(w: jax.Array, x: jax.Array, **options: Any) -> jax.Array:
     return lax.conv_general_dilated(x, w, dimension_numbers=numbers, **options)
 
 
-def scaled_in_a_scan(w: jax.Array, x: jax.Array) -> Any:
-    def body(_: None, given: Any) -> Any:
-        kernel, number = given
-        return None, x @ (kernel * number)
-
-    return lax.scan(body, None, (w, jnp.arange(1.0, 4.0)))
-
-
 IMAGES = normal(2, 4, 6, 3, seed=2)
 TILES = IMAGES.reshape(2, 2, 2, 2, 3, 3).transpose(0, 1, 3, 2, 4, 5)
 EXPERTS = normal(2, 5, 4, seed=3)
@@ -136,17 +128,6 @@ CASES = {
     "tiled": Case((4, 6), lambda w, x: x @ jnp.tile(w, (1, 2)), PLAIN),
     "unstacked": Case(
         (3, 4, 6), lambda w, x: [x @ own for own in jnp.unstack(w)], EACH
-    ),
-    "scaled in a scan": Case((3, 4, 6), scaled_in_a_scan, EACH),
-    "outputs in a scan": Case(
-        (20, 4),
-        lambda w, x: lax.map(lambda own: x @ own.T, w.reshape(4, 5, 4)),
-        Expected(MEAN, (1,)),
-    ),
-    "heads out, in a scan": Case(
-        (4, 6),
-        lambda w, x: lax.map(lambda own: x @ own, w.reshape(4, 2, 3).swapaxes(0, 1)),
-        PLAIN,
     ),
     "one-hot planes": Case(
         (40, 2),
