@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -117,15 +117,15 @@ def judge(
     own = comparator or "adamw"
     asked = [one for one in lengths if one[0] != LEARNED.get(measure)]
     there = {
-        one: ratio
+        one: each
         for one in asked
         if len(_shared(found, claim.method, one, own)) >= FEWEST_SEEDS
-        and (ratio := _one(found, claim.method, measure, one, own)) is not None
+        and (each := _one(found, claim.method, measure, one, own)) is not None
     }
     missing = [one for one in asked if one not in there]
     if not there:
         return Verdict("not yet decided", None, there, missing)
-    ratio = pooled(found, claim.method, measure, list(there), own).exp()
+    ratio = pooled(found, claim.method, measure, there, own).exp()
     highest = max(one.high for one in there.values())
     outcome: Outcome = "not yet decided"
     if comparator is not None and not missing:
@@ -153,7 +153,7 @@ def judge_all(
         return "refuted"
     if any(verdict.outcome != "confirmed" for verdict in verdicts.values()):
         return "not yet decided"
-    _, seen = visible(found, claim.method, list(prose.cells))
+    _, seen = visible(found, claim.method, prose.cells)
     return "not yet decided" if seen else "confirmed"
 
 
@@ -177,7 +177,7 @@ def pooled(
     found: Compared,
     method: str,
     measure: Measure,
-    lengths: Sequence[tuple[str, int]],
+    lengths: Iterable[tuple[str, int]],
     own: str | None,
 ) -> Estimate:
     """Returns the mean of a measure over tasks and lengths, each a mean over seeds.
@@ -208,7 +208,7 @@ def pooled(
 
 
 def visible(
-    found: Compared, method: str, lengths: Sequence[tuple[str, int]]
+    found: Compared, method: str, lengths: Iterable[tuple[str, int]]
 ) -> tuple[Estimate, bool]:
     """Returns the rise of the prose loss, and whether it differs from zero."""
     rise = pooled(found, method, PROSE_RISE, lengths, None)

@@ -191,7 +191,7 @@ def _outcomes(found: Compared, own: str | None) -> Lines:
     lines = table(heads, body)
     for claim, by_measure in verdicts.items():
         if cells := by_measure[PROSE].cells:
-            rise, seen = deciding.visible(found, claim.method, list(cells))
+            rise, seen = deciding.visible(found, claim.method, cells)
             whole = deciding.judge_all(found, claim, by_measure)
             lines += [
                 "",

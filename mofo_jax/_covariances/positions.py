@@ -136,9 +136,8 @@ def _gather(given: list[Axes], params: Any, avals: Any, out: Any) -> Axes:
 
 
 def _scatter(given: list[Axes], params: Any, avals: Any, out: Any) -> Axes:
-    lost = pieces.unrelated(out.shape)
     moved = params["dimension_numbers"].scatter_dims_to_operand_dims
-    return tuple(lost[i] if i in moved else axis for i, axis in enumerate(given[0]))
+    return pieces.lose(given[0], moved)
 
 
 def _pad(given: list[Axes], params: Any, avals: Any, out: Any) -> Axes:
@@ -171,8 +170,7 @@ def _sort(given: list[Axes], params: Any, avals: Any, out: Any) -> Axes:
     axes = pieces.unrelated(out.shape)
     for own in given:
         axes = join(axes, own)
-    where, lost = params["dimension"], pieces.unrelated(out.shape)
-    return tuple(lost[i] if i == where else axis for i, axis in enumerate(axes))
+    return pieces.lose(axes, [params["dimension"]])
 
 
 _RULES: dict[str, Rule] = {

@@ -123,11 +123,7 @@ def _dot_general(
 
 def _positions(operands: Operands, number: int, contracted: Sequence[int]) -> Axes:
     """Returns the axes of an input, of which contracted ones are not positions."""
-    lost = pieces.unrelated(operands.shapes[number])
-    return tuple(
-        lost[i] if i in contracted else axis
-        for i, axis in enumerate(operands.positions[number])
-    )
+    return pieces.lose(operands.positions[number], contracted)
 
 
 def _convolution(

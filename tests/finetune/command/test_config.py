@@ -136,6 +136,10 @@ def test_a_word_that_is_not_understood_is_named(
         ("--learning-rate mofo=1", "--learning-rate gives no rate for adamw"),
         ("--learning-rate 1 sgd=1", "--learning-rate names 'sgd'"),
         ("--train-file x", "--train-file needs --task-eval-file"),
+        ("--lora -1", "--lora must be >= 0, got -1"),
+        ("--lora 4 --lora-alpha 0", "--lora-alpha must be positive, got 0"),
+        ("--lora 4 --lora-alpha nan", "--lora-alpha must be positive, got nan"),
+        ("--lora-alpha 16", "--lora-alpha needs --lora"),
     ],
 )
 def test_a_value_out_of_range_is_named(words: str, message: str) -> None:
