@@ -209,12 +209,18 @@ def _added(total: Params, part: Params) -> Params:
 
 
 def solve(
-    product: Product, target: Params, scale: Params, damping: float, iterations: int
+    product: Product,
+    target: Params,
+    scale: Params,
+    damping: float,
+    iterations: int,
+    between: Product = lambda tree: tree,
 ) -> Params:
     """Solves (F + damping diag(scale)) x = target by conjugate gradients.
 
-    The scale is the preconditioner. The first iterate is along target / scale, which is
-    Adam's step for Adam's moments, and more damping stays closer to it.
+    The preconditioner is `between`, with a division by the root of the scale before and
+    after it. The first iterate is along the preconditioned target, which is Adam's step
+    if `between` is the identity. More damping stays closer to it.
 
     Args:
       product: multiplies by F, which is symmetric and positive semidefinite.
@@ -222,29 +228,37 @@ def solve(
       scale: a positive tree like the target.
       damping: a positive number.
       iterations: the number of iterations, at least 1.
+      between: multiplies by a matrix that is symmetric and positive definite.
 
     Returns:
       The last iterate.
     """
 
+    @jax.jit
     def divided(tree: Params) -> Params:
-        return jax.tree.map(jnp.divide, tree, scale)
+        return jax.tree.map(lambda leaf, s: leaf / jnp.sqrt(s), tree, scale)
+
+    def preconditioned(tree: Params) -> Params:
+        return divided(between(divided(tree)))
 
     @jax.jit
-    def advanced(state: tuple[Any, ...], curved: Params) -> tuple[Any, ...]:
+    def advanced(state: tuple[Any, ...], curved: Params) -> tuple[Params, Params]:
         found, rest, along, size = state
         curved = jax.tree.map(lambda c, s, a: c + damping * s * a, curved, scale, along)
         share = size / dot(along, curved)
         found = jax.tree.map(lambda x, a: x + share * a, found, along)
-        rest = jax.tree.map(lambda r, c: r - share * c, rest, curved)
-        after = divided(rest)
-        new = dot(rest, after)
-        along = jax.tree.map(lambda z, a: z + new / size * a, after, along)
-        return found, rest, along, new
+        return found, jax.tree.map(lambda r, c: r - share * c, rest, curved)
 
-    first = divided(target)
-    nothing = optax.tree.zeros_like(target)
-    state: tuple[Any, ...] = nothing, target, first, dot(target, first)
+    @jax.jit
+    def turned(after: Params, along: Params, share: jax.Array) -> Params:
+        return jax.tree.map(lambda z, a: z + share * a, after, along)
+
+    found, rest = optax.tree.zeros_like(target), target
+    along = preconditioned(rest)
+    size = dot(rest, along)
     for _ in range(iterations):
-        state = advanced(state, product(state[2]))
-    return state[0]
+        found, rest = advanced((found, rest, along, size), product(along))
+        after = preconditioned(rest)
+        before, size = size, dot(rest, after)
+        along = turned(after, along, size / before)
+    return found

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import optax
 
+import mofo_jax
 from examples.finetune.command.config import Config
 from examples.finetune.data.batches import LENGTH_STEP, evaluation_batches, round_up
 from examples.finetune.evaluation import token_losses
@@ -59,9 +60,15 @@ MADE: dict[str, tuple[str, dict[str, Any]]] = {
 # Directions whose rows also have the weights that they select.
 FILTERS = ("MoFO 0.15", "filter by update", "filter by chance")
 SIDES = ("ahead", "behind")  # of the start
-# Damping of conjugate gradients, relative to the value at which F and Adam's scale have
-# the same weight along Adam's step.
-DAMPING = (1.0, 0.1, 0.01)
+# Conjugate gradients by title: their damping, relative to the value at which F and
+# Adam's scale have the same weight along Adam's step; then the damping of the inverse
+# input covariance from which they begin, or None if they begin from AdamW's step.
+CONJUGATE: dict[str, tuple[float, float | None]] = {
+    "conjugate gradients, 1": (1.0, None),
+    "conjugate gradients, 0.1": (0.1, None),
+    "conjugate gradients, 0.01": (0.01, None),
+    "conjugate gradients from the inverse input covariance 0.3, 0.1": (0.1, 0.3),
+}
 
 
 def run(study: Study, task: str) -> pathlib.Path:
@@ -76,7 +83,7 @@ def run(study: Study, task: str) -> pathlib.Path:
     """
     file = study.file.with_name(NAME)
     bench = _Bench(study, task)
-    for title in (*MADE, *(f"conjugate gradients, {damping:g}" for damping in DAMPING)):
+    for title in (*MADE, *CONJUGATE):
         key = bench.key(title)
         if rows.find(rows.read(file), key) is None:
             say(f"Screen: {title}")
@@ -138,13 +145,13 @@ class _Bench:
 
     def _direction(self, title: str) -> Params:
         if title not in MADE:
-            return self._conjugate(float(title.rpartition(" ")[2]))
+            return self._conjugate(*CONJUGATE[title])
         name, options = MADE[title]
         config = Config(optimizer=(name,), **options)
         known = self._study.information(name, OwnTexts())
         return screen.direction(name, config, self._start, self._moments, known)
 
-    def _conjugate(self, damping: float) -> Params:
+    def _conjugate(self, damping: float, rule: float | None) -> Params:
         config, known = Config(), self._moments
         adam = optax.scale_by_adam(config.b1, config.b2, config.eps)
         state: Any
@@ -156,10 +163,17 @@ class _Bench:
             screen.dot(step, curved),
             screen.dot(step, jax.tree.map(lambda s, u: s * u, scale, step)),
         )
-        found = screen.solve(
-            self._product, state.mu, scale, damping * float(steep / wide), ITERATIONS
-        )
+        given = self._product, state.mu, scale, damping * float(steep / wide)
+        between = () if rule is None else (self._inverse(rule),)
+        found = screen.solve(*given, ITERATIONS, *between)
         return jax.tree.map(lambda leaf: -leaf, found)
+
+    def _inverse(self, damping: float) -> screen.Product:
+        covariances = self._study.information("inverse_covariance", OwnTexts())
+        rule = mofo_jax.scale_by_inverse_covariance(covariances, damping)
+        factors = rule.init(self._start)
+        update = jax.jit(rule.update)
+        return lambda tree: update(tree, factors)[0]
 
     @functools.cached_property
     def _product(self) -> screen.Product:

@@ -59,6 +59,25 @@ def test_conjugate_gradients_solve():
     np.testing.assert_allclose(ratios, ratios[0], rtol=1e-4)
 
 
+def test_conjugate_gradients_converge_at_once_with_the_inverse_between():
+    random = np.random.RandomState(1)
+    root = random.normal(size=(6, 6))
+    matrix, scale, target = (
+        root @ root.T,
+        random.uniform(0.5, 2, 6),
+        random.normal(size=6),
+    )
+    wanted = np.linalg.inv(matrix + 0.3 * np.diag(scale))
+    between = np.sqrt(scale)[:, None] * wanted * np.sqrt(scale)
+
+    def times(factor: np.ndarray) -> screen.Product:
+        return lambda tree: {"a": factor @ tree["a"]}
+
+    given = times(matrix), {"a": jnp.array(target)}, {"a": jnp.array(scale)}, 0.3, 1
+    found = screen.solve(*given, times(between))["a"]
+    np.testing.assert_allclose(found, wanted @ target, rtol=1e-3)
+
+
 @pytest.mark.nightly
 def test_the_fisher_product_is_that_of_the_predictions(study: Study):
     trainer = study.trainer
@@ -119,7 +138,8 @@ def test_a_screen_measures_both_sides(
     monkeypatch.setattr(
         screening, "MADE", {"AdamW": ("adamw", {}), "MoFO 0.15": ("mofo", {})}
     )
-    monkeypatch.setattr(screening, "DAMPING", (0.1,))
+    conjugate = {"from Adam": (0.1, None), "from the inverse": (0.1, 0.3)}
+    monkeypatch.setattr(screening, "CONJUGATE", conjugate)
     monkeypatch.setattr(screening, "OWN_TEXTS", 6)
     monkeypatch.setattr(screening, "ITERATIONS", 2)
     file = screening.run(study, TASK)
@@ -127,7 +147,7 @@ def test_a_screen_measures_both_sides(
     assert [row["key"]["direction"] for row in found] == [
         "AdamW",
         "MoFO 0.15",
-        "conjugate gradients, 0.1",
+        *conjugate,
     ]
     for row in found:
         ahead, behind = (np.sum(row[side][TASK]["losses"]) for side in screening.SIDES)
