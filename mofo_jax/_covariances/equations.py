@@ -112,7 +112,12 @@ def _follow_axis(equation: Any, number: int, axis: int | None) -> list[int | Non
             for axes in found
         ]
     kept = name in relabelling.UNCHANGED or name in _MASKED
-    return [axis if kept and out.shape == shape else None for out in outs]
+    return [
+        axis
+        if kept and pieces.expands(shape, out.shape) and shape[axis] == out.shape[axis]
+        else None
+        for out in outs
+    ]
 
 
 def _follow(equation: Any, given: list[Trait], outs: list[Any]) -> list[View | None]:
@@ -127,9 +132,9 @@ def _follow(equation: Any, given: list[Trait], outs: list[Any]) -> list[View | N
     if name in _SCALED:
         first, second = given
         if first.view and second.uniform:
-            return [first.view]
+            return [views.expand(first.view, outs[0].shape)]
         if name == "mul" and second.view and first.uniform:
-            return [second.view]
+            return [views.expand(second.view, outs[0].shape)]
     return [None] * len(outs)
 
 

@@ -81,6 +81,17 @@ def broadcast(axes: Axes, shape: Sequence[int], dimensions: Sequence[int]) -> Ax
     return tuple(result)
 
 
+def expands(shape: Sequence[int], wanted: Sequence[int]) -> bool:
+    """Returns whether axes of length 1 can be repeated so that a shape is another."""
+    pairs = zip(shape, wanted, strict=False)
+    return len(shape) == len(wanted) and all(own in (1, size) for own, size in pairs)
+
+
+def expand(axes: Axes, shape: Sequence[int]) -> Axes:
+    """Returns the axes of the array with axes of length 1 repeated (see `expands`)."""
+    return broadcast(axes, shape, range(len(shape)))
+
+
 def take_run(
     pieces: tuple[Piece, ...], start: int, size: int, step: int = 1
 ) -> tuple[Piece, ...] | None:

@@ -68,12 +68,13 @@ def propagate(
         return [_RULES[name](given, params, avals, out) for out in outs]
     if name in _MOVING:
         return unrelated
-    # Another primitive that keeps an operand's shape is assumed to keep its positions.
+    # Another primitive is assumed to compute each coordinate of a result from those of
+    # the operands at the same place, if their shapes broadcast to that of the result.
     results = []
     for out, axes in zip(outs, unrelated, strict=True):
         for own, aval in zip(given, avals, strict=True):
-            if aval.shape == out.shape:
-                axes = join(axes, own)
+            if pieces.expands(aval.shape, out.shape):
+                axes = join(axes, pieces.expand(own, out.shape))
         results.append(axes)
     return results
 

@@ -100,6 +100,11 @@ def relabel(
     return [None if axes is None else _without_offsets(view, axes) for axes in results]
 
 
+def expand(view: View, shape: Sequence[int]) -> View:
+    """Returns the view of the array with axes of length 1 repeated."""
+    return view._replace(axes=pieces.expand(view.axes, shape))
+
+
 def take_run(view: View, axis: int, start: int, size: int) -> View | None:
     """Returns the view of a run of indices along an axis of the array."""
     run = pieces.take_run(view.axes[axis], start, size)

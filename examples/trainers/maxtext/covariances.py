@@ -15,7 +15,8 @@ def input_covariances(
     """Returns the covariances for `mofo_jax.scale_by_inverse_covariance`.
 
     Args:
-      config: MaxText's configuration.
+      config: MaxText's configuration. With `megablox`, the kernels of experts have no
+        covariances.
       model: the base model, as from `maxtext.utils.model_creation_utils`.
       batches: batches of MaxText's data pipeline, of text that the model generated:
         `inputs`, `inputs_position` and `inputs_segmentation` of shape [rows, length].

@@ -76,13 +76,20 @@ def test_weights_follow_positions(weights: np.ndarray, where: str) -> None:
     check(actual, desired)
 
 
-def test_weights_follow_a_lookup_a_slice_and_a_permutation() -> None:
+LOOKUPS = {
+    "gather": lambda table, tokens: table[tokens],
+    "one-hot": lambda table, tokens: jax.nn.one_hot(tokens, len(table)) @ table,
+}
+
+
+@pytest.mark.parametrize("lookup", LOOKUPS.values(), ids=LOOKUPS.keys())
+def test_weights_follow_a_lookup_a_slice_and_a_permutation(lookup: Any) -> None:
     tokens = np.array([[1, 2, 3], [4, 5, 6]])
     weights = np.array([[1.0, 0.0, 2.0], [0.0, 3.0, 1.0]])
     table = normal(7, 4)
 
     def apply(params: Any, batch: Any) -> Any:
-        x = params["table"][batch["tokens"]]
+        x = lookup(params["table"], batch["tokens"])
         later = x[:, 1:]
         return x.swapaxes(0, 1) @ params["all"], later @ params["later"]
 
