@@ -12,6 +12,7 @@ from mofo_jax._covariances import shardings
 from mofo_jax._covariances.covariance import InputCovariance
 from mofo_jax._covariances.methods import Sums
 from mofo_jax._covariances.program import Program, SumName, make_program, mean, merge
+from mofo_jax._dtypes import widen
 from mofo_jax._options.path_rules import path_name, place
 
 Apply = Callable[[Any, Any], Any]
@@ -80,9 +81,10 @@ def input_covariances(
       weights: The weights of positions: a function from a batch to an array of
         nonnegative numbers whose axes are the leading axes of the batch's arrays, such
         as a mask of shape ``[rows, positions]`` that excludes padding. Its axes are
-        followed through the program to the inputs, and into loops over positions. Along
-        an axis that an input does not have, or of which it has an unknown part, the
-        largest weight is used. None gives all positions the same weight.
+        followed through the program to the inputs, into loops over positions, and to
+        where a gather moves positions, such as tokens to their experts. Along an axis
+        that an input does not have, or of which it has an unknown part, the largest
+        weight is used. None gives all positions the same weight.
       return_report: Whether to return a report too.
 
     Returns:
@@ -223,7 +225,7 @@ def _compile(program: Program, params: Any, weights: Any) -> Callable[..., list[
 
     # Constants are arguments, since they may be large, and sharded over processes.
     def add(sums: list[Sums], consts: list[Any], params: Any, batch: Any) -> list[Sums]:
-        weight = None if weights is None else jnp.asarray(weights(batch))
+        weight = None if weights is None else widen(weights(batch))
         new = program.sums(consts, jax.tree.leaves((params, batch)), weight)
         summed = jax.tree.map(jnp.add, sums, _spread(new, places))
         return _spread(summed, places)

@@ -28,9 +28,10 @@ the kernel's input axis, and its columns have two, for the head and the feature.
 **Traits** (`scope.py`, `equations.py`). The analysis walks through the equations in
 order and keeps for each array a trait, which is what is known of it: whether it is a
 view, which of its axes are positions that can be weighted (`positions.py`,
-`weighting.py`), and a number that is equal for arrays that are certain to be equal. By
-this number, the kernels of queries, keys and values are known to have the same input,
-whose covariance is computed once.
+`weighting.py`; `iterations.py` for loops, and `moves.py` for positions in another
+order), and a number that is equal for arrays that are certain to be equal. By this
+number, the kernels of queries, keys and values are known to have the same input, whose
+covariance is computed once.
 
 **Products** (`products.py`, `methods.py`). Where one operand of a product is a view,
 the other is an input. Which of its axes are contracted follows from the primitive.

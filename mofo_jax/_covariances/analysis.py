@@ -7,7 +7,14 @@ from typing import Any
 import numpy as np
 from jax.extend import core
 
-from mofo_jax._covariances import branches, equations, jaxprs, loops, mapped
+from mofo_jax._covariances import (
+    branches,
+    equations,
+    jaxprs,
+    loops,
+    mapped,
+    moves,
+)
 from mofo_jax._covariances.evaluation import Context, Plan, Step, run
 from mofo_jax._covariances.scope import Scope, Trait
 
@@ -58,8 +65,22 @@ def _equation(
         plan, results = analyse(jaxprs.called(equation.params), given, scope)
         return (_Call(plan) if plan.steps else None), results
     if name in _BODIES:
-        return _BODIES[name](equation, given, scope, analyse)
+        given = [_unmoved(trait, scope) for trait in given]
+        return _BODIES[name](equation, given, scope, _analyse_body)
     return equations.analyse(equation, given, scope)
+
+
+def _analyse_body(
+    closed: Any, arguments: Sequence[Trait], scope: Scope
+) -> tuple[Plan, list[Trait]]:
+    plan, results = analyse(closed, arguments, scope)
+    return plan, [_unmoved(trait, scope) for trait in results]
+
+
+def _unmoved(trait: Trait, scope: Scope) -> Trait:
+    """Forgets moved positions, whose weights are known only within one jaxpr."""
+    along = moves.forget(trait.positions, len(scope.weights))
+    return trait._replace(positions=along)
 
 
 @dataclasses.dataclass(frozen=True)

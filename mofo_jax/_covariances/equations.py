@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.extend import core
 
 from mofo_jax._covariances import (
+    moves,
     pieces,
     positions,
     products,
@@ -56,6 +57,8 @@ def analyse(
                 if trait.view:
                     scope.obstruct(trait.view, f"it is an operand of {name}")
     traits = _results(equation, given, scope, outs)
+    if given and moves.is_move(equation, given[0].positions):
+        step, traits[0] = moves.follow(equation, given[0].positions, traits[0], scope)
     pairs = zip(traits, followed, strict=True)
     return step, [trait._replace(view=view) for trait, view in pairs]
 
@@ -198,10 +201,11 @@ class _Measure:
     def __call__(
         self, equation: Any, operands: list[Any], context: Context
     ) -> list[Any]:
+        weights = context.all_weights
         for source, product, moving in self.parts:
             given = [operands[i] for i in product.operands]
             place = tuple(context.indices[key] for key in moving)
-            context.add(source, product.method(given, context.weights), place)
+            context.add(source, product.method(given, weights), place)
         return evaluate(equation, operands, context)
 
 
@@ -240,7 +244,8 @@ def _product(equation: Any, given: list[Trait], scope: Scope) -> Step | None:
                 (*lead, *product.lead),
                 product.length,
                 dtype,
-                one and weighting.followed(along),
+                one
+                and weighting.followed(along, [scope.weights, *scope.moved.values()]),
                 tuple(scope.mesh),
             )
             parts.append((source, product, moving))

@@ -48,11 +48,18 @@ class Context:
       totals: The sums and counts so far, by source.
       indices: The indices of `views.View.moving`.
       weights: The weights of positions, or None if all have the same weight.
+      moved: The weights after each move of positions so far.
     """
 
     totals: dict[Hashable, Sums]
     weights: jax.Array | None = None
+    moved: list[jax.Array] = dataclasses.field(default_factory=list)
     indices: dict[Hashable, jax.Array] = dataclasses.field(default_factory=dict)
+
+    @property
+    def all_weights(self) -> list[jax.Array] | None:
+        """The weights of positions, followed by those after moves."""
+        return None if self.weights is None else [self.weights, *self.moved]
 
     def add(self, source: Hashable, sums: Sums, place: tuple[Any, ...] = ()) -> None:
         """Adds to a sum and its count, at an index of their leading axes."""

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mofo_jax._covariances import jaxprs, pieces, positions, weighting
+from mofo_jax._covariances import iterations, jaxprs, pieces, positions, weighting
 from mofo_jax._covariances.evaluation import Context, Plan, Source, run
 from mofo_jax._covariances.exits import Analyse, Analysed, Exit, enter, find_exits
 from mofo_jax._covariances.pieces import Piece
@@ -52,11 +52,11 @@ def _analyse_body(
     avals = [var.aval for var in jaxprs.opened(closed)[0].invars]
     begin, end = len(consts), len(consts) + len(carry)
     constant = [trait.view is not None for trait in carry]
-    digit = positions.iterated([trait.positions for trait in xs], outer.weights)
+    digit = iterations.iterated([trait.positions for trait in xs], outer.weights)
     weights = list(outer.weights)
     if digit is not None and digit.axis is not None:
         weights[digit.axis] = digit.stride
-    along = [positions.unrelated_to(trait.positions, digit) for trait in carry]
+    along = [iterations.unrelated_to(trait.positions, digit) for trait in carry]
     while True:
         scope = Scope(outer.mesh, tuple(weights))
         arguments = []
@@ -67,7 +67,7 @@ def _analyse_body(
                 number, parameter = scope.number(), constant[i - begin]
                 trait = Trait(number, along[i - begin], trait.view)
             else:
-                own = positions.in_body(trait.positions, digit, iterated=i >= end)
+                own = iterations.in_body(trait.positions, digit, iterated=i >= end)
                 trait = trait._replace(positions=own)
             shape = avals[i].shape
             param = i if parameter else None
@@ -79,7 +79,7 @@ def _analyse_body(
             for same, (after, before) in zip(constant, pairs, strict=True)
         ]
         joined = [
-            positions.join(axes, positions.carried(after.positions, digit))
+            positions.join(axes, iterations.carried(after.positions, digit))
             for axes, (after, _) in zip(along, pairs, strict=True)
         ]
         if (kept, joined) == (constant, along):
@@ -96,7 +96,7 @@ def _carried(body: _Body, carry: Sequence[Trait], scope: Scope) -> list[Trait]:
     return [
         before
         if same
-        else Trait(scope.number(), positions.outside(after.positions, body.digit))
+        else Trait(scope.number(), iterations.outside(after.positions, body.digit))
         for same, before, after in rows
     ]
 
@@ -174,7 +174,7 @@ def analyse_scan(
         first = pieces.unrelated(var.aval.shape[:1])
         if body.digit is not None:
             first = ((body.digit,),)
-        along = (*first, *positions.outside(trait.positions, body.digit))
+        along = (*first, *iterations.outside(trait.positions, body.digit))
         results.append(Trait(scope.number(), along))
     number, leaving = scope.number(), body.leaving(equation)
     exits = find_exits(body.scope, scope, given, leaving, number, end)

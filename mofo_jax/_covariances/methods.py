@@ -32,7 +32,7 @@ class Dot:
     positions: Axes
 
     def __call__(
-        self, operands: Sequence[jax.Array], weights: jax.Array | None
+        self, operands: Sequence[jax.Array], weights: Sequence[jax.Array] | None
     ) -> Sums:
         """Returns the covariance of the first operand."""
         (x,) = operands
@@ -48,7 +48,7 @@ class Dot:
         lead = [x.shape[axis] for axis in self.batch]
         count = jnp.full(lead, math.prod(summed), wide)
         if weights is not None:
-            weight = weighting.expand(weights.astype(wide), self.positions)
+            weight = weighting.expand(weights, self.positions).astype(wide)
             x = _counted(x, weight)
             weighted = x.astype(wide) * weight
             shape = [1 if i in self.contracted else n for i, n in enumerate(x.shape)]
@@ -88,7 +88,7 @@ class Gathered:
     dot: Dot
 
     def __call__(
-        self, operands: Sequence[jax.Array], weights: jax.Array | None
+        self, operands: Sequence[jax.Array], weights: Sequence[jax.Array] | None
     ) -> Sums:
         """Returns the covariance of the first operand."""
         (x,) = operands
@@ -113,7 +113,7 @@ class Patches:
     dot: Dot
 
     def __call__(
-        self, operands: Sequence[jax.Array], weights: jax.Array | None
+        self, operands: Sequence[jax.Array], weights: Sequence[jax.Array] | None
     ) -> Sums:
         """Returns the covariance of the patches of the first operand."""
         options = dict(self.options)
@@ -139,7 +139,7 @@ class Groups:
     positions: Axes
 
     def __call__(
-        self, operands: Sequence[jax.Array], weights: jax.Array | None
+        self, operands: Sequence[jax.Array], weights: Sequence[jax.Array] | None
     ) -> Sums:
         """Returns one covariance for each group."""
         x, sizes = operands
@@ -161,7 +161,7 @@ class Groups:
 
         if weights is None:
             return _sums(outer(x, x), sizes.astype(wide))
-        weight = weighting.expand(weights.astype(wide), self.positions)
+        weight = weighting.expand(weights, self.positions).astype(wide)
         weight = jnp.broadcast_to(weight, (len(x), 1))
         count = outer(weight, jnp.ones_like(weight))
         x = _counted(x, weight)

@@ -63,6 +63,8 @@ class Scope:
         is used.
       mesh: The sizes of the mesh axes of `shard_map`.
       weights: The shape of the weights of positions, () if there are none.
+      moved: The shapes of the weights after each move of positions so far, by the
+        number of its result.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Scope:
         """Makes an empty scope."""
         self.mesh = mesh
         self.weights = weights
+        self.moved: dict[Hashable, tuple[int, ...]] = {}
         self.uses: list[Use] = []
         self.sources: dict[Hashable, Source] = {}
         self.obstacles: dict[int, dict[str, None]] = {}

@@ -6,21 +6,51 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mofo_jax._covariances import pieces
+from mofo_jax._covariances import pieces, positions
 from mofo_jax._covariances.pieces import Axes, Piece
 
 
-def expand(weights: jax.Array, axes: Axes) -> jax.Array:
+def expand(weights: Sequence[jax.Array], axes: Axes) -> jax.Array:
     """Returns the weights of the coordinates of an array.
 
     Args:
-      weights: The weights of positions.
+      weights: The weights of positions, and those after each move of positions. The
+        axes of all are numbered in this order.
       axes: The axes of the array. Along axes of the weights that none of them
         corresponds to, the largest weight is taken.
 
     Returns:
       An array with as many axes as `axes`, which broadcasts to the array's shape.
     """
+    number, own = _latest(axes, [one.shape for one in weights])
+    return _expand(weights[number], own)
+
+
+def _latest(axes: Axes, shapes: Sequence[Sequence[int]]) -> tuple[int, Axes]:
+    """Returns the number of the weights to use, and the axes relative to these alone.
+
+    They are the last ones of which the array has every axis, or else the first.
+    """
+    for number in range(len(shapes) - 1, 0, -1):
+        first = sum(map(len, shapes[:number]))
+        own = _relative(axes, first, len(shapes[number]))
+        known = [_digits(own, axis) for axis in range(len(shapes[number]))]
+        missing = [n > 1 and not k for n, k in zip(shapes[number], known, strict=True)]
+        if any(known) and not any(missing):
+            return number, own
+    return 0, _relative(axes, 0, len(shapes[0]))
+
+
+def _relative(axes: Axes, first: int, count: int) -> Axes:
+    def one(digit: Piece) -> Piece:
+        if digit.axis is None or not 0 <= digit.axis - first < count:
+            return digit._replace(axis=None)
+        return digit._replace(axis=digit.axis - first)
+
+    return tuple(tuple(map(one, digits)) for digits in axes)
+
+
+def _expand(weights: jax.Array, axes: Axes) -> jax.Array:
     places: list[tuple[int, Piece]] = []
     for axis in range(weights.ndim):
         own = _digits(axes, axis)
@@ -44,13 +74,21 @@ def expand(weights: jax.Array, axes: Axes) -> jax.Array:
     return jnp.broadcast_to(weights.reshape(sizes), repeated).reshape(shape)
 
 
-def followed(axes: Axes) -> bool:
+def followed(axes: Axes, shapes: Sequence[Sequence[int]]) -> bool:
     """Returns whether the weights of an array's coordinates are known.
 
     They are not if only a part of the digits of an index of the weights is left.
+
+    Args:
+      axes: The axes of the array.
+      shapes: The shapes of the weights, as for `expand`.
     """
-    partly = {piece.axis for digits in axes for piece in digits} - {None}
-    return all(_digits(axes, axis) for axis in partly if axis is not None)
+    number, own = _latest(axes, shapes)
+    partly = {piece.axis for digits in own for piece in digits} - {None}
+    if not partly:
+        return not positions.related(axes)
+    known = [_digits(own, axis) for axis in partly if axis is not None]
+    return number > 0 or all(known)
 
 
 def runs(weights: jax.Array, digit: Piece) -> jax.Array:

@@ -188,11 +188,6 @@ MOVES: dict[str, tuple[Any, Any]] = {
         lambda x, to: jnp.zeros_like(x).at[to].set(x),
         lambda x, to: x[np.argsort(to)],
     ),
-    "gather": (lambda x, to: x[to], lambda x, to: x[to]),
-    "pad": (
-        lambda x, to: lax.pad(x, 0.0, ((1, -1, 0), (0, 0, 0))),
-        lambda x, to: np.concatenate([0 * x[:1], x[:-1]]),
-    ),
     "top_k": (lambda x, to: lax.top_k(x.T, 6)[0].T, lambda x, to: np.sort(x, axis=0)),
 }
 
