@@ -169,6 +169,35 @@ def test_weights_are_sharded_like_the_positions(name: str) -> None:
     )
 
 
+def sorted_rows(x: Any, w: Any) -> Any:
+    """Each device multiplies its tokens in the order of their experts."""
+    flat = x.reshape(-1, 4)
+    expert = (flat[:, 0] > 0.3).astype(int)
+    order = jnp.argsort(expert)
+    out = lax.ragged_dot(flat[order], w, jnp.bincount(expert, length=2))
+    return out[jnp.argsort(order)].reshape(*x.shape[:-1], -1)
+
+
+@pytest.mark.parametrize("inside", [True, False], ids=["shard_map", "automatic"])
+def test_weights_follow_sharded_tokens_to_their_experts(inside: bool) -> None:
+    weights = np.arange(48).reshape(8, 6) % 3
+    sharding = jax.sharding.NamedSharding(MESH, ROWS)
+    batch = jax.device_put((jnp.float32(X), jnp.float32(weights)), sharding)
+    apply = mapped(ROWS, P(), out_specs=ROWS)(sorted_rows) if inside else sorted_rows
+    with jax.set_mesh(MESH):
+        actual, report = mofo_jax.input_covariances(
+            lambda params, batch: apply(batch[0], params["w"]),
+            {"w": jnp.ones((2, 4, 3))},
+            [batch],
+            weights=lambda batch: batch[1],
+            return_report=True,
+        )
+    first = X[..., 0] > 0.3
+    own = [mean_outer(X[rows], weights=weights[rows]) for rows in (~first, first)]
+    check(actual, {"w": Expected(np.stack(own), (1,), (0,))})
+    assert report == {"w": "contracted along (1,), for each index of (0,)"}
+
+
 @pytest.mark.parametrize("taken", [0, 1])
 def test_a_branch_of_a_conditional(taken: int) -> None:
     @mapped(ROWS, P(), P(), out_specs=ROWS)
