@@ -19,6 +19,7 @@ KINDS = (PROSE, CODE, OWN)
 LEARNED = {CODE: "docstrings"}
 
 Outcome = Literal["confirmed", "refuted", "not yet decided"]
+Place = Literal["behind", "ahead", "neither"]
 
 
 def comparator(found: Compared, task: str, steps: int) -> str | None:
@@ -155,6 +156,28 @@ def judge_all(
         return "not yet decided"
     _, seen = visible(found, claim.method, prose.cells)
     return "not yet decided" if seen else "confirmed"
+
+
+def mofo(
+    found: Compared, measure: Measure, length: tuple[str, int], own: str
+) -> tuple[Estimate, Place] | None:
+    """Compares MoFO with the comparator on one kind of text.
+
+    Args:
+      found: the rows.
+      measure: the kind of text.
+      length: the task and the number of steps.
+      own: the comparator.
+
+    Returns:
+      The ratio, and MoFO's place by the protocol's rule; None with too few seeds.
+    """
+    ratio = _one(found, "mofo", measure, length, own)
+    if ratio is None or len(_shared(found, "mofo", length, own)) < FEWEST_SEEDS:
+        return None
+    if ratio.low > 1:
+        return ratio, "behind"
+    return ratio, "ahead" if ratio.high < 1 else "neither"
 
 
 def _shared(

@@ -160,6 +160,7 @@ def decided(found: Compared) -> Lines:
         f"{main} with {short} steps.",
         "",
         *_outcomes(found, own),
+        *_mofo(found, main, own or OWN),
     ]
     if own in (None, OWN):
         return lines
@@ -171,6 +172,23 @@ def decided(found: Compared) -> Lines:
         "",
         *_outcomes(found, None),
     ]
+
+
+def _mofo(found: Compared, task: str, own: str) -> Lines:
+    """Returns a table of MoFO's place on each kind of text."""
+    body = []
+    for steps in (found.budget.short, found.budget.long):
+        places = [
+            deciding.mofo(found, measure, (task, steps), own)
+            for measure in deciding.KINDS
+        ]
+        cells = [
+            f"{ranged(place[0], '.2f')}, {place[1]}" if place else "-"
+            for place in places
+        ]
+        body.append([f"{task} {steps}", *cells])
+    heads = [f"MoFO over {METHODS[own].title}", *(m.title for m in deciding.KINDS)]
+    return ["", *table(heads, body)]
 
 
 def _outcomes(found: Compared, own: str | None) -> Lines:

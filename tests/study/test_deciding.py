@@ -18,12 +18,12 @@ CLAIM = Claim("inverse", every=0.6, pooled=0.4)
 LENGTHS = [(TASK, STEPS)]
 
 
-def rows(factors: list[float]) -> list[Row]:
-    """Returns AdamW's rows, and a seed of the rule for each factor of AdamW's KL."""
+def rows(factors: list[float], method: str = "inverse") -> list[Row]:
+    """Returns AdamW's rows, and a seed of a method for each factor of AdamW's KL."""
     made = [row for row in made_rows.rows() if "mofo" not in row["key"]["run"]]
     for seed, factor in zip((11, 12, 13), factors, strict=False):
-        made.append(made_rows.row("inverse", 2e-4, 1.1, 0.01 * factor, seed=seed))
-        made.append(made_rows.row("inverse", 4e-4, 1.0, 0.04 * factor, seed=seed))
+        made.append(made_rows.row(method, 2e-4, 1.1, 0.01 * factor, seed=seed))
+        made.append(made_rows.row(method, 4e-4, 1.0, 0.04 * factor, seed=seed))
     return made
 
 
@@ -53,6 +53,24 @@ def test_a_claim_is_judged_by_the_protocol(factors: list[float], outcome: str):
     )
     wanted = [math.exp(part) for part in (logs.mean(), low, high)]
     assert tuple(verdict.ratio) == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize(
+    ("factors", "place"),
+    [
+        ([1.4, 1.5, 1.6], "behind"),
+        ([0.7, 0.8, 0.75], "ahead"),
+        ([0.7, 1.6, 1.2], "neither"),
+        ([1.5, 1.5], None),
+    ],
+)
+def test_mofo_has_a_place_by_its_interval(factors: list[float], place: str | None):
+    found = Compared(rows(factors, "mofo"))
+    judged = deciding.mofo(found, PROSE, LENGTHS[0], "adamw")
+    assert (judged and judged[1]) == place
+    if judged:
+        mean = math.exp(np.log(factors).mean())
+        assert judged[0].value == pytest.approx(mean)
 
 
 def test_a_claim_is_open_while_a_task_is_missing():
