@@ -67,7 +67,7 @@ CONJUGATE: dict[str, tuple[float, float | None]] = {
     "conjugate gradients, 1": (1.0, None),
     "conjugate gradients, 0.1": (0.1, None),
     "conjugate gradients, 0.01": (0.01, None),
-    "conjugate gradients from the inverse input covariance 0.3, 0.1": (0.1, 0.3),
+    "conjugate gradients 0.1 from inverse 0.3": (0.1, 0.3),
 }
 
 
