@@ -244,8 +244,7 @@ def _product(equation: Any, given: list[Trait], scope: Scope) -> Step | None:
                 (*lead, *product.lead),
                 product.length,
                 dtype,
-                one
-                and weighting.followed(along, [scope.weights, *scope.moved.values()]),
+                one and weighting.followed(along, scope.all_weights),
                 tuple(scope.mesh),
             )
             parts.append((source, product, moving))

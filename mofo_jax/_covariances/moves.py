@@ -53,7 +53,7 @@ def follow(
     equation: Any, axes: Axes, trait: Trait, scope: Scope
 ) -> tuple[Step | None, Trait]:
     """Returns the step of an equation that moves positions, and its result's trait."""
-    shapes = [scope.weights, *scope.moved.values()]
+    shapes = scope.all_weights
     operand, other = (atom.aval for atom in equation.invars)
     # A gather with an explicit sharding is computed within automatic axes, in which the
     # weights cannot be used.
@@ -72,12 +72,9 @@ def follow(
             jax.ShapeDtypeStruct(other.shape, other.dtype),
         )
         scope.moved[trait.number] = moved.shape
-    first = len(scope.weights)
-    for number, shape in scope.moved.items():
-        if number == trait.number:
-            break
-        first += len(shape)
-    sizes = scope.moved[trait.number]
+    own = 1 + list(scope.moved).index(trait.number)
+    *before, sizes = scope.all_weights[: own + 1]
+    first = sum(map(len, before))
     known = [first + i if size > 1 else None for i, size in enumerate(sizes)]
     along = pieces.axes_of(known, equation.outvars[0].aval.shape)
     return step, trait._replace(positions=along)

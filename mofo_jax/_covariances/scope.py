@@ -84,6 +84,11 @@ class Scope:
         self._numbers: dict[Hashable, int] = {}
         self._count = itertools.count()
 
+    @property
+    def all_weights(self) -> list[tuple[int, ...]]:
+        """The shapes of the weights of positions and of those after moves."""
+        return [self.weights, *self.moved.values()]
+
     def number(self, key: Hashable = None) -> int:
         """Returns a number, the same for the same key, or a new one without a key."""
         if key is not None:

@@ -84,11 +84,12 @@ def followed(axes: Axes, shapes: Sequence[Sequence[int]]) -> bool:
       shapes: The shapes of the weights, as for `expand`.
     """
     number, own = _latest(axes, shapes)
+    if number > 0:
+        return True
     partly = {piece.axis for digits in own for piece in digits} - {None}
     if not partly:
         return not positions.related(axes)
-    known = [_digits(own, axis) for axis in partly if axis is not None]
-    return number > 0 or all(known)
+    return all(_digits(own, axis) for axis in partly if axis is not None)
 
 
 def runs(weights: jax.Array, digit: Piece) -> jax.Array:

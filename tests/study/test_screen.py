@@ -33,14 +33,15 @@ def study(tiny_model: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) ->
     return made
 
 
-def test_conjugate_gradients_solve():
-    random = np.random.RandomState(0)
+def system(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns a positive semidefinite matrix, a scale and a right-hand side."""
+    random = np.random.RandomState(seed)
     root = random.normal(size=(6, 6))
-    matrix, scale, target = (
-        root @ root.T,
-        random.uniform(0.5, 2, 6),
-        random.normal(size=6),
-    )
+    return root @ root.T, random.uniform(0.5, 2, 6), random.normal(size=6)
+
+
+def test_conjugate_gradients_solve():
+    matrix, scale, target = system(0)
 
     def product(tree: dict[str, jax.Array]) -> dict[str, jax.Array]:
         whole = matrix @ jnp.concatenate([tree["a"], tree["b"]])
@@ -60,13 +61,7 @@ def test_conjugate_gradients_solve():
 
 
 def test_conjugate_gradients_converge_at_once_with_the_inverse_between():
-    random = np.random.RandomState(1)
-    root = random.normal(size=(6, 6))
-    matrix, scale, target = (
-        root @ root.T,
-        random.uniform(0.5, 2, 6),
-        random.normal(size=6),
-    )
+    matrix, scale, target = system(1)
     wanted = np.linalg.inv(matrix + 0.3 * np.diag(scale))
     between = np.sqrt(scale)[:, None] * wanted * np.sqrt(scale)
 
