@@ -43,8 +43,8 @@ class Options:
     """Sizes of the runs; auto is gpu on a machine with one and cpu elsewhere. Each has
     separate results."""
     output: pathlib.Path = RESULTS
-    """Directory of the results, with a subdirectory for each budget, with files and
-    without, that has rows.jsonl, tables.md and pictures."""
+    """Directory of the results, with a subdirectory for each model and budget, with
+    files and without, that has rows.jsonl, tables.md and pictures."""
     task: tuple[str, ...] = ()
     """Only runs of these tasks; all by default."""
     step: tuple[str, ...] = ()

@@ -42,7 +42,7 @@ def write_all(output: pathlib.Path) -> None:
     Raises:
       InputError: there is none.
     """
-    files = sorted(output.glob(f"*/{rows.NAME}"))
+    files = sorted(output.rglob(rows.NAME))
     if not files:
         raise InputError(f"--output {output} has no results yet")
     for file in files:

@@ -12,10 +12,10 @@ NAME = "rows.jsonl"
 
 
 def file_of(
-    output: pathlib.Path, budget: str, data: pathlib.Path | None
+    output: pathlib.Path, model: str, budget: str, data: pathlib.Path | None
 ) -> pathlib.Path:
-    """Returns the path of the rows of a budget, with files or without."""
-    return output / (budget if data else f"{budget}-generated") / NAME
+    """Returns the path of a model's rows with a budget, with files or without."""
+    return output / model / (budget if data else f"{budget}-generated") / NAME
 
 
 def read(path: pathlib.Path) -> list[Row]:

@@ -70,7 +70,9 @@ class Study:
         self.options, self.budget = options, budget
         self._source = pretrained.open_model(options.model)
         self.texts = texts.read(options.data, self._source.tokenizer, budget)
-        self.file = rows.file_of(options.output, budget.name, options.data)
+        self.file = rows.file_of(
+            options.output, self._source.name, budget.name, options.data
+        )
         self._tasks: dict[str, texts.Task] = {}
         self._digests: dict[str, str] = {}
         self._written: dict[OwnTexts, list[Text]] = {}

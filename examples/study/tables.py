@@ -27,7 +27,7 @@ def markdown(found: Compared, screened: Sequence[Row]) -> str:
         "examples.study --report`. Losses and KL are in nats per token; KL is forward, "
         "from the start. Brackets hold 95% intervals over items and seeds; those of "
         "single runs and of the screen are over items. [The "
-        "protocol](../../PROTOCOL.md) defines levels, measures and intervals.",
+        "protocol](../../../PROTOCOL.md) defines levels, measures and intervals.",
         "",
     ]
 

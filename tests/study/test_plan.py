@@ -140,7 +140,9 @@ def test_methods_use_existing_optimizers():
 
 def test_the_stored_rows_have_the_keys_of_the_methods():
     # A row is found again only by exactly the settings of its method.
-    stored = rows.read(rows.file_of(options.RESULTS, "cpu", options.RESULTS))
+    stored = [
+        row for file in options.RESULTS.rglob(rows.NAME) for row in rows.read(file)
+    ]
     for row in stored:
         run = rows.run_of(row)
         if run.method != plan.START:

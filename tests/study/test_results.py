@@ -9,29 +9,30 @@ from examples.study import options, rows, screening, tables
 from examples.study.comparing import Compared
 from examples.study.first import study as first_study
 
-STORED = options.RESULTS / "cpu"
+STORED = sorted(file.parent for file in options.RESULTS.rglob(rows.NAME))
 
 
-@pytest.fixture(scope="module")
-def made() -> str:
-    """The tables, made from the rows."""
-    found = rows.comparable(rows.read(STORED / rows.NAME))
-    return tables.markdown(Compared(found), screening.read(STORED / screening.NAME))
-
-
-def test_the_committed_tables_are_those_of_the_rows(made: str):
-    committed, _, pictures = (STORED / "tables.md").read_text().partition("\n![")
+@pytest.mark.parametrize("directory", STORED, ids=lambda path: path.parent.name)
+def test_the_committed_tables_are_those_of_the_rows(directory: pathlib.Path):
+    kept = rows.read(directory / rows.NAME)
+    found = rows.comparable(kept)
+    assert len(found) == len(kept)
+    made = tables.markdown(Compared(found), screening.read(directory / screening.NAME))
+    committed, _, pictures = (directory / "tables.md").read_text().partition("\n![")
     assert committed == made
     for name in re.findall(r"\]\((.*?)\)", pictures):
-        assert (STORED / name).exists()
+        assert (directory / name).exists()
 
 
-def test_the_page_quotes_the_tables(made: str):
+def test_the_page_quotes_the_tables():
     page = pathlib.Path(rows.__file__).with_name("README.md").read_text()
     results = page.partition("## Results so far")[2]
     quoted = set(
         re.findall(r"\d\.\d\d \[[^]]*\d\.\d\d\]|[+-]0\.\d{4} \[[^]]*\]", results)
     )
-    own = made + (first_study.RESULTS / "tables.md").read_text()
+    own = "".join(
+        (directory / "tables.md").read_text()
+        for directory in (*STORED, first_study.RESULTS)
+    )
     assert len(quoted) > 50
     assert not {figure for figure in quoted if " ".join(figure.split()) not in own}

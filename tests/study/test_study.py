@@ -62,7 +62,8 @@ def test_a_killed_study_continues(
     assert command.main(options) == 128 + signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) == handler
     assert "the same command repeats the run" in capsys.readouterr().err
-    file = tmp_path / "results" / "smallest-generated" / "rows.jsonl"
+    (file,) = (tmp_path / "results").rglob("rows.jsonl")
+    assert file.parts[-3:-1] == (tiny_model.name, "smallest-generated")
     before = file.read_text().splitlines()
     assert [str(rows.run_of(row)) for row in rows.read(file)] == [
         f"{TASK}/start",
