@@ -14,12 +14,20 @@ MEASURES = ("distance", "divergence")
 
 
 class ControlFractionState(NamedTuple):
-    """The current update fraction, and the state needed to adapt it."""
+    """The state of `control_fraction`.
+
+    Attributes:
+      count: The number of steps taken, shape=(), dtype=jnp.int32.
+      fraction: The current update fraction, shape=(), dtype=jnp.float32.
+      start: The parameters at the start of training; None if the divergence is
+        measured.
+      inner: The state of the wrapped transformation.
+    """
 
     # `count` is Optax's name; it shadows a method of tuples.
     count: jax.typing.ArrayLike  # pyright: ignore[reportIncompatibleMethodOverride]
-    fraction: jax.Array  # shape=(), dtype=jnp.float32.
-    start: Any  # Shaped like the parameters; None if the divergence is measured.
+    fraction: jax.Array
+    start: Any
     inner: optax.OptState
 
 

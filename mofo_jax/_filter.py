@@ -63,11 +63,12 @@ def momentum_filter(
       inner: Any transformation that keeps a momentum: a tree named `mu`, `trace` or `m`
         anywhere in its state.
       update_fraction: The share of each block to update. A number in (0, 1], which may
-        be traced; a schedule from the step count (from 0) to a number; or a pytree
-        prefix of the parameters holding either. A static 1 disables the filter. For a
-        traced float32 value, `k` is the floor of the exact product. It equals NumPy's
-        float64 product for blocks of fewer than 2**29 coordinates, and differs from it
-        by at most 1 for larger ones. Traced values outside of (0, 1] are clipped.
+        be traced; a schedule from the step count (from 0) to a number; or `PathRules`
+        or a pytree prefix of the parameters with either. A static 1 disables the
+        filter. For a traced float32 value, `k` is the floor of the exact product. It
+        equals NumPy's float64 product for blocks of fewer than 2**29 coordinates, and
+        differs from it by at most 1 for larger ones. Traced values outside of (0, 1]
+        are clipped.
       block_axes: The axes of each tensor that index separate blocks. None or `()` makes
         a whole tensor one block, as in the paper; `(0,)` makes each layer of a
         `[layers, ...]` tensor a block; `(AxisParts(1, 9),)` splits axis 1 into 9 runs,

@@ -17,11 +17,13 @@ from mofo_jax._options.path_rules import path_name, place
 
 
 class ScaleByInverseCovarianceState(NamedTuple):
-    """The parts of steps that are removed, by the first parameter that shares them.
+    """The state of `scale_by_inverse_covariance`.
 
-    The dictionaries nest like the paths of these parameters. They are not the
-    parameters' own containers, whose metadata, such as shardings in Flax NNX, is not
-    that of the matrices.
+    Attributes:
+      factors: The matrices of the parts of steps that are removed, in dictionaries that
+        nest like the path of the first parameter that shares each. They are not the
+        parameters' own containers, whose metadata, such as shardings in Flax NNX, is
+        not that of the matrices.
     """
 
     factors: dict[str, Any]
@@ -65,7 +67,8 @@ def scale_by_inverse_covariance(
     It is ineffective before `optax.scale_by_adam`, whose normalization by the second
     moment reverses the scaling: completely if :math:`A` is diagonal, and mostly if the
     coordinates of the input differ in scale. The best learning rate is higher than
-    Adam's, since a part of each step is removed.
+    Adam's, since a part of each step is removed: at equal task loss, it was 3 to 4.5
+    times as high in our study, with the default damping.
 
     There are two ways to combine it with MoFO. With MoFO first, the momenta are
     selected before the product, which spreads each column of the selected steps over

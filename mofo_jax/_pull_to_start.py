@@ -13,7 +13,11 @@ NORMS = ("l2", "l1")
 
 
 class PullToStartState(NamedTuple):
-    """The parameters at the start of training."""
+    """The state of `pull_to_start`.
+
+    Attributes:
+      start: The parameters at the start of training.
+    """
 
     start: optax.Params
 
@@ -38,7 +42,9 @@ def pull_to_start(
     :math:`\eta \lambda`. Exactly at the start there is no pull.
 
     Args:
-      strength: The factor :math:`\lambda` on the pull, >= 0; may be traced.
+      strength: The factor :math:`\lambda` on the pull, >= 0; may be traced. In our
+        study, strengths whose product with the sum of the learning rates is about 1
+        to 5 worked best.
       norm: `"l2"` pulls in proportion to the displacement, `"l1"` with equal strength
         everywhere.
       mask: The parameters to pull, as in `optax.add_decayed_weights`.

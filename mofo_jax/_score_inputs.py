@@ -80,6 +80,7 @@ class Tensor:
 
 
 Function = Callable[[Tensor], jax.Array]
+"""A function from a `Tensor` to a real or complex array of the tensor's shape."""
 
 
 @dataclasses.dataclass(frozen=True)

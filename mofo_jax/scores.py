@@ -51,6 +51,9 @@ def adam_ratio(
       A `Score` for transformations that keep `mu`, `nu` and `count`. For the name
       `"adam_ratio"`, `mofo` and `scale_by_mofo` use their own arguments.
 
+    Raises:
+      ValueError: If an argument is out of range.
+
     Examples:
       >>> import jax.numpy as jnp, mofo_jax
       >>> score = mofo_jax.scores.adam_ratio(eps=1e-6)
@@ -61,6 +64,9 @@ def adam_ratio(
 
     Source: the paper's MV-BCD, with the eps of the authors' code.
     """
+    _checks.check_number("b2", b2, 0, 1)
+    _checks.check_number("eps", eps, 0)
+    _checks.check_number("eps_root", eps_root, 0)
 
     def ratio(tensor: Tensor) -> jax.Array:
         correction = 1 - jnp.asarray(b2, jnp.float32) ** tensor.count
@@ -194,11 +200,14 @@ def gain_for_cost(
     Fisher information, which is approximated here by :math:`v`.
 
     Args:
-      exponent: The power p of the second moment, in [0, 1].
-      eps: Avoids division by zero for coordinates that never had a gradient, > 0.
+      exponent: The power p of the second moment, >= 0.
+      eps: Avoids division by zero for coordinates that never had a gradient, >= 0.
 
     Returns:
       A `Score` for transformations that keep `mu` and `nu`.
+
+    Raises:
+      ValueError: If an argument is out of range.
 
     Examples:
       >>> import jax.numpy as jnp, mofo_jax
@@ -210,7 +219,8 @@ def gain_for_cost(
 
     Source: ours.
     """
-    _checks.check_number("exponent", exponent, 0, 1 + 1e-9)
+    _checks.check_number("exponent", exponent, 0)
+    _checks.check_number("eps", eps, 0)
 
     def gain(tensor: Tensor) -> jax.Array:
         cost = _dtypes.widen(tensor.second_moment) ** exponent + eps
@@ -226,12 +236,15 @@ def gain_for_fisher(damping: jax.typing.ArrayLike) -> Score:
     .. math:: m^2 / (F + \lambda)
 
     Args:
-      damping: The :math:`\lambda`, > 0; a typical coordinate's Fisher information is a
+      damping: The :math:`\lambda`, >= 0; a typical coordinate's Fisher information is a
         reasonable choice.
 
     Returns:
       A `Score` for transformations that keep `mu` and `fisher`, as
       `optax.chain(mofo_jax.baselines.keep_fisher(fisher), optax.adamw(...))` does.
+
+    Raises:
+      ValueError: If `damping` is out of range.
 
     Examples:
       >>> import jax.numpy as jnp, mofo_jax, optax

@@ -1,6 +1,6 @@
 """Baselines for MoFO: other optimizers, regularizers, and merging after training.
 
-The first study in `examples/study` compares MoFO with these methods.
+The first study in `examples/study` compares MoFO with some of them.
 """
 
 from mofo_jax.baselines._ewc import (

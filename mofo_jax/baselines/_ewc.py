@@ -12,7 +12,12 @@ from mofo_jax.baselines import _fisher
 
 
 class ElasticWeightConsolidationState(NamedTuple):
-    """The starting parameters and their Fisher information."""
+    """The state of `elastic_weight_consolidation`.
+
+    Attributes:
+      start: The parameters at the start of training.
+      fisher: Their Fisher information, shaped like the parameters.
+    """
 
     start: optax.Params
     fisher: optax.Params

@@ -73,9 +73,13 @@ def fisher_information(
 
 
 class KeepFisherState(NamedTuple):
-    """The Fisher information, as part of an optimizer's state."""
+    """The state of `keep_fisher`.
 
-    fisher: optax.Params  # Shaped like the parameters.
+    Attributes:
+      fisher: The Fisher information, shaped like the parameters.
+    """
+
+    fisher: optax.Params
 
 
 def keep_fisher(fisher: optax.Params) -> optax.GradientTransformationExtraArgs:
@@ -127,12 +131,18 @@ def keep_fisher(fisher: optax.Params) -> optax.GradientTransformationExtraArgs:
 
 
 class ScaleByNaturalGradientState(NamedTuple):
-    """The momentum, and the Fisher information that divides it."""
+    """The state of `scale_by_natural_gradient`.
+
+    Attributes:
+      count: The number of steps taken, shape=(), dtype=jnp.int32.
+      mu: The momentum, shaped like the parameters.
+      fisher: The Fisher information that divides it, of the same shapes.
+    """
 
     # `count` is Optax's name; it shadows a method of tuples.
     count: jax.typing.ArrayLike  # pyright: ignore[reportIncompatibleMethodOverride]
     mu: optax.Updates
-    fisher: optax.Params  # Shaped like the parameters.
+    fisher: optax.Params
 
 
 def scale_by_natural_gradient(

@@ -20,7 +20,12 @@ from mofo_jax._pull_to_start import displacement_from, remember
 
 
 class SelectiveProjectionDecayState(NamedTuple):
-    """The parameters at the start of training, and the inner transformation's state."""
+    """The state of `selective_projection_decay`.
+
+    Attributes:
+      start: The parameters at the start of training.
+      inner: The state of the wrapped transformation.
+    """
 
     start: optax.Params
     inner: optax.OptState

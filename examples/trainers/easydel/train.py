@@ -50,21 +50,26 @@ def build(lora: bool, axes: tuple[int, ...] = ONE_DEVICE) -> Any:
     return model.shard_model()
 
 
-def input_covariances(model: Any, batches: Iterable[jax.Array]) -> Any:
+def input_covariances(model: Any, batches: Iterable[dict[str, jax.Array]]) -> Any:
     """Returns the covariances for `mofo_jax.scale_by_inverse_covariance`.
 
     Args:
       model: the sharded base model, without LoRA factors.
-      batches: tokens `[rows, length]` of text that the model generated; no padding.
+      batches: `input_ids` and `attention_mask`, `[rows, length]`, of text that the
+        model generated.
     """
     state = model.to_state()
 
-    def apply(params: Any, tokens: jax.Array) -> jax.Array:
-        own = nnx.merge(state.graphdef, params, state.graphother)
-        return own(input_ids=tokens).logits
+    def apply(params: Any, batch: dict[str, jax.Array]) -> jax.Array:
+        return nnx.merge(state.graphdef, params, state.graphother)(**batch).logits
+
+    def weights(batch: dict[str, jax.Array]) -> jax.Array:
+        return batch["attention_mask"]
 
     with model.mesh:
-        return mofo_jax.input_covariances(apply, state.graphstate, batches)
+        return mofo_jax.input_covariances(
+            apply, state.graphstate, batches, weights=weights
+        )
 
 
 def rows() -> Dataset:

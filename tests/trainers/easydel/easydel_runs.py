@@ -4,6 +4,7 @@ import functools
 import tempfile
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -114,11 +115,18 @@ def check_everything_is_adamw(**case: Any) -> None:
     assert_same_bits(ours.state, desired.state)
 
 
+def batch() -> dict[str, jax.Array]:
+    """Returns the first rows of the program, as EasyDeL's trainer gives them."""
+    return {
+        name: jnp.asarray(column)
+        for name, column in program.rows()[: program.BATCH].items()
+    }
+
+
 @functools.cache
 def covariances(axes: tuple[int, ...]) -> Any:
     """Returns the covariances of the tiny Llama."""
-    tokens = jnp.asarray(program.rows()["input_ids"][: program.BATCH])
-    return program.input_covariances(program.build(False, axes), [tokens])
+    return program.input_covariances(program.build(False, axes), [batch()])
 
 
 def run_inverse(

@@ -13,6 +13,20 @@ def test_the_first_step_is_adams_times_the_inverse(tmp_path: pathlib.Path) -> No
     easydel_runs.check_scaled_step(str(tmp_path))
 
 
+def test_padding_does_not_count() -> None:
+    model, batch = easydel_runs.program.build(False), easydel_runs.batch()
+    short = {name: column[:, :10] for name, column in batch.items()}
+    mask = batch["attention_mask"].at[:, 10:].set(0)
+    desired, actual, whole = (
+        jax.tree.leaves(easydel_runs.program.input_covariances(model, [given]))
+        for given in (short, {**batch, "attention_mask": mask}, batch)
+    )
+    assert len(desired) > 8
+    for ours, expected, other in zip(actual, desired, whole, strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-6)
+        assert not np.allclose(ours, other, rtol=1e-2)
+
+
 def test_a_run_continues_from_a_checkpoint(tmp_path: pathlib.Path) -> None:
     options = {"save_steps": 1, "resume_if_possible": True}
     axes = easydel_runs.program.ONE_DEVICE
