@@ -14,9 +14,6 @@ from mofo_jax._diagnostics import selected_share as selected_share
 from mofo_jax._filter import momentum_filter as momentum_filter
 from mofo_jax._input_covariances import input_covariances as input_covariances
 from mofo_jax._inverse_covariance import (
-    ScaleByInverseCovarianceState as ScaleByInverseCovarianceState,
-)
-from mofo_jax._inverse_covariance import (
     scale_by_inverse_covariance as scale_by_inverse_covariance,
 )
 from mofo_jax._master_weights import MasterWeightsState as MasterWeightsState
@@ -43,7 +40,6 @@ __all__ = (
     "MasterWeightsState",
     "PathRules",
     "PullToStartState",
-    "ScaleByInverseCovarianceState",
     "baselines",
     "block_rules",
     "control_fraction",
