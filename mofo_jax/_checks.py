@@ -4,6 +4,7 @@ A static number is one of Python or NumPy, whose value is known while JAX traces
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -33,17 +34,38 @@ def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"`{name}` must be {words}, got {value!r}")
 
 
-def check_fraction(name: str, value: Any, path: str = "") -> None:
-    """Raises ValueError if a static number is not in (0, 1]."""
-    if is_static_number(value) and not 0 < value <= 1:
+_INTERVALS: dict[str, Callable[[float], bool]] = {
+    "(0, 1]": lambda x: 0 < x <= 1,
+    "[0, 1)": lambda x: 0 <= x < 1,
+    "[0, 1]": lambda x: 0 <= x <= 1,
+    "(0, inf)": lambda x: 0 < x < math.inf,
+    "[0, inf)": lambda x: 0 <= x < math.inf,
+}
+
+
+def check_number(name: str, value: Any, interval: str, path: str = "") -> None:
+    """Raises ValueError if a static number is not in an interval, such as "(0, 1]"."""
+    if is_static_number(value) and not _INTERVALS[interval](value):
         place = f" for {path}" if path else ""
-        raise ValueError(f"`{name}`{place} must be in (0, 1], got {value!r}")
+        raise ValueError(f"`{name}`{place} must be in {interval}, got {value!r}")
 
 
-def check_number(name: str, value: Any, low: float, high: float = math.inf) -> None:
-    """Raises ValueError if a static number is not in [low, high)."""
-    if is_static_number(value) and not low <= value < high:
-        raise ValueError(f"`{name}` must be in [{low}, {high}), got {value!r}")
+def check_adam(b1: Any, b2: Any, eps: Any, eps_root: Any) -> None:
+    """Raises ValueError if a hyperparameter is out of range, which Optax accepts."""
+    for name, value in (("b1", b1), ("b2", b2)):
+        check_number(name, value, "[0, 1)")
+    for name, value in (("eps", eps), ("eps_root", eps_root)):
+        check_number(name, value, "[0, inf)")
+
+
+def is_integer(value: Any) -> bool:
+    """Returns whether `value` is a Python or NumPy integer."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def is_exactly(value: Any, number: float) -> bool:
+    """Returns whether `value` is static and equals a number."""
+    return is_static_number(value) and value == number
 
 
 def check_transformation(what: str, value: Any) -> None:

@@ -162,8 +162,7 @@ def _adapt(
 def _check(budget: Any, measure: Any, initial: Any, gain: Any, least: Any) -> None:
     """Raises ValueError if an argument is invalid."""
     _checks.check_choice("measure", measure, MEASURES)
-    _checks.check_fraction("initial", initial)
-    _checks.check_fraction("least", least)
+    _checks.check_number("initial", initial, "(0, 1]")
+    _checks.check_number("least", least, "(0, 1]")
     for name, value in (("budget", budget), ("gain", gain)):
-        if _checks.is_static_number(value) and not value > 0:
-            raise ValueError(f"`{name}` must be positive, got {value!r}")
+        _checks.check_number(name, value, "(0, inf)")

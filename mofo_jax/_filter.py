@@ -124,18 +124,13 @@ def momentum_filter(
     _checks.check_transformation("`inner` must be", inner)
     rank = resolve_score(score)
     _checks.check_choice("ties", ties, TIES)
-    _checks.check_number("unselected_scale", unselected_scale, 0, 1)
+    _checks.check_number("unselected_scale", unselected_scale, "[0, 1)")
     if axis_name is not None and ties == "exact":
         raise ValueError(
             '`axis_name` must be None or `ties` "all": ties="exact" breaks ties by the '
             "row-major index in the whole tensor, which a shard does not know"
         )
-    options = Options(
-        update_fraction,
-        () if block_axes is None else block_axes,
-        False if dense is None else dense,
-        () if axis_name is None else axis_name,
-    )
+    options = Options(update_fraction, block_axes, dense, axis_name)
     options.check()
     wrapped = optax.with_extra_args_support(inner)
 
@@ -208,7 +203,7 @@ def _contest(
     fraction = group[0].fraction
     if callable(fraction):
         fraction = fraction(step_count(state, "`update_fraction` is a schedule"))
-        _checks.check_fraction("update_fraction", fraction, group[0].path)
+        _checks.check_number("update_fraction", fraction, "(0, 1]", group[0].path)
     size = sum(tensor.block_size for tensor in tensors)
     return Contest(tensors, fraction_of(fraction, size))
 
@@ -217,7 +212,7 @@ def _left(step: jax.Array, unselected_scale: Any, zero: jax.Array) -> jax.Array:
     """Returns the steps of coordinates that are not selected."""
     # Multiplication by zero would turn infinity into NaN. A literal zero would be CSE'd
     # with the zeros that initialize gradient buffers and keep them alive on a GPU.
-    is_zero = _checks.is_static_number(unselected_scale) and unselected_scale == 0
+    is_zero = _checks.is_exactly(unselected_scale, 0)
     return zero.astype(step.dtype) if is_zero else step * unselected_scale
 
 

@@ -158,7 +158,9 @@ def scale_by_inverse_covariance(
     reverses projections before it is shown in Hu et al, `Hidden Failure Modes of
     Gradient Modification under Adam <https://arxiv.org/abs/2604.22407>`_, 2026.
     """
-    _check_positive("damping", damping)
+    if not _checks.is_scalar(damping):
+        raise ValueError(f"`damping` must be a number in (0, inf), got {damping!r}")
+    _checks.check_number("damping", damping, "(0, inf)")
     dtype = floating_dtype("dtype", dtype)
     for name, size in (("block_size", block_size), ("rank", rank)):
         _check_size(name, size)
@@ -275,14 +277,6 @@ def _unknown(
     return jax.jit(unknown)()
 
 
-def _check_positive(name: str, value: Any) -> None:
-    static = _checks.is_static_number(value)
-    if not _checks.is_scalar(value) or (static and not value > 0):
-        raise ValueError(f"`{name}` must be positive, got {value!r}")
-
-
 def _check_size(name: str, value: Any) -> None:
-    if value is not None and (
-        isinstance(value, bool) or not isinstance(value, int) or value < 1
-    ):
+    if value is not None and not (_checks.is_integer(value) and value >= 1):
         raise ValueError(f"`{name}` must be a positive integer or None, got {value!r}")

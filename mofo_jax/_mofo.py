@@ -137,7 +137,7 @@ def mofo(
         "unselected_scale": unselected_scale,
         "axis_name": axis_name,
     }
-    decays = not (_checks.is_static_number(weight_decay) and weight_decay == 0)
+    decays = not _checks.is_exactly(weight_decay, 0)
     if decay == "all":
         decayed = optax.add_decayed_weights(weight_decay, mask)
         return optax.chain(
@@ -145,7 +145,7 @@ def mofo(
             decayed if decays else without_params(decayed),
             optax.scale_by_learning_rate(learning_rate),
         )
-    _check_adam(b1, b2, eps, eps_root)
+    _checks.check_adam(b1, b2, eps, eps_root)
 
     def adamw(mu_dtype: Any) -> optax.GradientTransformation:
         optimizer = optax.adamw(
@@ -221,7 +221,7 @@ def scale_by_mofo(
 
     Source: Chen et al, `MoFO <https://arxiv.org/abs/2407.20999>`_, 2025, algorithm 1.
     """
-    _check_adam(b1, b2, eps, eps_root)
+    _checks.check_adam(b1, b2, eps, eps_root)
 
     def adam(mu_dtype: Any) -> optax.GradientTransformation:
         return optax.scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov)
@@ -241,11 +241,3 @@ def scale_by_mofo(
 def _own_ratio(score: ScoreLike, b2: Any, eps: Any, eps_root: Any) -> ScoreLike:
     """Replaces "adam_ratio" by the score with the optimizer's own hyperparameters."""
     return scores.adam_ratio(b2, eps, eps_root) if score == "adam_ratio" else score
-
-
-def _check_adam(b1: Any, b2: Any, eps: Any, eps_root: Any) -> None:
-    """Raises ValueError if a hyperparameter is out of range, which Optax accepts."""
-    for name, value in (("b1", b1), ("b2", b2)):
-        _checks.check_number(name, value, 0, 1)
-    for name, value in (("eps", eps), ("eps_root", eps_root)):
-        _checks.check_number(name, value, 0)

@@ -1,6 +1,6 @@
 """Moments and step counts, found anywhere in the state of an optimizer."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +8,43 @@ import optax
 
 from mofo_jax._options.path_rules import path_name, place
 
-# Optax's names: those of most optimizers, of `optax.trace`, and of Adan.
-_MOMENTUM = ("mu", "trace", "m")
-_SECOND_MOMENT = ("nu",)
-_FISHER = ("fisher",)
+
+class Moment(NamedTuple):
+    """A kind of array that an optimizer's state holds for each leaf.
+
+    Attributes:
+      names: Optax's names of the trees that hold it.
+      title: What it is called in errors.
+      plural: The plural of the title.
+      advice: Where it is kept and what else to do, for errors.
+    """
+
+    names: tuple[str, ...]
+    title: str
+    plural: str
+    advice: str
+
+
+MOMENTUM = Moment(
+    # Those of most optimizers, of `optax.trace`, and of Adan.
+    ("mu", "trace", "m"),
+    "momentum",
+    "momenta",
+    "as in optax.adam, optax.lion and optax.sgd with `momentum`. Otherwise choose a "
+    '`score` that needs none, such as "update", or make the tensor `dense`',
+)
+SECOND_MOMENT = Moment(
+    ("nu",),
+    "second moment",
+    "second moments",
+    "as in optax.adam. Otherwise choose a `score` that needs none",
+)
+FISHER = Moment(
+    ("fisher",),
+    "Fisher information",
+    "kinds of Fisher information",
+    "as in an optax.chain with mofo_jax.baselines.keep_fisher",
+)
 
 
 class Moments:
@@ -24,39 +57,30 @@ class Moments:
 
     def __init__(self, state: optax.OptState, updates: optax.Updates) -> None:
         self._state, self._updates = state, updates
-        self._found: dict[tuple[str, ...], list[list[jax.Array]]] = {}
+        self._found: dict[Moment, list[list[jax.Array]]] = {}
 
-    def momentum(self, index: int) -> jax.Array:
-        """Returns the momentum of one leaf.
+    def find(self, moment: Moment, index: int) -> jax.Array:
+        """Returns the moment of one leaf.
 
         Raises:
-          ValueError: If the state holds no momentum, or two, for it.
+          ValueError: If the state holds none, or two, for it.
         """
-        return self._one(
-            _MOMENTUM,
-            index,
-            ("momentum", "momenta"),
-            "as in optax.adam, optax.lion and optax.sgd with `momentum`. Otherwise "
-            'choose a `score` that needs none, such as "update", or make the tensor '
-            "`dense`",
-        )
-
-    def second_moment(self, index: int) -> jax.Array:
-        """Returns the second moment of one leaf, or raises ValueError."""
-        return self._one(
-            _SECOND_MOMENT,
-            index,
-            ("second moment", "second moments"),
-            "as in optax.adam. Otherwise choose a `score` that needs none",
-        )
-
-    def fisher(self, index: int) -> jax.Array:
-        """Returns the Fisher information of one leaf, or raises ValueError."""
-        return self._one(
-            _FISHER,
-            index,
-            ("Fisher information", "kinds of Fisher information"),
-            "as in an optax.chain with mofo_jax.baselines.keep_fisher",
+        if moment not in self._found:
+            self._found[moment] = _by_leaf(self._state, moment.names, self._updates)
+        found = self._found[moment][index]
+        if len(found) == 1:
+            return found[0]
+        path, _ = jax.tree_util.tree_leaves_with_path(self._updates)[index]
+        parameter = place(path_name(path))
+        if found:
+            raise ValueError(
+                f"`score` finds two {moment.plural} for {parameter} in the state of "
+                f"`inner`: wrap only the transformation whose {moment.title} the score "
+                "should use"
+            )
+        raise ValueError(
+            f"`score` finds no {moment.title} for {parameter} in the state of `inner`, "
+            f"which must hold a tree named {' or '.join(moment.names)}, {moment.advice}"
         )
 
     def count(self) -> jax.Array:
@@ -66,27 +90,6 @@ class Moments:
           ValueError: If the state holds no step count.
         """
         return step_count(self._state, "`score` depends on the step")
-
-    def _one(
-        self, names: tuple[str, ...], index: int, what: tuple[str, str], advice: str
-    ) -> jax.Array:
-        """Returns the one array that fields of these names hold for one leaf."""
-        if names not in self._found:
-            self._found[names] = _by_leaf(self._state, names, self._updates)
-        found = self._found[names][index]
-        if len(found) == 1:
-            return found[0]
-        path, _ = jax.tree_util.tree_leaves_with_path(self._updates)[index]
-        parameter = place(path_name(path))
-        if found:
-            raise ValueError(
-                f"`score` finds two {what[1]} for {parameter} in the state of `inner`: "
-                f"wrap only the transformation whose {what[0]} the score should use"
-            )
-        raise ValueError(
-            f"`score` finds no {what[0]} for {parameter} in the state of `inner`, "
-            f"which must hold a tree named {' or '.join(names)}, {advice}"
-        )
 
 
 def _by_leaf(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax
 import optax
 
-from mofo_jax._moments import Moments
+from mofo_jax._moments import FISHER, MOMENTUM, SECOND_MOMENT, Moments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Tensor:
         Raises:
           ValueError: If the state holds none, or two, for this tensor.
         """
-        return self._moments.momentum(self.index)
+        return self._moments.find(MOMENTUM, self.index)
 
     @property
     def second_moment(self) -> jax.Array:
@@ -45,7 +45,7 @@ class Tensor:
         Raises:
           ValueError: If the state holds none, or two, for this tensor.
         """
-        return self._moments.second_moment(self.index)
+        return self._moments.find(SECOND_MOMENT, self.index)
 
     @property
     def fisher(self) -> jax.Array:
@@ -54,7 +54,7 @@ class Tensor:
         Raises:
           ValueError: If the state holds none, or two, for this tensor.
         """
-        return self._moments.fisher(self.index)
+        return self._moments.find(FISHER, self.index)
 
     @property
     def count(self) -> jax.Array:

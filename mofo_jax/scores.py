@@ -64,9 +64,7 @@ def adam_ratio(
 
     Source: the paper's MV-BCD, with the eps of the authors' code.
     """
-    _checks.check_number("b2", b2, 0, 1)
-    _checks.check_number("eps", eps, 0)
-    _checks.check_number("eps_root", eps_root, 0)
+    _checks.check_adam(0, b2, eps, eps_root)
 
     def ratio(tensor: Tensor) -> jax.Array:
         correction = 1 - jnp.asarray(b2, jnp.float32) ** tensor.count
@@ -200,7 +198,7 @@ def gain_for_cost(
     Fisher information, which is approximated here by :math:`v`.
 
     Args:
-      exponent: The power p of the second moment, >= 0.
+      exponent: The power p of the second moment, in [0, 1].
       eps: Avoids division by zero for coordinates that never had a gradient, >= 0.
 
     Returns:
@@ -219,8 +217,8 @@ def gain_for_cost(
 
     Source: ours.
     """
-    _checks.check_number("exponent", exponent, 0)
-    _checks.check_number("eps", eps, 0)
+    _checks.check_number("exponent", exponent, "[0, 1]")
+    _checks.check_number("eps", eps, "[0, inf)")
 
     def gain(tensor: Tensor) -> jax.Array:
         cost = _dtypes.widen(tensor.second_moment) ** exponent + eps
@@ -259,7 +257,7 @@ def gain_for_fisher(damping: jax.typing.ArrayLike) -> Score:
 
     Source: ours.
     """
-    _checks.check_number("damping", damping, 0)
+    _checks.check_number("damping", damping, "[0, inf)")
 
     def gain(tensor: Tensor) -> jax.Array:
         cost = _dtypes.widen(tensor.fisher) + damping
@@ -278,5 +276,5 @@ def _key(seed: int, number: jax.Array, tensor: Tensor) -> jax.Array:
 
 
 def _check_integer(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+    if not _checks.is_integer(value):
         raise TypeError(f"`{name}` must be an integer, got {value!r}")

@@ -56,7 +56,8 @@ def analyse_cond(
     """Analyses the branches of a conditional."""
     operands = given[1:]
     plans, exits, sources = [], [], []
-    results = [Trait(scope.number(), p) for p in _unrelated(equation)]
+    unrelated = [pieces.unrelated(var.aval.shape) for var in equation.outvars]
+    results = [Trait(scope.number(), axes) for axes in unrelated]
     for closed in equation.params["branches"]:
         inner = Scope(scope.mesh, scope.weights)
         arguments = [
@@ -76,12 +77,8 @@ def analyse_cond(
         exits.append(find_exits(inner, scope, operands, leaving, number, len(given)))
         sources.append(inner.sources)
         results = [
-            trait._replace(positions=positions.join(trait.positions, end.positions))
+            trait._replace(positions=positions.agree(trait.positions, end.positions))
             for trait, end in zip(results, ends, strict=True)
         ]
     step = _Branches(plans, exits, sources) if any(exits) else None
     return step, results
-
-
-def _unrelated(equation: Any) -> list[Any]:
-    return [pieces.unrelated(var.aval.shape) for var in equation.outvars]

@@ -12,6 +12,7 @@ from mofo_jax._covariances import (
     pieces,
     positions,
     products,
+    propagation,
     relabelling,
     views,
     weighting,
@@ -71,12 +72,13 @@ def _results(
     if not equation.effects:
         numbers = tuple(trait.number for trait in given)
         key = name, tuple(sorted(params.items())), numbers
-    along = positions.propagate(
+    along = propagation.propagate(
         name,
         params,
         [trait.positions for trait in given],
         [atom.aval for atom in equation.invars],
         outs,
+        len(scope.weights),
     )
     plain = name in _PLAIN
     uniform = plain and all(trait.uniform for trait in given)
@@ -244,7 +246,7 @@ def _product(equation: Any, given: list[Trait], scope: Scope) -> Step | None:
                 (*lead, *product.lead),
                 product.length,
                 dtype,
-                one and weighting.followed(along, scope.all_weights),
+                one and weighting.followed(product.method.positions, scope.all_weights),
                 tuple(scope.mesh),
             )
             parts.append((source, product, moving))

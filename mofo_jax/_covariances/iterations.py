@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from mofo_jax._covariances import pieces, positions
+from mofo_jax._covariances import positions
 from mofo_jax._covariances.pieces import Axes, Piece
 
 
@@ -51,27 +51,30 @@ def in_body(axes: Axes, digit: Piece | None, *, iterated: bool) -> Axes:
 
     Returns:
       The axes relative to the weights of one iteration. If it is not known which
-      positions an iteration has, the array is unrelated to them.
+      positions an iteration has, they are lost.
     """
     if not iterated:
         return unrelated_to(axes, digit)
     first, others = axes[0], axes[1:]
     if digit is None or first != (digit,):
-        lost = positions.related((first,))
-        return pieces.unrelated([pieces.length(d) for d in others]) if lost else others
+        return positions.lose(others) if positions.related((first,)) else others
 
     def lower(own: Piece) -> Piece:
         size = own.stride * own.size
         if own.highest or size > digit.stride:
-            return Piece(None, own.size)
+            return _lost(own)
         return own._replace(highest=size == digit.stride)
 
     return _on_axis(others, digit, lower)
 
 
 def unrelated_to(axes: Axes, digit: Piece | None) -> Axes:
-    """Returns the axes without what is known of the axis of a digit of the weights."""
-    return _on_axis(axes, digit, lambda own: Piece(None, own.size))
+    """Returns the axes with the positions along the axis of a digit lost."""
+    return _on_axis(axes, digit, _lost)
+
+
+def _lost(own: Piece) -> Piece:
+    return own._replace(axis=positions.LOST, stride=0, offset=0, highest=False)
 
 
 def carried(axes: Axes, digit: Piece | None) -> Axes:
@@ -84,7 +87,7 @@ def carried(axes: Axes, digit: Piece | None) -> Axes:
     known = digit is None or all(
         own.axis != digit.axis for digits in axes for own in digits
     )
-    return axes if known else pieces.unrelated([pieces.length(d) for d in axes])
+    return axes if known else positions.lose(axes)
 
 
 def outside(axes: Axes, digit: Piece | None) -> Axes:

@@ -79,7 +79,7 @@ def _analyse_body(
             for same, (after, before) in zip(constant, pairs, strict=True)
         ]
         joined = [
-            positions.join(axes, iterations.carried(after.positions, digit))
+            positions.agree(axes, iterations.carried(after.positions, digit))
             for axes, (after, _) in zip(along, pairs, strict=True)
         ]
         if (kept, joined) == (constant, along):
@@ -174,6 +174,8 @@ def analyse_scan(
         first = pieces.unrelated(var.aval.shape[:1])
         if body.digit is not None:
             first = ((body.digit,),)
+        elif positions.related([trait.positions[0] for trait in given[end:]]):
+            first = (positions.lost(var.aval.shape[0]),)
         along = (*first, *iterations.outside(trait.positions, body.digit))
         results.append(Trait(scope.number(), along))
     number, leaving = scope.number(), body.leaving(equation)

@@ -87,6 +87,11 @@ class Gathered:
     axes: tuple[tuple[int, tuple[str, ...]], ...]
     dot: Dot
 
+    @property
+    def positions(self) -> Axes:
+        """How the input's axes correspond to those of the weights."""
+        return self.dot.positions
+
     def __call__(
         self, operands: Sequence[jax.Array], weights: Sequence[jax.Array] | None
     ) -> Sums:
@@ -111,6 +116,11 @@ class Patches:
     filter_shape: tuple[int, ...]
     options: tuple[tuple[str, Any], ...]
     dot: Dot
+
+    @property
+    def positions(self) -> Axes:
+        """How the patches' axes correspond to those of the weights."""
+        return self.dot.positions
 
     def __call__(
         self, operands: Sequence[jax.Array], weights: Sequence[jax.Array] | None

@@ -81,7 +81,7 @@ def follow(
 
 
 def forget(axes: Axes, rank: int) -> Axes:
-    """Returns the axes without what is known of moved positions.
+    """Returns the axes with moved positions lost.
 
     Args:
       axes: The axes of an array.
@@ -91,7 +91,8 @@ def forget(axes: Axes, rank: int) -> Axes:
     def known(digits: tuple[Piece, ...]) -> bool:
         return all(digit.axis is None or digit.axis < rank for digit in digits)
 
-    return pieces.lose(axes, [i for i, digits in enumerate(axes) if not known(digits)])
+    moved = [i for i, digits in enumerate(axes) if not known(digits)]
+    return positions.lose(axes, moved)
 
 
 def _moved(

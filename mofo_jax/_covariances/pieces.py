@@ -60,12 +60,6 @@ def without(axes: Axes, dimensions: Sequence[int]) -> Axes:
     return tuple(axis for i, axis in enumerate(axes) if i not in dimensions)
 
 
-def lose(axes: Axes, dimensions: Sequence[int]) -> Axes:
-    """Returns the axes, of which some no longer depend on the source."""
-    lost = unrelated([length(axis) for axis in axes])
-    return tuple(lost[i] if i in dimensions else axis for i, axis in enumerate(axes))
-
-
 def broadcast(axes: Axes, shape: Sequence[int], dimensions: Sequence[int]) -> Axes:
     """Returns the axes of the array broadcast to a shape.
 

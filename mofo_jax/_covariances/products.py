@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from mofo_jax._covariances import pieces, positions
+from mofo_jax._covariances import pieces, propagation
 from mofo_jax._covariances.methods import Dot, Gathered, Groups, Patches
 from mofo_jax._covariances.pieces import Axes
 from mofo_jax._covariances.views import UnfitError, View, sharded
@@ -123,7 +123,9 @@ def _dot_general(
 
 def _positions(operands: Operands, number: int, contracted: Sequence[int]) -> Axes:
     """Returns the axes of an input, of which contracted ones are not positions."""
-    return pieces.lose(operands.positions[number], contracted)
+    axes = operands.positions[number]
+    none = pieces.unrelated([pieces.length(axis) for axis in axes])
+    return tuple(none[i] if i in contracted else axis for i, axis in enumerate(axes))
 
 
 def _convolution(
@@ -138,7 +140,7 @@ def _convolution(
     filter_shape = tuple(operands.shapes[1][axis] for axis in spatial)
     lengths = (operands.shapes[0][numbers.lhs_spec[1]], *filter_shape)
     # The patches are along the channels' axis, which is moved to the front.
-    patches = positions.of_convolution(
+    patches = propagation.of_convolution(
         params, operands.positions[0], operands.shapes[0], operands.result
     )
     patches = pieces.without(patches, [numbers.out_spec[1]])

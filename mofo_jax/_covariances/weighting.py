@@ -1,12 +1,13 @@
 """The weights of an array's coordinates, from those of the positions."""
 
+import functools
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mofo_jax._covariances import pieces, positions
+from mofo_jax._covariances import pieces
 from mofo_jax._covariances.pieces import Axes, Piece
 
 
@@ -34,7 +35,7 @@ def _latest(axes: Axes, shapes: Sequence[Sequence[int]]) -> tuple[int, Axes]:
     for number in range(len(shapes) - 1, 0, -1):
         first = sum(map(len, shapes[:number]))
         own = _relative(axes, first, len(shapes[number]))
-        known = [_digits(own, axis) for axis in range(len(shapes[number]))]
+        known = [_indices(own, axis) for axis in range(len(shapes[number]))]
         missing = [n > 1 and not k for n, k in zip(shapes[number], known, strict=True)]
         if any(known) and not any(missing):
             return number, own
@@ -51,9 +52,25 @@ def _relative(axes: Axes, first: int, count: int) -> Axes:
 
 
 def _expand(weights: jax.Array, axes: Axes) -> jax.Array:
+    """Returns the product of the weights of all positions of an index.
+
+    There are two along one axis for pairs of positions, such as an attention's queries
+    and keys.
+    """
+    indices = [_indices(axes, axis) for axis in range(weights.ndim)]
+    expanded = []
+    for number in range(max([1, *map(len, indices)])):
+        # An axis of which each index has only one, such as the rows', has it in all.
+        digits = [own[min(number, len(own) - 1)] if own else [] for own in indices]
+        expanded.append(_expand_one(weights, axes, digits))
+    return functools.reduce(jnp.multiply, expanded)
+
+
+def _expand_one(
+    weights: jax.Array, axes: Axes, indices: Sequence[list[tuple[int, Piece]]]
+) -> jax.Array:
     places: list[tuple[int, Piece]] = []
-    for axis in range(weights.ndim):
-        own = _digits(axes, axis)
+    for axis, own in enumerate(indices):
         if own:
             size = pieces.length([digit for _, digit in own])
             start = sum(digit.offset for _, digit in own)
@@ -77,19 +94,20 @@ def _expand(weights: jax.Array, axes: Axes) -> jax.Array:
 def followed(axes: Axes, shapes: Sequence[Sequence[int]]) -> bool:
     """Returns whether the weights of an array's coordinates are known.
 
-    They are not if only a part of the digits of an index of the weights is left.
+    They are not if positions are lost, if only a part of the digits of an index of the
+    weights is left, or if some digits belong to weights before a move of others.
 
     Args:
       axes: The axes of the array.
       shapes: The shapes of the weights, as for `expand`.
     """
     number, own = _latest(axes, shapes)
-    if number > 0:
-        return True
-    partly = {piece.axis for digits in own for piece in digits} - {None}
-    if not partly:
-        return not positions.related(axes)
-    return all(_digits(own, axis) for axis in partly if axis is not None)
+    used = sum(
+        len(index)
+        for axis in range(len(shapes[number]))
+        for index in _indices(own, axis)
+    )
+    return used == sum(digit.axis is not None for digits in axes for digit in digits)
 
 
 def runs(weights: jax.Array, digit: Piece) -> jax.Array:
@@ -102,21 +120,29 @@ def runs(weights: jax.Array, digit: Piece) -> jax.Array:
     return jnp.moveaxis(run, axis, 0)
 
 
-def _digits(axes: Axes, axis: int) -> list[tuple[int, Piece]]:
-    """Returns digits that form an index of an axis of the weights, and their places.
+def _indices(axes: Axes, axis: int) -> list[list[tuple[int, Piece]]]:
+    """Returns the sets of digits that form an index of an axis of the weights.
 
-    If two sets of digits do, as for an attention's queries and keys, the first one is
-    returned.
+    Each digit has its place. There are two sets for an attention's queries and keys.
     """
-    own = [
+    left = [
         (place, digit)
         for place, digits in enumerate(axes)
         for digit in digits
         if digit.axis == axis
     ]
+    found = []
+    while index := _index(left):
+        found.append(index)
+        left = [item for item in left if item not in index]
+    return found
+
+
+def _index(own: Sequence[tuple[int, Piece]]) -> list[tuple[int, Piece]]:
+    """Returns the first set of digits that form an index, or none."""
     for first in range(len(own)):
         found: list[tuple[int, Piece]] = []
-        for place, digit in own[first:] + own[:first]:
+        for place, digit in (*own[first:], *own[:first]):
             if not any(_overlap(digit, other) for _, other in found):
                 found.append((place, digit))
         found.sort(key=lambda item: -item[1].stride)

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import optax
 
+from mofo_jax import _checks
 from mofo_jax._options.path_rules import Kind, PerTensor, path_name, place
 
 
@@ -65,7 +66,7 @@ def resolve_blocks(
     Raises:
       ValueError: If a value is wrong or does not fit its tensor.
     """
-    values = BLOCK_AXES.resolve(() if block_axes is None else block_axes, updates)
+    values = BLOCK_AXES.resolve(block_axes, updates)
     leaves = jax.tree_util.tree_leaves_with_path(updates)
     return [
         _find_blocks(value, np.shape(leaf), path_name(path))
@@ -106,7 +107,7 @@ def _is_value(value: Any) -> bool:
     return (
         type(value) is tuple
         and all(
-            _is_integer(entry) or isinstance(entry, str) or _is_cut(entry)
+            _checks.is_integer(entry) or isinstance(entry, str) or _is_cut(entry)
             for entry in value
         )
         and sum(isinstance(entry, str) for entry in value) <= 1
@@ -114,11 +115,7 @@ def _is_value(value: Any) -> bool:
 
 
 def _is_axes(value: Any) -> bool:
-    return type(value) is tuple and all(map(_is_integer, value))
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    return type(value) is tuple and all(map(_checks.is_integer, value))
 
 
 def _is_cut(value: Any) -> bool:
@@ -129,6 +126,7 @@ BLOCK_AXES: Kind[BlockAxes] = Kind(
     "block_axes",
     _is_value,
     "a name, or a tuple of axis numbers and AxisParts with at most one name",
+    default=(),
 )
 
 

@@ -182,10 +182,8 @@ def block_rules(
     counts = _counts_of_heads(layout, named, heads, kv_heads)
     if stacked is not None:
         check_expression("stacked", stacked)
-    if layer_axis is not None and (
-        isinstance(layer_axis, bool)
-        or not isinstance(layer_axis, int)
-        or layer_axis < 0
+    if layer_axis is not None and not (
+        _checks.is_integer(layer_axis) and layer_axis >= 0
     ):
         raise ValueError(f"`layer_axis` must be an integer >= 0, got {layer_axis!r}")
     first = table.layer_axis if layer_axis is None else layer_axis
@@ -220,7 +218,7 @@ def _counts_of_heads(
                 f"`{name}` must be None for this `unit` and the layout {layout!r}, "
                 f"which does not merge heads and head dimensions, got {count!r}"
             )
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        if not (_checks.is_integer(count) and count >= 1):
             raise ValueError(f"`{name}` must be an integer >= 1, got {count!r}")
     if kv_heads is not None and heads is None:
         raise ValueError(f"`heads` must be given with `kv_heads`, got {heads!r}")

@@ -118,13 +118,15 @@ class Kind(Generic[T]):
       name: The option's name, for errors.
       is_value: Returns whether an object is one value rather than a tree of values.
       allowed: A description of the allowed values, for errors.
+      default: The value that None stands for; None if it stands for none.
     """
 
     name: str
     is_value: Callable[[Any], bool]
     allowed: str
+    default: T | None = None
 
-    def check(self, option: PerTensor[T]) -> list[T]:
+    def check(self, option: PerTensor[T] | None) -> list[T]:
         """Checks the values that are known without a tree of updates.
 
         Returns:
@@ -133,6 +135,7 @@ class Kind(Generic[T]):
         Raises:
           ValueError: If one of them is invalid for every tree.
         """
+        option = self.default if option is None else option
         if isinstance(option, PathRules):
             values = [value for _, value in option.rules]
             if option.default is not ...:
@@ -146,12 +149,13 @@ class Kind(Generic[T]):
                 raise ValueError(f"`{self.name}` must be {self.allowed}, got {value!r}")
         return values
 
-    def resolve(self, option: PerTensor[T], updates: optax.Updates) -> list[T]:
+    def resolve(self, option: PerTensor[T] | None, updates: optax.Updates) -> list[T]:
         """Returns the option's value for each leaf of `updates`, in the tree's order.
 
         Raises:
           ValueError: If a prefix does not fit the tree, or a value is wrong or missing.
         """
+        option = self.default if option is None else option
         leaves = jax.tree_util.tree_leaves_with_path(updates)
         paths = [path_name(path) for path, _ in leaves]
         if isinstance(option, PathRules):

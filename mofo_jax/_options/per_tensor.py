@@ -21,14 +21,14 @@ class Options(NamedTuple):
     """The options that may differ between tensors, as the user gave them."""
 
     update_fraction: PerTensor[Fraction]
-    block_axes: PerTensor[BlockAxes]
-    dense: PerTensor[bool]
-    axis_name: PerTensor[AxisName]
+    block_axes: PerTensor[BlockAxes] | None
+    dense: PerTensor[bool] | None
+    axis_name: PerTensor[AxisName] | None
 
     def check(self) -> None:
         """Raises ValueError if a value is invalid for every tree."""
         for fraction in _FRACTION.check(self.update_fraction):
-            _checks.check_fraction("update_fraction", fraction)
+            _checks.check_number("update_fraction", fraction, "(0, 1]")
         BLOCK_AXES.check(self.block_axes)
         _DENSE.check(self.dense)
         _AXIS_NAME.check(self.axis_name)
@@ -67,8 +67,8 @@ def find_filtered(options: Options, updates: optax.Updates) -> list[list[Filtere
     found: dict[str | int, list[Filtered]] = {}
     for i, (path, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(updates)):
         fraction, blocks, axis_name = fractions[i], divided[i], names[i]
-        _checks.check_fraction("update_fraction", fraction, path_name(path))
-        everything = _checks.is_static_number(fraction) and fraction == 1
+        _checks.check_number("update_fraction", fraction, "(0, 1]", path_name(path))
+        everything = _checks.is_exactly(fraction, 1)
         if dense[i] or everything or jnp.size(leaf) == 0:
             continue
         axis_name = (axis_name,) if isinstance(axis_name, str) else axis_name
@@ -128,7 +128,7 @@ def _is_axis_name(value: Any) -> bool:
 _FRACTION: Kind[Fraction] = Kind(
     "update_fraction", _is_fraction, "a number in (0, 1] or a schedule"
 )
-_DENSE: Kind[bool] = Kind("dense", _is_bool, "True or False")
+_DENSE: Kind[bool] = Kind("dense", _is_bool, "True or False", default=False)
 _AXIS_NAME: Kind[AxisName] = Kind(
-    "axis_name", _is_axis_name, "a name or a tuple of names"
+    "axis_name", _is_axis_name, "a name or a tuple of names", default=()
 )

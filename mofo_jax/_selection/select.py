@@ -71,7 +71,7 @@ def _checked(
     x = _checks.as_inexact(x)
     if not _checks.is_scalar(fraction):
         raise TypeError(f"`fraction` must be a number in (0, 1], got {fraction!r}")
-    _checks.check_fraction("fraction", fraction)
+    _checks.check_number("fraction", fraction, "(0, 1]")
     tensor = rank_magnitudes(x, normalize_axes(block_axes, x.ndim, "x"))
     if x.size == 0:
         return None
@@ -109,7 +109,7 @@ def magnitude_threshold(
     x = _checks.as_inexact(x)
     tensor = rank_magnitudes(x, normalize_axes(block_axes, x.ndim, "x"))
     size = tensor.block_size
-    if isinstance(k, bool) or not isinstance(k, (int, np.integer)):
+    if not _checks.is_integer(k):
         raise TypeError(f"`k` must be an integer, got {k!r}")
     if not 1 <= k <= size:
         raise ValueError(f"`k` must be in [1, {size}], the size of a block, got {k}")

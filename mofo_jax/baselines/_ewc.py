@@ -65,7 +65,7 @@ def elastic_weight_consolidation(
     Source: Kirkpatrick et al, `Overcoming catastrophic forgetting
     <https://arxiv.org/abs/1612.00796>`_, 2017.
     """
-    _checks.check_number("strength", strength, 0)
+    _checks.check_number("strength", strength, "[0, inf)")
 
     def init(params: optax.Params) -> Any:
         return ElasticWeightConsolidationState(

@@ -194,8 +194,8 @@ def scale_by_natural_gradient(
     Source: Amari, Natural gradient works efficiently in learning, 1998; the diagonal
     with damping as in Martens, `New insights <https://arxiv.org/abs/1412.1193>`_, 2014.
     """
-    _checks.check_number("damping", damping, 0)
-    _checks.check_number("b1", b1, 0, 1)
+    _checks.check_number("damping", damping, "[0, inf)")
+    _checks.check_number("b1", b1, "[0, 1)")
 
     def init(params: optax.Params) -> Any:
         count = jnp.zeros([], jnp.int32)

@@ -58,8 +58,7 @@ def interpolate_weights(
     Source: Wortsman et al, `Robust fine-tuning of zero-shot models
     <https://arxiv.org/abs/2109.01903>`_, 2022 (WiSE-FT).
     """
-    if _checks.is_static_number(share) and not 0 <= share <= 1:
-        raise ValueError(f"`share` must be in [0, 1], got {share!r}")
+    _checks.check_number("share", share, "[0, 1]")
     _check_pair(start, end)
 
     def between(before: jax.Array, after: jax.Array) -> jax.Array:
@@ -126,7 +125,7 @@ def prune_difference(
     <https://arxiv.org/abs/2509.08255>`_, 2025.
     """
     _checks.check_choice("ties", ties, TIES)
-    BLOCK_AXES.check(() if block_axes is None else block_axes)
+    BLOCK_AXES.check(block_axes)
     _check_pair(start, end)
     paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(end)]
     leaves, structure = jax.tree.flatten(end)
@@ -134,8 +133,8 @@ def prune_difference(
     blocks = resolve_own_blocks(block_axes, end, "prune_difference")
     contests = {}
     for i, share in enumerate(_FRACTION.resolve(fraction, end)):
-        _checks.check_fraction("fraction", share, paths[i])
-        everything = _checks.is_static_number(share) and share == 1
+        _checks.check_number("fraction", share, "(0, 1]", paths[i])
+        everything = _checks.is_exactly(share, 1)
         if everything or jnp.size(leaves[i]) == 0:
             continue
         scores = _as_magnitude(_score(before[i], leaves[i], blocks[i]))

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from mofo_jax import _checks
+from mofo_jax._adam_state import unrounded
 from mofo_jax._dtypes import widen
 from mofo_jax._options.blocks import (
     BLOCK_AXES,
@@ -89,16 +90,16 @@ def scale_by_padam(
     exponents are at most 1/2; larger ones and the scaling are ours.
     """
     options: dict[str, Any] = {"b1": b1, "b2": b2, "eps": eps, "eps_root": eps_root}
-    _check(exponent=exponent, **options)
-    BLOCK_AXES.check(() if block_axes is None else block_axes)
-    adam, unrounded = (
-        optax.with_extra_args_support(
-            optax.scale_by_adam(**options, mu_dtype=dtype, nesterov=nesterov)
-        )
-        for dtype in (mu_dtype, None)
-    )
-    if _checks.is_static_number(exponent) and exponent == 0.5:
-        return adam
+    _checks.check_adam(**options)
+    _checks.check_number("exponent", exponent, "[0, 1]")
+    BLOCK_AXES.check(block_axes)
+
+    def adam(dtype: Any) -> optax.GradientTransformation:
+        return optax.scale_by_adam(**options, mu_dtype=dtype, nesterov=nesterov)
+
+    if _checks.is_exactly(exponent, 0.5):
+        return optax.with_extra_args_support(adam(mu_dtype))
+    inner = unrounded(adam, mu_dtype, None)
 
     def update(
         updates: optax.Updates,
@@ -107,7 +108,7 @@ def scale_by_padam(
         **extra_args: Any,
     ) -> tuple[optax.Updates, Any]:
         new_state: Any
-        proposed, new_state = unrounded.update(updates, state, params, **extra_args)
+        proposed, new_state = inner.update(updates, state, params, **extra_args)
         correction = 1 - jnp.asarray(b2) ** new_state.count
 
         def redirect(step: jax.Array, nu: jax.Array, blocks: Blocks) -> jax.Array:
@@ -129,7 +130,7 @@ def scale_by_padam(
             optax.tree.cast_like(new_state, state),
         )
 
-    return optax.GradientTransformationExtraArgs(adam.init, update)
+    return optax.GradientTransformationExtraArgs(inner.init, update)
 
 
 def _redirect(
@@ -165,13 +166,3 @@ def root_mean_square(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     unit = jnp.where(largest == 0, 1, largest)
     mean = jnp.mean(jnp.square(magnitude / unit), axis=axes, keepdims=True)
     return unit * jnp.sqrt(mean)
-
-
-def _check(b1: Any, b2: Any, eps: Any, eps_root: Any, exponent: Any) -> None:
-    """Raises ValueError if a hyperparameter is out of range."""
-    _checks.check_number("b1", b1, 0, 1)
-    _checks.check_number("b2", b2, 0, 1)
-    _checks.check_number("eps", eps, 0)
-    _checks.check_number("eps_root", eps_root, 0)
-    if _checks.is_static_number(exponent) and not 0 <= exponent <= 1:
-        raise ValueError(f"`exponent` must be in [0, 1], got {exponent!r}")

@@ -92,8 +92,8 @@ def selective_projection_decay(
     <https://arxiv.org/abs/2411.01713>`_, 2024.
     """
     _checks.check_transformation("`inner` must be", inner)
-    _checks.check_number("strength", strength, 0)
-    BLOCK_AXES.check(() if block_axes is None else block_axes)
+    _checks.check_number("strength", strength, "[0, inf)")
+    BLOCK_AXES.check(block_axes)
     wrapped = optax.with_extra_args_support(inner)
 
     def init(params: optax.Params) -> Any:

@@ -249,12 +249,12 @@ ERRORS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "budget": (
         lambda: control_fraction(mofo, budget=0.0),
         ValueError,
-        "`budget` must be positive, got 0.0",
+        r"`budget` must be in \(0, inf\), got 0.0",
     ),
     "gain": (
         lambda: control_fraction(mofo, budget=1.0, gain=-1),
         ValueError,
-        "`gain` must be positive, got -1",
+        r"`gain` must be in \(0, inf\), got -1",
     ),
     "initial": (
         lambda: control_fraction(mofo, budget=1.0, initial=2.0),

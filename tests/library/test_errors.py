@@ -80,12 +80,22 @@ BUILDING: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "exponent": (
         lambda: mofo_jax.scores.gain_for_cost(exponent=-0.5),
         ValueError,
-        "`exponent` must be in [0,",
+        "`exponent` must be in [0, 1], got -0.5",
     ),
     "damping": (
         lambda: mofo_jax.scores.gain_for_fisher(-1.0),
         ValueError,
-        "`damping` must be in [0,",
+        "`damping` must be in [0, inf), got -1.0",
+    ),
+    "b2 of a score": (
+        lambda: mofo_jax.scores.adam_ratio(b2=1.0),
+        ValueError,
+        "`b2` must be in [0, 1), got 1.0",
+    ),
+    "eps of a score": (
+        lambda: mofo_jax.scores.gain_for_cost(eps=-1.0),
+        ValueError,
+        "`eps` must be in [0, inf), got -1.0",
     ),
     "ties": (
         lambda: mofo_jax.mofo(1e-3, ties="some"),

@@ -25,8 +25,11 @@ def with_matrix(matrix: Any, *axes: tuple[int, ...]) -> dict[str, Any]:
 
 def test_wrong_arguments() -> None:
     good = with_matrix(np.eye(3, dtype=np.float32))
-    for damping in (0, -0.1, float("nan"), None, "0.3", np.ones(2)):
-        message = f"`damping` must be positive, got {damping!r}"
+    for damping in (0, -0.1, float("nan"), float("inf")):
+        message = f"`damping` must be in (0, inf), got {damping!r}"
+        raises(ValueError, re.escape(message), good, damping)
+    for damping in (None, "0.3", np.ones(2)):
+        message = f"`damping` must be a number in (0, inf), got {damping!r}"
         raises(ValueError, re.escape(message), good, damping)
     raises(ValueError, "`dtype` must be a floating-point dtype", good, dtype="int8")
     for name in ("block_size", "rank"):

@@ -23,7 +23,7 @@ def state_after(inner: Any, params: Any = PARAMS) -> optax.OptState:
 def momenta(state: optax.OptState, params: Any, ranked: Any) -> list[jax.Array]:
     """Returns the momenta of the leaves with the given indices."""
     kept = _moments.Moments(state, params)
-    return [kept.momentum(i) for i in ranked]
+    return [kept.find(_moments.MOMENTUM, i) for i in ranked]
 
 
 def count(state: optax.OptState) -> jax.Array:
