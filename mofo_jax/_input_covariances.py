@@ -1,7 +1,7 @@
 """The covariances of the inputs that a model multiplies its parameters with."""
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, overload
 
 import jax
@@ -65,8 +65,9 @@ def input_covariances(
     derivatives. Layers that are stacked for a `scan`, and experts and heads that are
     batch axes of a product, have separate covariances. Several uses of a parameter are
     averaged, each index of a contracted axis over the uses that contract it. A lookup
-    in an embedding, by a gather or by a product with one-hot vectors, does not count as
-    a product, so the covariance of a tied embedding is that of the head's input.
+    in an embedding, by a gather or by a product with one-hot vectors as made by
+    `jax.nn.one_hot`, does not count as a product, so the covariance of a tied embedding
+    is that of the head's input.
 
     Args:
       apply: The model, which is called as ``apply(params, batch)`` and traced. Its
@@ -82,9 +83,10 @@ def input_covariances(
         nonnegative numbers whose axes are the leading axes of the batch's arrays, such
         as a mask of shape ``[rows, positions]`` that excludes padding. Its axes are
         followed through the program to the inputs, into loops over positions, and to
-        where a gather moves positions, such as tokens to their experts. Along an axis
-        that an input does not have, or of which it has an unknown part, the largest
-        weight is used. None gives all positions the same weight.
+        where a gather moves positions, such as tokens to their experts. An input that
+        belongs to two positions has the product of their weights. Along an axis that
+        an input does not have, or of which the order is unknown, the largest weight is
+        used. None gives all positions the same weight.
       return_report: Whether to return a report too.
 
     Returns:
@@ -95,11 +97,12 @@ def input_covariances(
       why there is no covariance, and why uses of the parameter do not count.
 
     Raises:
-      TypeError: If `apply` or `weights` is not callable, or a leaf of `params` is not
-        an array.
-      ValueError: If there is no batch, if no parameter is multiplied by an input, or if
-        `weights` does not fit the batch; or if batches of different types are
-        multiplied with the parameters in different ways.
+      TypeError: If `apply` or `weights` is not callable, `weights` does not return an
+        array, `batches` is a dictionary, or a leaf of `params` is not an array.
+      ValueError: If two parameters have the same path, if there is no batch, if no
+        parameter is multiplied by an input, or if `weights` does not fit the batch; or
+        if batches of different types are multiplied with the parameters in different
+        ways.
 
     Examples:
       >>> import jax, jax.numpy as jnp, mofo_jax
@@ -119,6 +122,11 @@ def input_covariances(
     for name, value in (("apply", apply), ("weights", weights)):
         if not callable(value) and not (name == "weights" and value is None):
             raise TypeError(f"`{name}` must be callable, got {type(value).__name__}")
+    if isinstance(batches, (Mapping, str)):
+        raise TypeError(
+            "`batches` must be an iterable of batches, such as a list, got a single "
+            f"{type(batches).__name__}"
+        )
     paths = _paths(params)
     programs: dict[Any, Program] = {}
     compiled: dict[Any, Callable[..., list[Sums]]] = {}
@@ -181,6 +189,7 @@ def _paths(params: optax.Params) -> list[str]:
 
     Raises:
       TypeError: If a leaf is not an array.
+      ValueError: If two leaves have the same path.
     """
     paths = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
@@ -190,11 +199,18 @@ def _paths(params: optax.Params) -> list[str]:
                 f"`params` must be a tree of arrays, got {type(leaf).__name__} for "
                 f"{place(paths[-1])}"
             )
+        if paths[-1] in paths[:-1]:
+            raise ValueError(
+                "`params` must have different paths for all arrays, got two of "
+                f"{place(paths[-1])}"
+            )
     return paths
 
 
 def _make(apply: Apply, params: Any, batch: Any, weights: Any) -> Program:
     shapes = None if weights is None else jax.eval_shape(weights, batch)
+    if weights is not None and not isinstance(shapes, jax.ShapeDtypeStruct):
+        raise TypeError(f"`weights` must return an array, got {type(shapes).__name__}")
     return make_program(apply, params, batch, shapes)
 
 

@@ -24,7 +24,7 @@ from mofo_jax._covariances.views import UnfitError, View
 
 _SCALED = frozenset({"div", "mul"})
 # After these, a one-hot encoding still has at most one coordinate that is not 0.
-_MASKED = frozenset({"div", "mul", "neg", "select_n"})
+_MASKED = frozenset({"div", "mul", "neg"})
 # Primitives that keep the order of coordinates also keep their traits.
 _PLAIN = relabelling.UNCHANGED | relabelling.RULES.keys()
 
@@ -82,12 +82,16 @@ def _results(
     )
     plain = name in _PLAIN
     uniform = plain and all(trait.uniform for trait in given)
-    iotas = [_follow_axis(equation, i, t.iota) for i, t in enumerate(given)]
-    lookups = [_follow_axis(equation, i, t.lookup) for i, t in enumerate(given)]
+    iotas = [
+        _follow_axis(equation, i, t.iota, given) for i, t in enumerate(given) if plain
+    ]
+    lookups = [_follow_axis(equation, i, t.lookup, given) for i, t in enumerate(given)]
     if name == "iota":
         iotas = [[params["dimension"]]]
     elif name == "eq":
-        iotas, lookups = [], [[t.iota] for t in given]
+        # A comparison with a constant number makes a mask, which looks nothing up.
+        constant = any(isinstance(atom, core.Literal) for atom in equation.invars)
+        lookups = [[None if constant else t.iota] for t in given]
     number = scope.number(key)
     results = []
     for i, (out, axes) in enumerate(zip(outs, along, strict=True)):
@@ -103,7 +107,9 @@ def _results(
     return results
 
 
-def _follow_axis(equation: Any, number: int, axis: int | None) -> list[int | None]:
+def _follow_axis(
+    equation: Any, number: int, axis: int | None, given: list[Trait]
+) -> list[int | None]:
     """Returns where an axis of an operand is in each result, None where it is not."""
     name, outs = equation.primitive.name, [var.aval for var in equation.outvars]
     shape = equation.invars[number].aval.shape
@@ -117,6 +123,10 @@ def _follow_axis(equation: Any, number: int, axis: int | None) -> list[int | Non
             for axes in found
         ]
     kept = name in relabelling.UNCHANGED or name in _MASKED
+    if name == "select_n":
+        # A mask of an array is no lookup, unless the array is one.
+        cases = given[1:]
+        kept = all(one.uniform or one.lookup == axis for one in cases)
     return [
         axis
         if kept and pieces.expands(shape, out.shape) and shape[axis] == out.shape[axis]

@@ -18,7 +18,7 @@ def by_path(covariances: Any) -> dict[str, InputCovariance | None]:
 
     Raises:
       TypeError: If a leaf is neither an `InputCovariance` nor None.
-      ValueError: If there is no covariance.
+      ValueError: If there is no covariance, or two of one path.
     """
 
     def is_leaf(node: Any) -> bool:
@@ -27,6 +27,11 @@ def by_path(covariances: Any) -> dict[str, InputCovariance | None]:
     found = {}
     leaves = jax.tree_util.tree_leaves_with_path(covariances, is_leaf=is_leaf)
     for path, leaf in leaves:
+        if path_name(path) in found:
+            raise ValueError(
+                "`covariances` must have different paths for all parameters, got two "
+                f"of {place(path_name(path))}"
+            )
         found[path_name(path)] = leaf
         if not is_leaf(leaf):
             raise TypeError(
@@ -39,8 +44,18 @@ def by_path(covariances: Any) -> dict[str, InputCovariance | None]:
 
 
 def check_matrix(name: str, covariance: InputCovariance) -> None:
-    """Raises `ValueError` for an invalid covariance."""
+    """Raises `TypeError` or `ValueError` for an invalid covariance."""
     matrix, batch = covariance.matrix, len(covariance.batch_axes)
+    every = (*covariance.batch_axes, *covariance.axes)
+    if len(set(every)) < len(every) or list(every[:batch]) != sorted(every[:batch]):
+        raise ValueError(
+            f"`covariances` for {name} must have different axes, those of the batch "
+            f"ascending, got {covariance.axes} and {covariance.batch_axes}"
+        )
+    if not hasattr(matrix, "dtype"):
+        raise TypeError(
+            f"`covariances` for {name} must be arrays, got {type(matrix).__name__}"
+        )
     shape = jnp.shape(matrix)
     if len(shape) != batch + 2 or shape[-1] != shape[-2]:
         raise ValueError(

@@ -33,6 +33,30 @@ class Layout(NamedTuple):
     batch: int
 
 
+def without(layout: Layout, axis: int) -> Layout:
+    """Returns the layout without a batch axis of which it covers one index."""
+
+    def renumbered(digits: tuple[Piece, ...]) -> tuple[Piece, ...]:
+        return tuple(
+            digit._replace(axis=digit.axis - 1)
+            if digit.axis is not None and digit.axis > axis
+            else digit
+            for digit in digits
+        )
+
+    def rest(items: tuple[int, ...]) -> tuple[int, ...]:
+        return items[:axis] + items[axis + 1 :]
+
+    return Layout(
+        renumbered(layout.lead),
+        renumbered(layout.inputs),
+        renumbered(layout.free),
+        rest(layout.starts),
+        rest(layout.sizes),
+        layout.batch - 1,
+    )
+
+
 def length(layout: Layout) -> int:
     """Returns the number of indices of a parameter's contracted axes."""
     return math.prod(layout.sizes[layout.batch :])

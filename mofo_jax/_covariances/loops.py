@@ -240,6 +240,7 @@ def analyse_while(
         params["body_jaxpr"], given[first:second], given[second:], (), scope, analyse
     )
     results = _carried(body, given[second:], scope)
+    _obstruct_condition(equation, given, scope, analyse)
     operands, leaving = given[first:], body.leaving(equation)
     number = scope.number()
     exits = find_exits(body.scope, scope, operands, leaving, number, len(given))
@@ -249,3 +250,26 @@ def analyse_while(
     return _While(
         condition, body.plan, exits, list(body.scope.sources.items())
     ), results
+
+
+def _obstruct_condition(
+    equation: Any, given: list[Trait], scope: Scope, analyse: Analyse
+) -> None:
+    """Records the parameters that the condition of a loop multiplies."""
+    first = equation.params["cond_nconsts"]
+    second = first + equation.params["body_nconsts"]
+    asked = [*range(first), *range(second, len(given))]
+    inner = Scope(scope.mesh, scope.weights)
+    arguments = [
+        enter(
+            given[i],
+            inner.number(),
+            equation.invars[i].aval.shape,
+            i if given[i].view else None,
+        )
+        for i in asked
+    ]
+    analyse(equation.params["cond_jaxpr"], arguments, inner)
+    for view in (given[use.param].view for use in inner.uses):
+        if view:
+            scope.obstruct(view, "it is multiplied in the condition of a loop")

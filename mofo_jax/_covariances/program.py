@@ -190,12 +190,23 @@ def _argument(
 
 def _combine(uses: Sequence[Use]) -> Found:
     """Combines the uses of one parameter."""
-    batch_axes = sorted({a for use in uses for a in use.arrangement.batch_axes})
+    each = [use.arrangement for use in uses]
+    # An index along an axis of outputs, such as a column, has the input of the others.
+    outputs = {
+        axis
+        for axis in {axis for one in each for axis in one.chosen}
+        if not all(axis in one.batch_axes for one in each)
+        and all(axis in one.chosen for one in each if axis in one.batch_axes)
+    }
+    for axis in outputs:
+        each = [one.without(axis) if axis in one.chosen else one for one in each]
+    batch_axes = sorted({axis for one in each for axis in one.batch_axes})
     parts = []
-    for use in uses:
-        own = use.arrangement.batch_axes
-        missing = tuple(i for i, axis in enumerate(batch_axes) if axis not in own)
-        parts.append(Part(use.source, use.arrangement.layout, missing))
+    for use, one in zip(uses, each, strict=True):
+        missing = tuple(
+            i for i, axis in enumerate(batch_axes) if axis not in one.batch_axes
+        )
+        parts.append(Part(use.source, one.layout, missing))
     # If each part of a kernel is multiplied with the same input, it counts once.
     times = collections.Counter(parts)
     common = math.gcd(*times.values())
@@ -241,5 +252,7 @@ def _divided(matrices: list[jax.Array], counts: list[jax.Array]) -> list[jax.Arr
     means = []
     for matrix, count in zip(matrices, counts, strict=True):
         some = jnp.where(count > 0, count, 1)
-        means.append(matrix / jnp.sqrt(some[..., :, None] * some[..., None, :]))
+        # Two divisions, since the product of two counts may overflow.
+        root = jnp.sqrt(some)
+        means.append(matrix / root[..., :, None] / root[..., None, :])
     return means

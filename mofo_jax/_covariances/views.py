@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from mofo_jax._covariances import pieces, relabelling
+from mofo_jax._covariances import layouts, pieces, relabelling
 from mofo_jax._covariances.layouts import Layout
 from mofo_jax._covariances.pieces import Axes, Piece
 
@@ -156,12 +156,24 @@ class Arrangement(NamedTuple):
     Attributes:
       axes: The contracted axes.
       batch_axes: The axes whose indices have separate covariances.
+      chosen: Those of the batch axes of which the view has a single, constant index.
       layout: The position of the product's covariance in the parameter's.
     """
 
     axes: tuple[int, ...]
     batch_axes: tuple[int, ...]
+    chosen: tuple[int, ...]
     layout: Layout
+
+    def without(self, axis: int) -> "Arrangement":
+        """Returns the arrangement in which a chosen axis is not a batch axis."""
+        place = self.batch_axes.index(axis)
+        batch_axes, chosen = (
+            tuple(a for a in axes if a != axis)
+            for axes in (self.batch_axes, self.chosen)
+        )
+        layout = layouts.without(self.layout, place)
+        return Arrangement(self.axes, batch_axes, chosen, layout)
 
 
 def arrange(view: View, contracted: Sequence[int], batch: Sequence[int]) -> Arrangement:
@@ -188,6 +200,7 @@ def arrange(view: View, contracted: Sequence[int], batch: Sequence[int]) -> Arra
     several = {i for i, n in enumerate(view.shape) if n > 1 or view.shards[i]}
     chosen = several - seen
     batch_axes = sorted({*_sources(lead), *chosen})
+    chosen = tuple(sorted(chosen - {*_sources(lead)}))
     for axis in axes:
         if axis in {*_sources(lead), *_sources(free)}:
             raise UnfitError(f"its product contracts only a part of axis {axis}")
@@ -203,7 +216,7 @@ def arrange(view: View, contracted: Sequence[int], batch: Sequence[int]) -> Arra
         sizes=tuple(view.shape[axis] for axis in order),
         batch=len(batch_axes),
     )
-    return Arrangement(tuple(axes), tuple(batch_axes), layout)
+    return Arrangement(tuple(axes), tuple(batch_axes), chosen, layout)
 
 
 def _sources(digits: Iterable[Piece]) -> list[int]:

@@ -69,8 +69,10 @@ def test_wrong_arguments() -> None:
         (np.diag([1, np.inf]), ((0,),), "for kernel must be finite"),
         (np.array([[1.0, 0.5], [0.2, 1]]), ((0,),), "for kernel must be symmetric"),
         (np.diag([1.0, -1.0]), ((0,),), "have a nonnegative diagonal"),
+        (np.ones((2, 3, 3)), ((1,), (1,)), "must have different axes, those of the"),
+        (np.ones((2, 2, 3, 3)), ((2,), (1, 0)), "those of the batch ascending"),
     ],
-    ids=range(8),
+    ids=range(10),
 )
 @pytest.mark.parametrize("traced", [False, True])
 def test_invalid_covariances(
@@ -103,6 +105,13 @@ def test_covariances_of_another_model() -> None:
         optimizer.init({"weight": jnp.ones((3, 2))})
     with pytest.raises(ValueError, match=r"of shape \(\) must be matrices along"):
         optimizer.init({"kernel": jnp.ones(())})
+
+
+def test_two_covariances_of_one_path() -> None:
+    covariance = InputCovariance(jnp.eye(3), (0,))
+    message = "must have different paths for all parameters, got two of a/b"
+    with pytest.raises(ValueError, match=message):
+        RULE({"a/b": covariance, "a": {"b": covariance}})
 
 
 @pytest.mark.parametrize("longer", ["a/b", "a/b/c"])

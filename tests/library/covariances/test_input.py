@@ -219,6 +219,22 @@ def test_errors() -> None:
         *(apply, PARAMS, batches),
         weights=lambda x: jnp.ones((5, 3)),
     )
+    raises(
+        TypeError,
+        "`weights` must return an array, got NoneType",
+        *(apply, PARAMS, batches),
+        weights=lambda x: None,
+    )
+    raises(
+        TypeError,
+        "`batches` must be an iterable of batches, such as a list, got a single dict",
+        *(apply, PARAMS, {"x": batches[0]}),
+    )
+    raises(
+        ValueError,
+        "`params` must have different paths for all arrays, got two of a/b",
+        *(apply, {"a/b": jnp.ones(2), "a": {"b": jnp.ones(2)}}, batches),
+    )
 
 
 def test_parameters_with_one_input_in_some_batches_only() -> None:
