@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from mofo_jax._covariances import jaxprs, pieces, views
+from mofo_jax._covariances import jaxprs, pieces, positions, views
 from mofo_jax._covariances.evaluation import Context, Plan, Source, run
 from mofo_jax._covariances.exits import Analyse, Analysed, Exit, find_exits
 from mofo_jax._covariances.pieces import Axes, Piece
@@ -157,14 +157,23 @@ def _divided(
     result: list[tuple[Piece, ...]] = []
     for digits, names in zip(axes, over, strict=True):
         length = pieces.length(digits) // _count(names, sizes)
-        axis = digits[0].axis if digits else None
+        axis = positions.single(digits)
         known = (
             axis is not None
             and digits == (Piece(axis, shape[axis]),)
             and weights.setdefault(axis, names) == names
         )
-        result += pieces.axes_of([axis if known else None], [length])
+        result.append(_axis(axis if known else None, digits, length))
     return tuple(result)
+
+
+def _axis(
+    known: int | None, before: tuple[Piece, ...], length: int
+) -> tuple[Piece, ...]:
+    """Returns an axis of the weights; of an unknown one, the positions are lost."""
+    if known is None and positions.is_related(before):
+        return positions.lost(length)
+    return pieces.axes_of([known], [length])[0]
 
 
 def _gathered(
@@ -187,11 +196,11 @@ def _gathered(
     for digits, length, names in zip(
         axes, shape, _division(spec, len(shape)), strict=True
     ):
-        axis = digits[0].axis if len(digits) == 1 else None
+        axis = positions.single(digits)
         known = (
             axis is not None
             and (length, digits[0].offset) == (whole[axis], 0)
             and weights.get(axis, ()) == names
         )
-        result += pieces.axes_of([axis if known else None], [length])
+        result.append(_axis(axis if known else None, digits, length))
     return tuple(result)

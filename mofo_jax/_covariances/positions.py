@@ -98,6 +98,11 @@ def related(axes: Sequence[tuple[Piece, ...]]) -> bool:
     return any(is_related(axis) for axis in axes)
 
 
+def single(axis: tuple[Piece, ...]) -> int | None:
+    """Returns the axis of the weights if there is one digit, of known positions."""
+    return axis[0].axis if len(axis) == 1 and not _is_lost(axis) else None
+
+
 def is_related(axis: tuple[Piece, ...]) -> bool:
     return any(piece.axis is not None for piece in axis)
 
