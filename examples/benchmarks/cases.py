@@ -188,8 +188,8 @@ def training(
 
     def step_of(optimizer: optax.GradientTransformation) -> Step:
         def step(params: Any, state: Any, batch: Any) -> tuple[Any, Any, jax.Array]:
-            loss, grads = gradients(graph, params, batch, 1)
-            return *bare_step(optimizer)(params, state, grads), loss
+            means, grads = gradients(graph, params, batch, 1)
+            return *bare_step(optimizer)(params, state, grads), means["loss"]
 
         return step
 

@@ -68,8 +68,9 @@ def gradients(
     batch: Mapping[str, jax.Array],
     accumulation_steps: int,
     frozen: Params | None = None,
-) -> tuple[jax.Array, Params]:
-    """Returns the mean loss per token that carries loss, and its gradient.
+    term: replay.Term | None = None,
+) -> tuple[dict[str, jax.Array], Params]:
+    """Returns the gradient of the mean loss, with or without a term of replay.
 
     Args:
       graph: the model's structure.
@@ -78,26 +79,6 @@ def gradients(
         the model. All tokens have the same weight, however the rows are split.
       accumulation_steps: at least 1.
       frozen: the model's other parameters, if `params` are not all.
-
-    Returns:
-      The loss, a float32 scalar, and a tree like `params`.
-    """
-    means, grads = mean_gradients(graph, params, batch, accumulation_steps, frozen)
-    return means["loss"], grads
-
-
-def mean_gradients(
-    graph: nnx.GraphDef,
-    params: Params,
-    batch: Mapping[str, jax.Array],
-    accumulation_steps: int,
-    frozen: Params | None = None,
-    term: replay.Term | None = None,
-) -> tuple[dict[str, jax.Array], Params]:
-    """Returns the gradient of the mean loss, with or without a term of replay.
-
-    Args:
-      graph: as for `gradients`, like the next four arguments.
       term: the replayed texts; arrays [A * R, T], with R rows for B rows of the task.
 
     Returns:
@@ -211,9 +192,7 @@ def make_step(
         frozen: Params | None,
         term: replay.Term | None,
     ) -> tuple[Params, State, movement.Metrics]:
-        means, grads = mean_gradients(
-            graph, params, batch, accumulation_steps, frozen, term
-        )
+        means, grads = gradients(graph, params, batch, accumulation_steps, frozen, term)
         finite = jnp.array([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(grads)])
         # The parameters are updated within the `cond`, because XLA compiles the
         # addition together with the optimizer; outside of it, the last bits of every
