@@ -88,7 +88,7 @@ def gradients(
     """
     own = {} if term is None else term.rows
     count = jnp.maximum(jnp.sum(loss_targets(batch)[1]), 1)
-    written = 1 if term is None else jnp.maximum(jnp.sum(replay.counted(own)), 1)
+    written = 1 if term is None else jnp.maximum(jnp.sum(loss_targets(own)[1]), 1)
 
     @functools.partial(jax.value_and_grad, has_aux=True)
     def sums_and_gradient(params: Params, parts: Any) -> Any:
