@@ -120,9 +120,7 @@ def gradients(
             given,
         )
         first = jax.tree.map(lambda x: x[0], parts)
-        nothing = jax.tree.map(
-            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(sums, first)
-        )
+        nothing = optax.tree.zeros_like(jax.eval_shape(sums, first))
 
         def add(total: Any, parts: Any) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, total, sums(parts)), None
@@ -176,8 +174,7 @@ def make_step(
         return new, State(optimizer, movement.selected(updates)), metrics
 
     def stay(params: Params, state: State, grads: Params) -> Any:
-        shapes = jax.eval_shape(move, params, state, grads)[2]
-        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        nothing = optax.tree.zeros_like(jax.eval_shape(move, params, state, grads)[2])
         return (
             params,
             state,
@@ -229,7 +226,7 @@ def init_state(
     # Not jitted, so that the moments are created where their parameters are. Counters
     # are created on no particular device, and are placed here, since otherwise the
     # second step, which receives them from the first, would be compiled again.
-    nothing = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, bool), params)
+    nothing = optax.tree.zeros_like(params, dtype=bool)
     state = State(transformation.init(params), nothing)
     mesh = jax.tree.leaves(params)[0].sharding.mesh
 
