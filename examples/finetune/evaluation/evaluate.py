@@ -233,14 +233,9 @@ def _answers(
 
 def exact_match(answers: Sequence[str], references: Sequence[str]) -> float:
     """Returns the share of answers whose `final_answer` equals the reference's."""
-    right = matches(answers, references)
-    return sum(right) / len(right)
-
-
-def matches(answers: Sequence[str], references: Sequence[str]) -> list[bool]:
-    """Returns whether the `final_answer` of each answer equals the reference's."""
     pairs = zip(answers, references, strict=True)
-    return [final_answer(given) == final_answer(wanted) for given, wanted in pairs]
+    right = [final_answer(given) == final_answer(wanted) for given, wanted in pairs]
+    return sum(right) / len(right)
 
 
 def final_answer(text: str) -> str:
