@@ -76,7 +76,7 @@ def power_of_two(number: int, least: int) -> int:
 def by_length(
     items: Sequence[Item], length: Callable[[Item], int], size: int
 ) -> list[list[Item]]:
-    """Yields groups of `size`, the longest items first, to need little padding.
+    """Returns groups of `size`, the longest items first, to need little padding.
 
     With the longest group first, insufficient memory is detected at once.
     """

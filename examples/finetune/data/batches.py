@@ -109,7 +109,7 @@ def token_count(batch: Batch) -> int:
 def evaluation_batches(
     examples: Sequence[Example], *, batch_size: int, sequence_length: int
 ) -> list[Batch]:
-    """Yields every example once, in order, one per row.
+    """Returns every example once, in order, one per row.
 
     Args:
       examples: at least one, none longer than `sequence_length`.
