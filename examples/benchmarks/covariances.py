@@ -18,12 +18,11 @@ from flax import nnx
 from jax.sharding import NamedSharding
 
 import mofo_jax
+from examples.benchmarks.results import Entry
 from examples.benchmarks.trees import LLAMA_1B, LLAMA_7B, SMOLLM2_135M
 from examples.finetune.model.decoder import Decoder
 from examples.finetune.model.decoder_config import DecoderConfig
 from examples.finetune.training import information
-
-Entry = dict[str, Any]
 
 MODELS: dict[str, DecoderConfig] = {
     "SmolLM2-135M": SMOLLM2_135M,

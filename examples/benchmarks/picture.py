@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 import matplotlib.figure
 import matplotlib.patches
 
+from examples.benchmarks.results import Parts
 from examples.finetune.system.files import replacing
-
-Parts = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
 BASELINE = "adamw"
 # Okabe and Ito's colours, which colour-blind readers can distinguish. Sorts are warm.
