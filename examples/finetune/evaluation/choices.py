@@ -16,6 +16,7 @@ from flax import nnx
 
 from examples.finetune.data.batches import Batch, round_up
 from examples.finetune.data.retention import Question
+from examples.finetune.model.sharding import Place
 from examples.finetune.system.hosts import fetch
 
 CHOICES = 4
@@ -209,7 +210,7 @@ def accuracy(
     params: Mapping[str, Any],
     rows: Sequence[Row],
     prepared: Sequence[Batch],
-    place: Callable[[Batch], dict[str, jax.Array]],
+    place: Place,
 ) -> float:
     """Returns the share of rows whose answer is the most likely choice.
 

@@ -1,7 +1,7 @@
 """Decoding in batches, with a key-value cache."""
 
 import functools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from examples.finetune.data.batches import Batch, round_up
+from examples.finetune.data.batches import round_up
 from examples.finetune.model.attention import Cache, init_cache
+from examples.finetune.model.sharding import Place
 from examples.finetune.system.hosts import fetch
 
 # Prompts are padded to a multiple of this, to compile for few shapes.
@@ -115,7 +116,7 @@ def answers(
     graph: nnx.GraphDef,
     params: Mapping[str, Any],
     prompts: Sequence[Sequence[int]],
-    place: Callable[[Batch], dict[str, jax.Array]],
+    place: Place,
     *,
     batch_size: int,
     max_new_tokens: int,

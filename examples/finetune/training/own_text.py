@@ -9,7 +9,7 @@ that share a passage with those on which forgetting is measured are discarded.
 """
 
 import pathlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +20,7 @@ from examples.finetune.command.errors import InputError
 from examples.finetune.data.batches import Batch, padded, round_up
 from examples.finetune.data.encoding import Example
 from examples.finetune.evaluation import generate
+from examples.finetune.model.sharding import Place
 from examples.finetune.model.tokenizer import Tokenizer
 from examples.finetune.storage import checksums
 from examples.finetune.system import hosts
@@ -34,8 +35,6 @@ ROWS = 64
 PASSAGE = 16
 # Most rounds of generation, if texts are empty or discarded.
 ROUNDS = 20
-
-Place = Callable[[Batch], dict[str, jax.Array]]
 
 
 class Text(NamedTuple):
