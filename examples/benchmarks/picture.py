@@ -8,7 +8,7 @@ import matplotlib.figure
 import matplotlib.patches
 
 from examples.benchmarks.results import Parts
-from examples.finetune.system.files import replacing
+from examples.finetune.running.plots import save
 
 BASELINE = "adamw"
 # Okabe and Ito's colours, which colour-blind readers can distinguish. Sorts are warm.
@@ -90,8 +90,7 @@ def draw(path: pathlib.Path, parts: Parts, device: str) -> bool:
     axes.set_axisbelow(True)
     axes.set_title(f"{device}: median of the rounds, least to most")
     _legend(figure, groups)
-    with replacing(path) as file:
-        figure.savefig(file, format="png", dpi=120)
+    save(figure, path)
     return True
 
 
