@@ -24,6 +24,7 @@ from examples.benchmarks.trees import (
 from examples.finetune.model import sharding
 from examples.finetune.model.decoder import Decoder
 from examples.finetune.model.decoder_config import DecoderConfig
+from examples.finetune.training import information
 from examples.finetune.training.optimizers import BLOCK_AXES
 from examples.finetune.training.step import gradients
 
@@ -188,8 +189,8 @@ def training(
 
     def step_of(optimizer: optax.GradientTransformation) -> Step:
         def step(params: Any, state: Any, batch: Any) -> tuple[Any, Any, jax.Array]:
-            loss, grads = gradients(graph, params, batch, 1)
-            return *bare_step(optimizer)(params, state, grads), loss
+            means, grads = gradients(graph, params, batch, 1)
+            return *bare_step(optimizer)(params, state, grads), means["loss"]
 
         return step
 
@@ -205,10 +206,9 @@ def inverse_covariance(config: DecoderConfig, mesh: Mesh) -> Case:
 def in_training(config: DecoderConfig, mesh: Mesh) -> Case:
     """The training step on scanned layers, for forms of the inverse covariance."""
     case = training(config, mesh, True, POD_TOKENS, jnp.bfloat16)
-    return case._replace(
-        forms=covariances.COMPILED,
-        covariances=covariances.covariances_of(case.graph, case.params, case.last),
-    )
+    graph, params, batch = case.graph, case.params, case.last
+    found = information.covariances(graph, params, [batch], lambda _: batch)
+    return case._replace(forms=covariances.COMPILED, covariances=found)
 
 
 def placed(shapes: Any, places: Any) -> Any:

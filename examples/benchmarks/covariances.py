@@ -6,7 +6,6 @@ a model, so nothing is trained and no accelerator is needed. The part `compiled`
 """
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -19,12 +18,11 @@ from flax import nnx
 from jax.sharding import NamedSharding
 
 import mofo_jax
+from examples.benchmarks.results import Entry
 from examples.benchmarks.trees import LLAMA_1B, LLAMA_7B, SMOLLM2_135M
-from examples.finetune.model.attention import causal_mask
 from examples.finetune.model.decoder import Decoder
 from examples.finetune.model.decoder_config import DecoderConfig
-
-Entry = dict[str, Any]
+from examples.finetune.training import information
 
 MODELS: dict[str, DecoderConfig] = {
     "SmolLM2-135M": SMOLLM2_135M,
@@ -53,22 +51,6 @@ STEP_TOKENS = 262_144
 ROWS, TOKENS = 1, 128
 
 
-def covariances_of(graph: nnx.GraphDef, params: Any, batch: Mapping[str, Any]) -> Any:
-    """Returns abstract covariances of the inputs of a model's kernels.
-
-    Args:
-      graph: the structure of the model.
-      params: its abstract parameters.
-      batch: an abstract batch of the training step.
-    """
-
-    def apply(params: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
-        mask = causal_mask(batch["segments"])
-        return nnx.merge(graph, params)(batch["tokens"], batch["positions"], mask)
-
-    return mofo_jax.input_covariances(apply, params, [dict(batch)])
-
-
 class Model(NamedTuple):
     """A model without arrays.
 
@@ -87,8 +69,9 @@ def abstract_model(config: DecoderConfig) -> Model:
     """Returns a model whose layers are not stacked."""
     graph, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))
     params = nnx.to_pure_dict(state)
-    batch = abstract_batch((ROWS, TOKENS))
-    return Model(graph, params, covariances_of(graph, params, batch))
+    batch: Any = abstract_batch((ROWS, TOKENS))
+    found = information.covariances(graph, params, [batch], lambda _: batch)
+    return Model(graph, params, found)
 
 
 def abstract_batch(

@@ -148,7 +148,3 @@ def _rows(label: str, entry: Entry, speed: float | None) -> Iterator[str]:
 
 def _row(*cells: str) -> Iterator[str]:
     yield f"| {' | '.join(cells)} |"
-
-
-def _number(value: float | None, scale: float = 1.0) -> str:
-    return "-" if value is None else f"{scale * value:.1f}"

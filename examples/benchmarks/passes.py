@@ -12,9 +12,8 @@ import tqdm
 
 import mofo_jax
 from examples.benchmarks import fine_tuning, timing
+from examples.benchmarks.results import Entry
 from examples.finetune.command.config import Config
-
-Entry = dict[str, Any]
 
 SEQUENCE_LENGTH = 128
 DTYPES = ("float32", "bfloat16", "float16")

@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 import matplotlib.figure
 import matplotlib.patches
 
-from examples.finetune.system.files import replacing
-
-Parts = Mapping[str, Mapping[str, Mapping[str, Any]]]
+from examples.benchmarks.results import Parts
+from examples.finetune.running.plots import save
 
 BASELINE = "adamw"
 # Okabe and Ito's colours, which colour-blind readers can distinguish. Sorts are warm.
@@ -91,8 +90,7 @@ def draw(path: pathlib.Path, parts: Parts, device: str) -> bool:
     axes.set_axisbelow(True)
     axes.set_title(f"{device}: median of the rounds, least to most")
     _legend(figure, groups)
-    with replacing(path) as file:
-        figure.savefig(file, format="png", dpi=120)
+    save(figure, path)
     return True
 
 

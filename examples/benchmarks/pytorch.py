@@ -9,9 +9,8 @@ import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
 
 from examples.benchmarks import steps, timing
+from examples.benchmarks.results import Entry
 from examples.benchmarks.trees import Tree
-
-Entry = dict[str, Any]
 
 TOP_K = "MoFO by torch.topk"
 # PyTorch's threads occupy their cores for a while after they finish.

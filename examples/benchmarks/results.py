@@ -7,13 +7,14 @@ import os
 import pathlib
 import platform
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from examples.finetune.command.errors import InputError
 from examples.finetune.system.files import read_json, write_json
 
 Entry = dict[str, Any]
+Parts = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
 # Packages whose versions may affect a measurement.
 _PACKAGES = (

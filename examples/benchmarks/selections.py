@@ -19,13 +19,13 @@ import optax
 import tqdm
 
 import mofo_jax
+from examples.benchmarks.results import Entry
 
 # Forms are not a public option, so only the library's internals can choose them.
 from mofo_jax._selection import search
 from mofo_jax._selection.counting import Form
 from mofo_jax._selection.select import select
 
-Entry = dict[str, Any]
 Generator = Callable[[np.random.Generator, tuple[int, ...], np.dtype], np.ndarray]
 
 CHOSEN = "chosen by platform"

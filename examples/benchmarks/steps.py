@@ -20,9 +20,8 @@ import optax
 import mofo_jax
 from examples.benchmarks import rivals, timing
 from examples.benchmarks.programs import Program, bare_step, build, free_bytes
+from examples.benchmarks.results import Entry
 from examples.benchmarks.trees import Tree, whole
-
-Entry = dict[str, Any]
 
 BASELINE = "adamw"
 MOFO = "mofo"

@@ -6,7 +6,7 @@ from typing import Any
 import rich.console
 import rich.table
 
-Parts = Mapping[str, Mapping[str, Mapping[str, Any]]]
+from examples.benchmarks.results import Parts
 
 # The width of tables that are written to a file.
 FILE_WIDTH = 180

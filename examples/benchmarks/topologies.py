@@ -11,11 +11,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from typing import Any
 
 import tqdm
 
-Entry = dict[str, Any]
+from examples.benchmarks.results import Entry
 
 TOPOLOGIES = ("v5e:2x4", "v5p:4x4x4", "h100:1x8")
 # On a machine without a TPU, libtpu must not query the network for one. If this process

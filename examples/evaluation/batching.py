@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import jax
 from flax import nnx
 
-from examples.finetune.data.batches import Batch, round_up
+from examples.finetune.data.batches import round_up
 from examples.finetune.model import parameters, sharding
 from examples.finetune.model.decoder import Decoder
 from examples.finetune.model.tokenizer import Tokenizer
@@ -35,7 +35,7 @@ class Placed:
 
     graph: nnx.GraphDef
     params: dict[str, Any]
-    place: Callable[[Batch], dict[str, jax.Array]]
+    place: sharding.Place
     tokenizer: Tokenizer
     rows: int
     window: int
@@ -76,7 +76,7 @@ def power_of_two(number: int, least: int) -> int:
 def by_length(
     items: Sequence[Item], length: Callable[[Item], int], size: int
 ) -> list[list[Item]]:
-    """Yields groups of `size`, the longest items first, to need little padding.
+    """Returns groups of `size`, the longest items first, to need little padding.
 
     With the longest group first, insufficient memory is detected at once.
     """

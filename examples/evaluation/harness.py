@@ -75,8 +75,7 @@ class NnxLlama(TemplateLM):
     @property
     def prefix_token_id(self) -> int:
         """The token from which the first token of a text is predicted."""
-        begin = self._placed.tokenizer.bos_id
-        return self.eot_token_id if begin is None else begin
+        return self._placed.tokenizer.first_id
 
     @property
     def max_length(self) -> int:

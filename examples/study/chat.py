@@ -5,13 +5,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
 from examples.finetune.data.batches import LENGTH_STEP, round_up
 from examples.finetune.data.encoding import Example
 from examples.finetune.evaluation import generate
 from examples.finetune.system.files import read_json_lines, write_json_lines
-from examples.finetune.system.hosts import fetch
 from examples.study.texts import instructions
 from examples.study.training import Params, Trainer
 
@@ -82,26 +80,16 @@ def written(
     Returns:
       The continuation of each prompt, up to and including the token that ended it.
     """
-    length = round_up(max(map(len, prompts)), LENGTH_STEP)
-    stops = tuple(sorted(trainer.source.tokenizer.stop_ids))
-    batch = np.full((len(prompts), length), stops[0], np.int32)
-    for row, prompt in enumerate(prompts):
-        batch[row, : len(prompt)] = prompt
-    lengths = np.array([len(prompt) for prompt in prompts], np.int32)
-    placed = trainer.place({"prompts": batch, "lengths": lengths})
-    made = generate.decode(
+    return generate.answers_of_batch(
         trainer.graph,
         trainer.begin(start),
-        placed["prompts"],
-        placed["lengths"],
+        prompts,
+        trainer.place,
+        batch_size=len(prompts),
         max_new_tokens=new_tokens,
-        stop_ids=stops,
+        stop_ids=trainer.source.tokenizer.stop_ids,
+        length=round_up(max(map(len, prompts)), LENGTH_STEP),
         key=jax.random.key(seed),
         temperature=temperature,
+        keep_stop=True,
     )
-    return [_ended(ids, stops) for ids in fetch(made)]
-
-
-def _ended(ids: np.ndarray, stops: tuple[int, ...]) -> list[int]:
-    ends = np.flatnonzero(np.isin(ids, stops))
-    return [int(token) for token in ids[: ends[0] + 1 if ends.size else None]]

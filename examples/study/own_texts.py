@@ -52,7 +52,7 @@ def write(trainer: Trainer, start: Params, wanted: OwnTexts) -> list[Text]:
 def _prompts(trainer: Trainer) -> Iterator[tuple[str, list[int]]]:
     """Yields kinds and prompts without end."""
     tokenizer = trainer.source.tokenizer
-    first = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
+    first = tokenizer.first_id
     lines = OPENINGS.read_text("utf-8").splitlines()
     for number in itertools.count():
         line = lines[number * 2 // 3 % len(lines)]

@@ -9,8 +9,7 @@ import matplotlib.figure
 import matplotlib.ticker
 import numpy as np
 
-from examples.finetune.running.plots import BASE_COLOR, COLORS
-from examples.finetune.system.files import replacing
+from examples.finetune.running.plots import BASE_COLOR, COLORS, save
 from examples.study import plan
 from examples.study.comparing import ON_PROMPTS, PROSE, PROSE_RISE, Compared, Measure
 from examples.study.inputs import BORDERS
@@ -21,6 +20,7 @@ from examples.study.screening import drift_of_a_squared_step
 
 PANELS = (PROSE, ON_PROMPTS, PROSE_RISE)
 MARKERS = "os^Dv"
+DPI = 110
 
 
 def draw(found: Compared, directory: pathlib.Path) -> list[str]:
@@ -32,7 +32,7 @@ def draw(found: Compared, directory: pathlib.Path) -> list[str]:
     drawn = []
     for task, steps in found.lengths:
         name = f"{task}_{steps}.png"
-        _save(_fronts(found, task, steps), directory / name)
+        save(_fronts(found, task, steps), directory / name, DPI)
         drawn.append(name)
     return drawn
 
@@ -163,9 +163,4 @@ def why(rows: Sequence[Row], path: pathlib.Path) -> None:
     right.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
     right.grid(alpha=0.3)
     right.set_title("drift of one small step")
-    _save(figure, path)
-
-
-def _save(figure: matplotlib.figure.Figure, path: pathlib.Path) -> None:
-    with replacing(path) as file:
-        figure.savefig(file, format="png", dpi=110)
+    save(figure, path, DPI)

@@ -27,7 +27,7 @@ from examples.finetune.data.batches import (
 from examples.finetune.data.encoding import Example
 from examples.finetune.model import lora, parameters, pretrained, sharding
 from examples.finetune.training import information, optimizers, own_text, replay
-from examples.finetune.training.step import mean_gradients
+from examples.finetune.training.step import gradients
 from examples.study.budget import Budget
 
 Params = Any
@@ -262,7 +262,7 @@ class Trainer:
         ) -> tuple[Params, optax.OptState, jax.Array]:
             # The information about the start is in the state, the only input of a step.
             optimizer = assemble(name, config, frozen, lambda _: rate, information)
-            means, grads = mean_gradients(part.graph, params, batch, 1, rest, term)
+            means, grads = gradients(part.graph, params, batch, 1, rest, term)
             updates, state = optimizer.update(grads, state, params)
             return optax.apply_updates(params, updates), state, means["loss"]
 

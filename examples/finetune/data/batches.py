@@ -9,23 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from examples.finetune.data.encoding import Example, encode_rows
-from examples.finetune.data.rows import read_rows
+from examples.finetune.data.encoding import Example
 
 if TYPE_CHECKING:
     import grain
-
-__all__ = [
-    "Batch",
-    "Example",
-    "encode_rows",
-    "evaluation_batches",
-    "loss_targets",
-    "read_rows",
-    "round_up",
-    "token_count",
-    "training_batches",
-]
 
 # The length of evaluation batches is that of their longest example, rounded up to a
 # multiple of this, so that each set compiles once with little padding.
@@ -122,7 +109,7 @@ def token_count(batch: Batch) -> int:
 def evaluation_batches(
     examples: Sequence[Example], *, batch_size: int, sequence_length: int
 ) -> list[Batch]:
-    """Yields every example once, in order, one per row.
+    """Returns every example once, in order, one per row.
 
     Args:
       examples: at least one, none longer than `sequence_length`.

@@ -16,6 +16,7 @@ from flax import nnx
 
 from examples.finetune.data.batches import Batch, round_up
 from examples.finetune.data.retention import Question
+from examples.finetune.model.sharding import Place
 from examples.finetune.system.hosts import fetch
 
 CHOICES = 4
@@ -209,7 +210,7 @@ def accuracy(
     params: Mapping[str, Any],
     rows: Sequence[Row],
     prepared: Sequence[Batch],
-    place: Callable[[Batch], dict[str, jax.Array]],
+    place: Place,
 ) -> float:
     """Returns the share of rows whose answer is the most likely choice.
 
@@ -220,24 +221,6 @@ def accuracy(
       prepared: the `batches` of the questions.
       place: a function that puts a batch on the devices.
     """
-    return float(np.mean(right(graph, params, rows, prepared, place)))
-
-
-def right(
-    graph: nnx.GraphDef,
-    params: Mapping[str, Any],
-    rows: Sequence[Row],
-    prepared: Sequence[Batch],
-    place: Callable[[Batch], dict[str, jax.Array]],
-    count: int = CHOICES,
-) -> np.ndarray:
-    """Returns whether the most likely choice of each row is its answer, bool [rows].
-
-    Args:
-      graph: as for `accuracy`, like the next four arguments.
-      count: the number of choices that are compared, from the first; the others may be
-        empty, and would always be most likely.
-    """
     all_scores = [fetch(scores(graph, params, place(batch))) for batch in prepared]
-    chosen = np.concatenate(all_scores)[: len(rows), :count].argmax(axis=1)
-    return chosen == np.array([row.answer for row in rows])
+    chosen = np.concatenate(all_scores)[: len(rows)].argmax(axis=1)
+    return float(np.mean(chosen == np.array([row.answer for row in rows])))

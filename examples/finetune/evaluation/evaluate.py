@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import jax
 from flax import nnx
 
 from examples.finetune.command.config import Config
@@ -17,6 +16,7 @@ from examples.finetune.data.batches import Batch, round_up
 from examples.finetune.data.encoding import Example, encode_rows
 from examples.finetune.evaluation import choices, generate, token_losses
 from examples.finetune.evaluation.token_losses import Hidden, TokenSet
+from examples.finetune.model.sharding import Place
 from examples.finetune.system import hosts
 from examples.finetune.system.files import read_json, write_json
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 CHOICE_ROWS = 20
 DECODING_ROWS = 64
 
-Place = Callable[[Batch], dict[str, jax.Array]]
 Say = Callable[[str], None]
 Item = TypeVar("Item")
 
@@ -233,14 +232,9 @@ def _answers(
 
 def exact_match(answers: Sequence[str], references: Sequence[str]) -> float:
     """Returns the share of answers whose `final_answer` equals the reference's."""
-    right = matches(answers, references)
-    return sum(right) / len(right)
-
-
-def matches(answers: Sequence[str], references: Sequence[str]) -> list[bool]:
-    """Returns whether the `final_answer` of each answer equals the reference's."""
     pairs = zip(answers, references, strict=True)
-    return [final_answer(given) == final_answer(wanted) for given, wanted in pairs]
+    right = [final_answer(given) == final_answer(wanted) for given, wanted in pairs]
+    return sum(right) / len(right)
 
 
 def final_answer(text: str) -> str:

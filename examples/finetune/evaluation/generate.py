@@ -1,7 +1,7 @@
 """Decoding in batches, with a key-value cache."""
 
 import functools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from examples.finetune.data.batches import Batch, round_up
+from examples.finetune.data.batches import round_up
 from examples.finetune.model.attention import Cache, init_cache
+from examples.finetune.model.sharding import Place
 from examples.finetune.system.hosts import fetch
 
 # Prompts are padded to a multiple of this, to compile for few shapes.
@@ -115,7 +116,7 @@ def answers(
     graph: nnx.GraphDef,
     params: Mapping[str, Any],
     prompts: Sequence[Sequence[int]],
-    place: Callable[[Batch], dict[str, jax.Array]],
+    place: Place,
     *,
     batch_size: int,
     max_new_tokens: int,
@@ -144,30 +145,69 @@ def answers(
     """
     longest = max(map(len, prompts))
     length = length or round_up(longest, LENGTH_STEP)
-    stops = tuple(sorted(stop_ids))
     continued: list[list[int]] = []
     for start in range(0, len(prompts), batch_size):
-        part = prompts[start : start + batch_size]
-        batch = {
-            "prompts": np.full((batch_size, length), stops[0], np.int32),
-            "lengths": np.zeros(batch_size, np.int32),
-        }
-        for row, prompt in enumerate(part):
-            batch["prompts"][row, : len(prompt)] = prompt
-            batch["lengths"][row] = len(prompt)
-        placed = place(batch)
-        written_BxN = decode(
+        continued += answers_of_batch(
             graph,
             params,
-            placed["prompts"],
-            placed["lengths"],
+            prompts[start : start + batch_size],
+            place,
+            batch_size=batch_size,
             max_new_tokens=max_new_tokens,
-            stop_ids=stops,
+            stop_ids=stop_ids,
+            length=length,
             key=None if key is None else jax.random.fold_in(key, start),
+            keep_stop=keep_stop,
         )
-        written = fetch(written_BxN)[: len(part)]
-        continued += [_until(ids, stops, keep_stop) for ids in written]
     return continued
+
+
+def answers_of_batch(
+    graph: nnx.GraphDef,
+    params: Mapping[str, Any],
+    prompts: Sequence[Sequence[int]],
+    place: Place,
+    *,
+    batch_size: int,
+    max_new_tokens: int,
+    stop_ids: Collection[int],
+    length: int,
+    key: jax.Array | None = None,
+    temperature: jax.typing.ArrayLike = 1.0,
+    keep_stop: bool = False,
+) -> list[list[int]]:
+    """Continues the prompts of one batch.
+
+    Args:
+      graph: as for `answers`, like the other arguments that are not listed here.
+      prompts: token ids of at most `batch_size` prompts, none empty.
+      length: the padded length of prompts.
+      temperature: the logits of the samples are divided by this positive number.
+
+    Returns:
+      The continuation of each prompt.
+    """
+    stops = tuple(sorted(stop_ids))
+    batch = {
+        "prompts": np.full((batch_size, length), stops[0], np.int32),
+        "lengths": np.zeros(batch_size, np.int32),
+    }
+    for row, prompt in enumerate(prompts):
+        batch["prompts"][row, : len(prompt)] = prompt
+        batch["lengths"][row] = len(prompt)
+    placed = place(batch)
+    written_BxN = decode(
+        graph,
+        params,
+        placed["prompts"],
+        placed["lengths"],
+        max_new_tokens=max_new_tokens,
+        stop_ids=stops,
+        key=key,
+        temperature=temperature,
+    )
+    written = fetch(written_BxN)[: len(prompts)]
+    return [_until(ids, stops, keep_stop) for ids in written]
 
 
 def _until(ids: np.ndarray, stop_ids: Sequence[int], keep_stop: bool) -> list[int]:

@@ -8,7 +8,7 @@ logits, and its head computes logits from them for each comparison.
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -21,13 +21,13 @@ from examples.finetune.command.errors import InputError
 from examples.finetune.data.batches import Batch, evaluation_batches, loss_targets
 from examples.finetune.data.encoding import Example
 from examples.finetune.model.attention import causal_mask
+from examples.finetune.model.sharding import Place
 from examples.finetune.system.files import replacing
 from examples.finetune.system.hosts import fetch
 
 # Rows in one pass, which reads all of the weights for any number of rows.
 ROWS = 8
 
-Place = Callable[[Batch], dict[str, jax.Array]]
 Hidden = list[np.ndarray]
 
 

@@ -1,12 +1,12 @@
 """Reads models from GGUF files: Llama's and Gemma 3's tensors, dequantised."""
 
-import math
 import pathlib
 from typing import Any
 
 import numpy as np
 
 from examples.finetune.command.errors import InputError
+from examples.finetune.model import families
 from examples.finetune.model.decoder_config import DecoderConfig
 from examples.finetune.model.source import Source
 from examples.finetune.model.tokenizer import Tokenizer
@@ -28,9 +28,8 @@ _NAMES = {
     "mlp/down/kernel": "ffn_down.weight",
     "mlp_post_norm/scale": "post_ffw_norm.weight",
 }
-# In Gemma 3, all but every sixth layer slide, with another rotary base. llama.cpp knows
-# both, but its files do not contain them.
-_GEMMA3_PATTERN, _GEMMA3_LOCAL_THETA = 6, 10_000.0
+# By architecture, the `model_type` of a `config.json`.
+_FAMILIES = {"llama": "llama", "gemma3": "gemma3_text"}
 
 
 def open_gguf(path: pathlib.Path, name: str) -> Source:
@@ -78,8 +77,9 @@ def _half_split(values: np.ndarray, path: str, config: DecoderConfig) -> np.ndar
 
 
 def _config(metadata: dict[str, Any]) -> DecoderConfig:
+    """Returns the config of the `config.json` that would describe the same model."""
     kind = metadata["general.architecture"]
-    if kind not in ("llama", "gemma3"):
+    if kind not in _FAMILIES:
         raise InputError(
             f"The GGUF file holds a model of architecture {kind!r}; supported are "
             "llama and gemma3."
@@ -91,37 +91,29 @@ def _config(metadata: dict[str, Any]) -> DecoderConfig:
             raise InputError(f"The GGUF file lacks {kind}.{key}.")
         return value
 
-    width, layers = get("embedding_length"), get("block_count")
-    heads = get("attention.head_count")
-    common: dict[str, Any] = {
+    width, heads = get("embedding_length"), get("attention.head_count")
+    epsilon = get("attention.layer_norm_rms_epsilon")
+    raw = {
+        "model_type": _FAMILIES[kind],
         "vocab_size": len(metadata["tokenizer.ggml.tokens"]),
         "hidden_size": width,
         "intermediate_size": get("feed_forward_length"),
-        "num_layers": layers,
-        "num_heads": heads,
-        "num_kv_heads": get("attention.head_count_kv"),
+        "num_hidden_layers": get("block_count"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": get("attention.head_count_kv"),
         "head_dim": get("attention.key_length", width // heads),
         "rope_theta": get("rope.freq_base"),
         # Stored as float32; printed and parsed again, it is the intended 1e-5.
-        "norm_eps": float(str(np.float32(get("attention.layer_norm_rms_epsilon")))),
-        "max_positions": get("context_length"),
-        "tied_embedding": True,  # the files have no tensor of the head
+        "rms_norm_eps": float(str(np.float32(epsilon))),
+        "max_position_embeddings": get("context_length"),
+        "tie_word_embeddings": True,  # the files have no tensor of the head
     }
-    if kind == "llama":
-        return DecoderConfig(**common)
-    return DecoderConfig(
-        **common,
-        family="gemma3_text",
-        qk_norm=True,
-        post_norms=True,
-        norms_from_one=True,
-        activation="gelu",
-        embedding_scale=math.sqrt(width),
+    if kind == "gemma3":
+        # The files lack which layers slide and their rotary base: both are the default.
+        raw["sliding_window"] = get("attention.sliding_window")
         # As in Gemma 3's sizes of up to 12 billion parameters.
-        attention_scale=common["head_dim"] ** -0.5,
-        sliding_window=get("attention.sliding_window"),
-        sliding_layers=tuple(
-            (layer + 1) % _GEMMA3_PATTERN != 0 for layer in range(layers)
-        ),
-        sliding_rope_theta=_GEMMA3_LOCAL_THETA,
-    )
+        raw["query_pre_attn_scalar"] = raw["head_dim"]
+    try:
+        return families.read(raw)
+    except ValueError as error:
+        raise InputError(f"The GGUF file describes no usable model: {error}") from error

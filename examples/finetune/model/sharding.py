@@ -5,7 +5,7 @@ divides both; ``tensor`` divides the width of attention and feed-forward layers.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -14,6 +14,9 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from examples.finetune.command.errors import InputError
+
+# Puts a batch on the devices, such as `place_batch` with a sharding.
+Place = Callable[[dict[str, np.ndarray]], dict[str, jax.Array]]
 
 AXES = ("data", "fsdp", "tensor")
 

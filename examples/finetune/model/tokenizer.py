@@ -61,6 +61,11 @@ class Tokenizer:
         self.beginning = _beginning(core)
         self._template = _compile(self.settings.get("chat_template"))
 
+    @property
+    def first_id(self) -> int:
+        """The token before the first one of a text: `bos_id`, or else `eos_id`."""
+        return self.eos_id if self.bos_id is None else self.bos_id
+
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any]) -> "Tokenizer":
         """Builds the tokenizer that a GGUF file describes.

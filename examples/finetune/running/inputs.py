@@ -6,7 +6,13 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from examples.finetune.command.config import FREE_SETTINGS, Config, option, to_json
+from examples.finetune.command.config import (
+    FREE_SETTINGS,
+    Config,
+    arms,
+    option,
+    to_json,
+)
 from examples.finetune.data.encoding import Example, encode_rows
 from examples.finetune.data.rows import read_rows
 from examples.finetune.data.tasks import TASKS
@@ -69,8 +75,8 @@ def find(config: Config) -> Inputs:
     suite = evaluate.make_suite(config, source.tokenizer, task, retained, rows)
     checks.check_room(_needed(config, source))
     if config.export and hosts.is_first():
-        for name in config.optimizer:
-            export.check_directory(config.export / name)
+        for arm in arms(config):
+            export.check_directory(config.export / arm.name)
     return Inputs(source, mesh, training, suite, _settings(config))
 
 
@@ -112,15 +118,16 @@ def _needed(config: Config, source: pretrained.Source) -> dict[Any, int]:
     numbers = lora.trained_count(None, source.config)
     trained = lora.trained_count(lora.adapter_of(config), source.config)
     itemsize = jnp.dtype(config.param_dtype).itemsize
+    names = [arm.name for arm in arms(config)]
     begun = [
         name
-        for name in config.optimizer
+        for name in names
         if any((config.output / "arms" / name / "checkpoints").glob("*"))
     ]
     # The trained parameters, two moments and the last selection for each checkpoint,
     # and one more while the old ones exist.
-    checkpoints = KEPT_CHECKPOINTS * (len(config.optimizer) - len(begun)) + 1
+    checkpoints = KEPT_CHECKPOINTS * (len(names) - len(begun)) + 1
     needed = {config.output: trained * (3 * itemsize + 1) * checkpoints}
     if config.export:
-        needed[config.export] = numbers * itemsize * len(config.optimizer)
+        needed[config.export] = numbers * itemsize * len(names)
     return needed

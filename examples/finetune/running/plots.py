@@ -34,7 +34,7 @@ def training_curves(
     for axes in (loss, moved):
         axes.grid(alpha=0.3)
     loss.legend()
-    _save(figure, path)
+    save(figure, path)
 
 
 def learned_and_forgotten(
@@ -72,7 +72,7 @@ def learned_and_forgotten(
             axes.invert_xaxis()
     figure.axes[0].legend()
     figure.supxlabel(_sentence(base, arms, learned), fontsize=9, wrap=True)
-    _save(figure, path)
+    save(figure, path)
 
 
 class _Measure(NamedTuple):
@@ -167,6 +167,13 @@ def _colors(count: int) -> list[str]:
     return [COLORS[index % len(COLORS)] for index in range(count)]
 
 
-def _save(figure: matplotlib.figure.Figure, path: pathlib.Path) -> None:
+def save(figure: matplotlib.figure.Figure, path: pathlib.Path, dpi: int = 120) -> None:
+    """Writes a picture as a PNG file, atomically.
+
+    Args:
+      figure: the picture.
+      path: the PNG file.
+      dpi: pixels per inch of the figure's size.
+    """
     with replacing(path) as file:
-        figure.savefig(file, format="png", dpi=120)
+        figure.savefig(file, format="png", dpi=dpi)

@@ -14,7 +14,7 @@ from flax import nnx
 import mofo_jax
 from examples.finetune.data.batches import Batch, loss_targets
 from examples.finetune.model.attention import causal_mask
-from examples.finetune.training.own_text import Place
+from examples.finetune.model.sharding import Place
 from examples.finetune.training.step import summed_loss
 
 # Number of texts in one forward pass.

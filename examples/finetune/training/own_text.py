@@ -9,7 +9,7 @@ that share a passage with those on which forgetting is measured are discarded.
 """
 
 import pathlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +20,7 @@ from examples.finetune.command.errors import InputError
 from examples.finetune.data.batches import Batch, padded, round_up
 from examples.finetune.data.encoding import Example
 from examples.finetune.evaluation import generate
+from examples.finetune.model.sharding import Place
 from examples.finetune.model.tokenizer import Tokenizer
 from examples.finetune.storage import checksums
 from examples.finetune.system import hosts
@@ -34,8 +35,6 @@ ROWS = 64
 PASSAGE = 16
 # Most rounds of generation, if texts are empty or discarded.
 ROUNDS = 20
-
-Place = Callable[[Batch], dict[str, jax.Array]]
 
 
 class Text(NamedTuple):
@@ -109,7 +108,7 @@ class Writer(NamedTuple):
     def _drawn(self, count: int, key: jax.Array) -> list[Text]:
         """Generates texts of the three kinds in turn, some of which may be empty."""
         order, begun, answered = jax.random.split(key, 3)
-        first, turn = self._first(), self._turn()
+        first, turn = self.tokenizer.first_id, self._turn()
         kinds = [[first]], [turn or [first]], self._openings(order)
         prompts = []
         for number in range(count):
@@ -120,10 +119,6 @@ class Writer(NamedTuple):
         if turn:
             texts[1 :: len(kinds)] = self._answered(texts[1 :: len(kinds)], answered)
         return texts
-
-    def _first(self) -> int:
-        first = self.tokenizer.bos_id
-        return self.tokenizer.eos_id if first is None else first
 
     def _turn(self) -> list[int] | None:
         """Returns the tokens before a user's message.
@@ -141,7 +136,7 @@ class Writer(NamedTuple):
 
     def _openings(self, key: jax.Array) -> list[list[int]]:
         """Returns the openings that leave room for two tokens, in random order."""
-        first = self._first()
+        first = self.tokenizer.first_id
         lines = OPENINGS.read_text("utf-8").splitlines()
         prompts = [
             [first, *self.tokenizer.encode(lines[place].replace("\\n", "\n"))]

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from examples.finetune.data.batches import Batch, round_up
+from examples.finetune.data.batches import Batch, loss_targets, round_up
 from examples.finetune.evaluation.token_losses import forward_kl, head_of
 from examples.finetune.model import sharding
 from examples.finetune.model.attention import causal_mask
@@ -114,12 +114,6 @@ def head(params: Mapping[str, Any], frozen: Mapping[str, Any] | None) -> Any:
     return jax.tree.map(jnp.copy, head_of(params))
 
 
-def counted(rows: Mapping[str, jax.Array]) -> jax.Array:
-    """Returns which predictions count: of tokens that the model generated; [R, T]."""
-    written = jnp.roll(rows["loss_mask"], -1, axis=1).at[:, -1].set(False)
-    return written & (rows["segments"] != 0)
-
-
 def hidden_of_both(
     model: Decoder, task: Mapping[str, jax.Array], own: Mapping[str, jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
@@ -172,7 +166,7 @@ def summed_divergence(
         divergence = forward_kl(jax.lax.stop_gradient(base_logits), logits)
         return jnp.sum(divergence, where=mask)
 
-    given = (hidden_RxTxD, own["base_hidden"], counted(own))
+    given = (hidden_RxTxD, own["base_hidden"], loss_targets(own)[1])
     if parts == 1:
         return part(given)
     cut = jax.tree.map(

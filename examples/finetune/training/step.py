@@ -68,8 +68,9 @@ def gradients(
     batch: Mapping[str, jax.Array],
     accumulation_steps: int,
     frozen: Params | None = None,
-) -> tuple[jax.Array, Params]:
-    """Returns the mean loss per token that carries loss, and its gradient.
+    term: replay.Term | None = None,
+) -> tuple[dict[str, jax.Array], Params]:
+    """Returns the gradient of the mean loss, with or without a term of replay.
 
     Args:
       graph: the model's structure.
@@ -78,26 +79,6 @@ def gradients(
         the model. All tokens have the same weight, however the rows are split.
       accumulation_steps: at least 1.
       frozen: the model's other parameters, if `params` are not all.
-
-    Returns:
-      The loss, a float32 scalar, and a tree like `params`.
-    """
-    means, grads = mean_gradients(graph, params, batch, accumulation_steps, frozen)
-    return means["loss"], grads
-
-
-def mean_gradients(
-    graph: nnx.GraphDef,
-    params: Params,
-    batch: Mapping[str, jax.Array],
-    accumulation_steps: int,
-    frozen: Params | None = None,
-    term: replay.Term | None = None,
-) -> tuple[dict[str, jax.Array], Params]:
-    """Returns the gradient of the mean loss, with or without a term of replay.
-
-    Args:
-      graph: as for `gradients`, like the next four arguments.
       term: the replayed texts; arrays [A * R, T], with R rows for B rows of the task.
 
     Returns:
@@ -107,7 +88,7 @@ def mean_gradients(
     """
     own = {} if term is None else term.rows
     count = jnp.maximum(jnp.sum(loss_targets(batch)[1]), 1)
-    written = 1 if term is None else jnp.maximum(jnp.sum(replay.counted(own)), 1)
+    written = 1 if term is None else jnp.maximum(jnp.sum(loss_targets(own)[1]), 1)
 
     @functools.partial(jax.value_and_grad, has_aux=True)
     def sums_and_gradient(params: Params, parts: Any) -> Any:
@@ -139,9 +120,7 @@ def mean_gradients(
             given,
         )
         first = jax.tree.map(lambda x: x[0], parts)
-        nothing = jax.tree.map(
-            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(sums, first)
-        )
+        nothing = optax.tree.zeros_like(jax.eval_shape(sums, first))
 
         def add(total: Any, parts: Any) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, total, sums(parts)), None
@@ -195,8 +174,7 @@ def make_step(
         return new, State(optimizer, movement.selected(updates)), metrics
 
     def stay(params: Params, state: State, grads: Params) -> Any:
-        shapes = jax.eval_shape(move, params, state, grads)[2]
-        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        nothing = optax.tree.zeros_like(jax.eval_shape(move, params, state, grads)[2])
         return (
             params,
             state,
@@ -211,9 +189,7 @@ def make_step(
         frozen: Params | None,
         term: replay.Term | None,
     ) -> tuple[Params, State, movement.Metrics]:
-        means, grads = mean_gradients(
-            graph, params, batch, accumulation_steps, frozen, term
-        )
+        means, grads = gradients(graph, params, batch, accumulation_steps, frozen, term)
         finite = jnp.array([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(grads)])
         # The parameters are updated within the `cond`, because XLA compiles the
         # addition together with the optimizer; outside of it, the last bits of every
@@ -250,7 +226,7 @@ def init_state(
     # Not jitted, so that the moments are created where their parameters are. Counters
     # are created on no particular device, and are placed here, since otherwise the
     # second step, which receives them from the first, would be compiled again.
-    nothing = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, bool), params)
+    nothing = optax.tree.zeros_like(params, dtype=bool)
     state = State(transformation.init(params), nothing)
     mesh = jax.tree.leaves(params)[0].sharding.mesh
 

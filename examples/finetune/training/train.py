@@ -13,6 +13,7 @@ from flax import nnx
 from examples.finetune.command.config import Arm, Config
 from examples.finetune.command.status import Stopped, deferred
 from examples.finetune.data.batches import Batch, token_count
+from examples.finetune.model.sharding import Place
 from examples.finetune.storage.checkpoints import ArmFiles, Position
 from examples.finetune.system import hosts
 from examples.finetune.training import progress, replay
@@ -20,7 +21,6 @@ from examples.finetune.training.optimizers import make, schedule, without_matric
 from examples.finetune.training.step import init_state, make_step
 
 Params = Any
-Place = Callable[[Batch], dict[str, jax.Array]]
 
 
 class Given(NamedTuple):

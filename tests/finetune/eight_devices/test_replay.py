@@ -5,7 +5,7 @@ import numpy as np
 
 from examples.finetune.model import parameters
 from examples.finetune.model.pretrained import Source
-from examples.finetune.training.step import mean_gradients
+from examples.finetune.training.step import gradients
 from tests.finetune.arms import CONFIG, batches
 from tests.finetune.training.test_replay import Model
 
@@ -17,7 +17,7 @@ def found(model: Model, rows: int) -> tuple[dict[str, float], dict[str, np.ndarr
 
     @jax.jit
     def step(params: object) -> object:
-        return mean_gradients(model.graph, params, batch_on, 1, term=term)
+        return gradients(model.graph, params, batch_on, 1, term=term)
 
     batch_on = model.place(batch)
     means, gradient = step(model.params)

@@ -74,6 +74,13 @@ def test_a_directory_says_which_tokens_begin_end_and_stop(
     assert tokenizer.vocab_size == 259
 
 
+def test_a_text_begins_after_the_end_of_another_if_no_token_begins_it() -> None:
+    named = {"bos_token": "<|begin|>", "eos_token": "<|end|>"}
+    assert Tokenizer(tiny.tokenizer(), named).first_id == 256
+    del named["bos_token"]
+    assert Tokenizer(tiny.tokenizer(), named).first_id == 258
+
+
 def test_saving_and_reading_changes_nothing(
     tmp_path: pathlib.Path, default_source: Source
 ) -> None:

@@ -111,6 +111,8 @@ def place(
     (path / "full" / "thesis.tex").touch()
     (path / "models" / "mofo").mkdir(parents=True)
     (path / "models" / "mofo" / "thesis.tex").touch()
+    (path / "swept" / "mofo@0.0002").mkdir(parents=True)
+    (path / "swept" / "mofo@0.0002" / "thesis.tex").touch()
     other = tiny.CONFIG | {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"}
     tiny.write_model(path / "gpt2", other)
     return path
@@ -141,6 +143,10 @@ def place(
         ("--output {place}/full", "no run directory"),
         ("--output /proc/run", "/proc/run"),
         ("--export {place}/models", "models/mofo"),
+        (
+            "--export {place}/swept --learning-rate 1e-4 2e-4",
+            "swept/mofo@0.0002",
+        ),
         ("--export {place}/file", "file"),
     ],
 )

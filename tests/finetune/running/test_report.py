@@ -111,7 +111,7 @@ def test_bars_are_intervals_over_the_items_that_were_judged(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[matplotlib.figure.Figure] = []
-    monkeypatch.setattr(plots, "_save", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr(plots, "save", lambda figure, path: drawn.append(figure))
     plots.learned_and_forgotten(tmp_path / "x.png", BASE, {"adamw": arm()})
     text, _, knowledge = drawn[0].axes
     # A binomial share p of n items has the variance p (1 - p) / n.
