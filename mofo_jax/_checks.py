@@ -27,6 +27,12 @@ def is_scalar(value: Any) -> bool:
     return is_static_number(value) or is_array
 
 
+def check_scalar(name: str, value: Any) -> None:
+    """Raises TypeError unless `value` is a number or a JAX array of shape ()."""
+    if not is_scalar(value):
+        raise TypeError(f"`{name}` must be a number, got {value!r}")
+
+
 def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
     """Raises ValueError unless `value` is one of the allowed strings."""
     if value not in allowed:

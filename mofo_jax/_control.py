@@ -74,7 +74,9 @@ def control_fraction(
       budget: The largest distance or divergence allowed, > 0; a number or a schedule of
         the step count (from 0).
       measure: `"distance"` is the Euclidean distance of all parameters from those at
-        `init`, of which the state then keeps a copy. `"divergence"` is the value that
+        `init`, of which the state then keeps a copy. Within `jax.shard_map`, each
+        device would measure the distance of its own shards; pass a divergence that is
+        equal on all devices instead. `"divergence"` is the value that
         the caller passes to `update` as the extra argument `divergence`, such as a
         Kullback-Leibler divergence from the model before training.
       initial: The initial fraction, in (0, 1].
@@ -136,7 +138,7 @@ def control_fraction(
     ) -> tuple[optax.Updates, Any]:
         measured = divergence
         if measure == "distance":
-            moved = displacement_from("control_fraction", params, state.start)
+            moved = displacement_from("control_fraction", updates, params, state.start)
             measured = optax.tree.norm(moved)
         fraction = state.fraction
         if measured is not None:

@@ -159,7 +159,7 @@ def distance_from_start(
             for part in (0, 1)
         )
         nothing = (distance == 0) & (size == 0)
-        found[group] = Distance(distance, jnp.where(nothing, 0, distance / size))
+        found[group] = Distance(distance, distance / jnp.where(nothing, 1, size))
     return found
 
 

@@ -35,8 +35,11 @@ def dtype_of(x: Any) -> Any:
 
 
 def widen(x: jax.typing.ArrayLike) -> jax.Array:
-    """Casts an array to float32, or keeps its dtype if that is wider."""
-    return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
+    """Casts an array to float32, or keeps its dtype if that is wider or complex."""
+    dtype = jnp.result_type(x)
+    # JAX does not promote every dtype, such as those of 8 bits.
+    keeps = jnp.issubdtype(dtype, jnp.inexact) and jnp.finfo(dtype).bits >= 32
+    return jnp.asarray(x, dtype if keeps else jnp.float32)
 
 
 def round_to(x: jax.Array, dtype: Any) -> jax.Array:

@@ -24,6 +24,7 @@ from mofo_jax._options.per_tensor import (
 from mofo_jax._selection.limbs import fraction_of
 from mofo_jax._selection.patterns import Contest, rank_magnitudes
 from mofo_jax._selection.select import TIES, select
+from mofo_jax._trees import like_updates
 
 Ties = Literal["all", "exact"]
 
@@ -124,6 +125,7 @@ def momentum_filter(
     _checks.check_transformation("`inner` must be", inner)
     rank = resolve_score(score)
     _checks.check_choice("ties", ties, TIES)
+    _checks.check_scalar("unselected_scale", unselected_scale)
     _checks.check_number("unselected_scale", unselected_scale, "[0, 1)")
     if axis_name is not None and ties == "exact":
         raise ValueError(
@@ -144,11 +146,14 @@ def momentum_filter(
         gradients, structure = jax.tree.flatten(updates)
         steps = structure.flatten_up_to(proposed)
         moments = Moments(new_state, updates)
+        given = None
+        if params is not None:
+            given = jax.tree.leaves(like_updates(params, updates))
 
         def ranked(tensor: Filtered) -> jax.Array:
             i, path, axis_name = tensor.number, tensor.path, tensor.axis_name
             shown = scores.Tensor(
-                gradients[i], steps[i], i, path, axis_name, moments, params
+                gradients[i], steps[i], i, path, axis_name, moments, given
             )
             return _scored(rank, shown).reshape(tensor.blocks.shape)
 
@@ -203,6 +208,11 @@ def _contest(
     fraction = group[0].fraction
     if callable(fraction):
         fraction = fraction(step_count(state, "`update_fraction` is a schedule"))
+        if jnp.ndim(fraction):
+            raise ValueError(
+                "`update_fraction` must return a number, got an array of shape "
+                f"{jnp.shape(fraction)}"
+            )
         _checks.check_number("update_fraction", fraction, "(0, 1]", group[0].path)
     size = sum(tensor.block_size for tensor in tensors)
     return Contest(tensors, fraction_of(fraction, size))

@@ -8,6 +8,7 @@ import optax
 
 from mofo_jax import _checks
 from mofo_jax._dtypes import dtype_of, floating_dtype, is_floating, round_to
+from mofo_jax._trees import like_updates
 
 
 class MasterWeightsState(NamedTuple):
@@ -126,15 +127,22 @@ def master_weights(
                 "`params` must be given to `update`: `master_weights` adds each step "
                 "to the parameters and their remainders"
             )
+        own = like_updates(params, updates)
         steps, inner_state = wrapped.update(
-            jax.tree.map(widen, params, updates),
+            jax.tree.map(widen, own, updates),
             state.inner_state,
             jax.tree.map(master, params, state.remainder),
             **extra_args,
         )
-        settled = jax.tree.map(_settle, updates, params, state.remainder, steps)
-        emitted, remainder = jax.tree.transpose(
-            jax.tree.structure(updates), jax.tree.structure((0, 0)), settled
+        gradients, structure = jax.tree.flatten(updates)
+        rest = (own, like_updates(state.remainder, updates), steps)
+        settled = list(map(_settle, gradients, *map(structure.flatten_up_to, rest)))
+        emitted = structure.unflatten([update for update, _ in settled])
+        remainder = jax.tree.map(
+            lambda new, old: old if new is None else new,
+            structure.unflatten([left for _, left in settled]),
+            state.remainder,
+            is_leaf=lambda new: new is None,
         )
         return emitted, MasterWeightsState(remainder, inner_state)
 

@@ -114,7 +114,11 @@ def step_count(state: optax.OptState, why: str) -> jax.Array:
     Raises:
       ValueError: If the state holds no step count.
     """
-    counts = [count for count in _fields(state, ("count", "t")) if jnp.ndim(count) == 0]
+    counts = [
+        count
+        for count in _fields(state, ("count", "t"))
+        if jnp.ndim(count) == 0 and jnp.issubdtype(jnp.result_type(count), jnp.integer)
+    ]
     if not counts:
         raise ValueError(
             f"{why}, but the state of `inner` keeps no `count`: chain `inner` with a "

@@ -8,6 +8,7 @@ import optax
 
 from mofo_jax import _checks
 from mofo_jax._dtypes import widen
+from mofo_jax._trees import like_updates
 
 NORMS = ("l2", "l1")
 
@@ -54,6 +55,7 @@ def pull_to_start(
       dtype.
 
     Raises:
+      TypeError: If `strength` is not a number.
       ValueError: If `strength` or `norm` is invalid, or, at an update, `params` is
         None.
 
@@ -78,6 +80,7 @@ def pull_to_start(
     start was introduced by Xuhong et al,
     `L2-SP <https://arxiv.org/abs/1802.01483>`_, 2018.
     """
+    _checks.check_scalar("strength", strength)
     _checks.check_number("strength", strength, "[0, inf)")
     _checks.check_choice("norm", norm, NORMS)
 
@@ -95,7 +98,7 @@ def pull_to_start(
         **extra_args: Any,
     ) -> tuple[optax.Updates, Any]:
         del extra_args
-        displacement = displacement_from("pull_to_start", params, state.start)
+        displacement = displacement_from("pull_to_start", updates, params, state.start)
         return jax.tree.map(pull, updates, displacement), state
 
     transformation = optax.GradientTransformationExtraArgs(init, update)
@@ -117,9 +120,11 @@ def _copy(leaf: Any) -> Any:
 
 
 def displacement_from(
-    name: str, params: optax.Params | None, start: optax.Params
+    name: str, updates: optax.Updates, params: optax.Params | None, start: optax.Params
 ) -> optax.Updates:
-    """Returns each parameter's displacement from the start, in float32 or wider.
+    """Returns the displacement from the start of each parameter that has an update.
+
+    It is in float32 or wider.
 
     Raises:
       ValueError: If `params` is None.
@@ -129,4 +134,5 @@ def displacement_from(
             f"`params` must be given to `update`: `{name}` compares them with those at "
             "the start of training"
         )
+    params, start = (like_updates(tree, updates) for tree in (params, start))
     return jax.tree.map(lambda p, s: widen(p) - widen(s), params, start)

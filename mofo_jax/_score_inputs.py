@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable
 
 import jax
-import optax
 
 from mofo_jax._moments import FISHER, MOMENTUM, SECOND_MOMENT, Moments
 
@@ -27,7 +26,7 @@ class Tensor:
     path: str
     axis_name: tuple[str, ...]
     _moments: Moments
-    _params: optax.Params | None
+    _params: list[jax.Array] | None
 
     @property
     def momentum(self) -> jax.Array:
@@ -76,7 +75,7 @@ class Tensor:
             raise ValueError(
                 "`params` must be given to `update`: this `score` ranks by parameters"
             )
-        return jax.tree.leaves(self._params)[self.index]
+        return self._params[self.index]
 
 
 Function = Callable[[Tensor], jax.Array]

@@ -23,7 +23,7 @@ def check_expression(name: str, expression: str) -> None:
     """Raises ValueError if an argument's regular expression is malformed."""
     try:
         re.compile(expression)
-    except re.error as error:
+    except (re.error, TypeError) as error:
         raise ValueError(
             f"`{name}` must be a regular expression, got {expression!r}: {error}"
         ) from error
@@ -140,7 +140,7 @@ class Kind(Generic[T]):
             values = [value for _, value in option.rules]
             if option.default is not ...:
                 values.append(option.default)
-        elif callable(option) and not self.is_value(option):
+        elif self._function(option):
             values = []
         else:
             values = jax.tree.leaves(option, is_leaf=self.is_value)
@@ -148,6 +148,15 @@ class Kind(Generic[T]):
             if not self.is_value(value):
                 raise ValueError(f"`{self.name}` must be {self.allowed}, got {value!r}")
         return values
+
+    def _function(self, option: Any) -> Callable[[optax.Updates], Any] | None:
+        # A tree may be callable itself, as the modules of Equinox are.
+        is_leaf = jax.tree_util.all_leaves([option])
+        return (
+            option
+            if callable(option) and is_leaf and not self.is_value(option)
+            else None
+        )
 
     def resolve(self, option: PerTensor[T] | None, updates: optax.Updates) -> list[T]:
         """Returns the option's value for each leaf of `updates`, in the tree's order.
@@ -168,8 +177,8 @@ class Kind(Generic[T]):
                 )
         else:
             prefix: Any = option
-            if callable(option) and not self.is_value(option):
-                prefix = option(updates)
+            if function := self._function(option):
+                prefix = function(updates)
             values = self._broadcast(prefix, updates)
         for path, value in zip(paths, values, strict=True):
             if not self.is_value(value):

@@ -112,7 +112,8 @@ def _check_shared(first: Filtered, other: Filtered) -> None:
 
 
 def _is_fraction(value: Any) -> bool:
-    return _checks.is_scalar(value) or callable(value)
+    is_leaf = jax.tree_util.all_leaves([value])
+    return _checks.is_scalar(value) or (callable(value) and is_leaf)
 
 
 def _is_bool(value: Any) -> bool:

@@ -94,8 +94,16 @@ def rank_magnitudes(
     Only those mesh axes of `axis_name` are kept over which the tensor's shards differ,
     since the counts of a replicated tensor must not be added over its copies. Without
     `check_vma`, JAX does not know what is replicated, and all axes are kept.
+
+    Raises:
+      TypeError: If the dtype's patterns do not have the order of its numbers.
     """
     info = jnp.finfo(x.dtype)
+    # Their numbers without the sign bit are not in the order of the magnitudes.
+    if x.dtype.name.endswith(("fnuz", "fnu")) or info.bits < 8:
+        raise TypeError(
+            f"arrays of the dtype {x.dtype} cannot be ranked: cast them to a wider one"
+        )
     if any(_varies_over(lax.axis_index(name)) for name in axis_name):
         axis_name = tuple(name for name in axis_name if name in _varies_over(x))
     return Ranked(

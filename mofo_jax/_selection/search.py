@@ -99,7 +99,9 @@ def _search(contests: Sequence[Contest], form: Form) -> Found:
             for group, bracket in zip(groups, brackets, strict=True)
         ]
 
-    start = (jnp.zeros((), jnp.int32), [group.bracket for group in groups])
+    # Under `vmap` with explicit axes, JAX 0.10 fails for a carry that is not batched.
+    zero = (groups[0].bracket.low.min() & 0).astype(jnp.int32)
+    start = (zero, [group.bracket for group in groups])
     passes, brackets = lax.while_loop(unfinished, narrow, start)
     found: dict[int, Bracket] = {}
     for group, bracket in zip(groups, brackets, strict=True):

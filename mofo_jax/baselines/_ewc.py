@@ -87,7 +87,7 @@ def elastic_weight_consolidation(
         del extra_args
         _fisher.check_fisher(state.fisher, updates)
         name = "elastic_weight_consolidation"
-        displacement = displacement_from(name, params, state.start)
+        displacement = displacement_from(name, updates, params, state.start)
         return jax.tree.map(hold, updates, displacement, state.fisher), state
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -106,7 +106,7 @@ def selective_projection_decay(
         **extra_args: Any,
     ) -> tuple[optax.Updates, Any]:
         name = "selective_projection_decay"
-        displacement = displacement_from(name, params, state.start)
+        displacement = displacement_from(name, updates, params, state.start)
         steps, new_inner = wrapped.update(updates, state.inner, params, **extra_args)
         structure = jax.tree.structure(updates)
         projected = structure.unflatten(

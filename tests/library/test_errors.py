@@ -77,6 +77,21 @@ BUILDING: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         ValueError,
         "`every` must not be negative, got -1",
     ),
+    "a scale that is no number": (
+        lambda: mofo_jax.mofo(1e-3, unselected_scale="x"),
+        TypeError,
+        "`unselected_scale` must be a number, got 'x'",
+    ),
+    "a strength that is a schedule": (
+        lambda: mofo_jax.pull_to_start(None),
+        TypeError,
+        "`strength` must be a number, got None",
+    ),
+    "a dtype without order": (
+        lambda: mofo_jax.top_fraction_mask(jnp.ones(3, "float8_e4m3fnuz"), 0.5),
+        TypeError,
+        "arrays of the dtype float8_e4m3fnuz cannot be ranked",
+    ),
     "exponent": (
         lambda: mofo_jax.scores.gain_for_cost(exponent=-0.5),
         ValueError,

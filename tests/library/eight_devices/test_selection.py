@@ -163,6 +163,19 @@ def test_state_keeps_its_type_in_an_explicit_mesh(dtype: str, jit: bool) -> None
         assert jax.typeof(updates) == jax.typeof(params)
 
 
+@pytest.mark.parametrize("kind", MESH_TYPES)
+def test_an_ensemble_of_optimizers_is_mapped_over_a_sharded_axis(kind: str) -> None:
+    gradients = np.float32(random_generator(0).normal(size=(16, 32)))
+    optimizer = mofo_jax.mofo(1e-2)
+    mesh = mesh_of(kind)
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(gradients, NamedSharding(mesh, P("a", None)))
+        state = jax.vmap(optimizer.init)(placed)
+        updates, _ = jax.jit(jax.vmap(optimizer.update))(placed, state, placed)
+    expected = selected(gradients, 0.15, (0,))
+    np.testing.assert_array_equal(np.asarray(updates) != 0, expected)
+
+
 @pytest.mark.parametrize(
     ("kind", "order"), [("auto", (1, 2, 0)), ("explicit", (0, 1, 2))]
 )
