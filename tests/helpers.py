@@ -6,6 +6,7 @@ at a time and with a sort, and shares no code with the implementation.
 
 import contextlib
 import functools
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import optax
+import pytest
 
 # Tests in folders of this name run on eight devices, in a separate process that
 # `test_eight_devices.py` starts.
@@ -248,6 +250,14 @@ def assert_same_bits(actual: Any, desired: Any) -> None:
         np.testing.assert_array_equal(
             np.frombuffer(a.tobytes(), np.uint8), np.frombuffer(d.tobytes(), np.uint8)
         )
+
+
+def assert_raises(
+    call: Callable[[], Any], words: str, error: type[Exception] = ValueError
+) -> None:
+    """Checks that a call raises an error, by default a ValueError, with these words."""
+    with pytest.raises(error, match=re.escape(words)):
+        call()
 
 
 def types(tree: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Scored pairs against one sequence at a time and a softmax in NumPy's float64."""
+"""Scored pairs against one sequence at a time and a softmax in float64."""
 
 import jax
 import numpy as np

@@ -6,12 +6,10 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
-from absl.testing import parameterized
-from optax import contrib
 
 import mofo_jax
 from mofo_jax import InputCovariance
-from tests.library.test_optax import BODIES, body, label, pytestmark
+from tests.library.test_optax import BODIES, label, pytestmark, run_on
 
 pytestmark = pytestmark
 
@@ -63,14 +61,5 @@ def test_optaxs_body(
             optax.scale_by_learning_rate(learning_rate),
         )
 
-    monkeypatch.setattr(contrib, "inverse_covariance", chain, raising=False)
-    upstreams_self = parameterized.TestCase(methodName="run")
-    monkeypatch.setattr(upstreams_self, "skipTest", pytest.fail)
-    body(name)(
-        upstreams_self,
-        opt_name="inverse_covariance",
-        opt_kwargs={"learning_rate": 1e-2, "damping": 1.0},
-        wrapper_name=None,
-        wrapper_kwargs=None,
-        **case,
-    )
+    given = {"learning_rate": 1e-2, "damping": 1.0}
+    run_on(monkeypatch, chain, given, name, case)

@@ -102,15 +102,17 @@ BODIES: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-def body(name: str) -> Callable[..., None]:
-    """Returns a test's function without its parameterized cases."""
-    # Cases are numbered: test_optimizers0 is a case of test_optimizers.
-    (first,) = {
-        inspect.unwrap(member)
-        for member_name, member in vars(upstream.ContribTest).items()
-        if member_name.rstrip("0123456789") == name
+def run_body(tests: type, name: str, **arguments: Any) -> None:
+    """Runs one of Optax's tests without its parameterized cases."""
+    (body,) = {
+        function
+        for member in vars(tests).values()
+        if getattr(function := inspect.unwrap(member), "__name__", None) == name
     }
-    return first
+    upstreams_self = parameterized.TestCase(methodName="run")
+    # A body that skips itself must not count as passed.
+    upstreams_self.skipTest = pytest.fail
+    body(upstreams_self, **arguments)
 
 
 def test_every_body_is_run() -> None:
@@ -125,7 +127,7 @@ def label(value: Any) -> str:
     return "-".join(getattr(v, "__name__", str(v)) for v in values)
 
 
-def run_body(
+def run_on(
     monkeypatch: pytest.MonkeyPatch,
     factory: Callable[..., Any],
     arguments: dict[str, Any],
@@ -133,13 +135,11 @@ def run_body(
     case: dict[str, Any],
 ) -> None:
     """Runs one of Optax's bodies on an optimizer."""
-    monkeypatch.setattr(contrib, "mofo", factory, raising=False)
-    # The `self` of the bodies. A body that skips itself must not count as passed.
-    upstreams_self = parameterized.TestCase(methodName="run")
-    monkeypatch.setattr(upstreams_self, "skipTest", pytest.fail)
-    body(name)(
-        upstreams_self,
-        opt_name="mofo",
+    monkeypatch.setattr(contrib, "ours", factory, raising=False)
+    run_body(
+        upstream.ContribTest,
+        name,
+        opt_name="ours",
         opt_kwargs=arguments,
         wrapper_name=None,
         wrapper_kwargs=None,
@@ -153,7 +153,7 @@ def test_mofo(
     arguments: str, name: str, case: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = {"learning_rate": 1e-2, **MOFO[arguments]}
-    run_body(monkeypatch, mofo_jax.mofo, given, name, case)
+    run_on(monkeypatch, mofo_jax.mofo, given, name, case)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_others(
     other: str, name: str, case: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     factory, learning_rate = OTHERS[other]
-    run_body(monkeypatch, factory, {"learning_rate": learning_rate}, name, case)
+    run_on(monkeypatch, factory, {"learning_rate": learning_rate}, name, case)
 
 
 def test_optax_recognizes_the_learning_rate_as_a_schedule() -> None:

@@ -9,11 +9,11 @@ from typing import Any
 
 import optax
 import pytest
-from absl.testing import parameterized
 from optax import contrib
+from optax.contrib import _common_test as upstream
 
 from examples.upstream import entries, mofo
-from tests.library.test_optax import BODIES, body, label, pytestmark  # noqa: F401
+from tests.library.test_optax import BODIES, label, pytestmark, run_body  # noqa: F401
 from tests.upstream import in_optax
 
 LONGEST = 200
@@ -29,10 +29,7 @@ def test_common(
 ) -> None:
     for new in ("mofo", "momentum_filter"):
         monkeypatch.setattr(contrib, new, getattr(mofo, new), raising=False)
-    # The `self` of the bodies. A body that skips itself must not count as passed.
-    upstreams_self = parameterized.TestCase(methodName="run")
-    monkeypatch.setattr(upstreams_self, "skipTest", pytest.fail)
-    body(name)(upstreams_self, **entry, **case)
+    run_body(upstream.ContribTest, name, **entry, **case)
 
 
 def test_optax_recognizes_the_learning_rate_as_a_schedule() -> None:

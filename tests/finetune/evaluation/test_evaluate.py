@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from scipy.special import log_softmax
 
 from examples.finetune.data.batches import Batch
 from examples.finetune.data.encoding import Example
@@ -35,13 +36,8 @@ def moved(base: Built) -> dict[str, Any]:
     )
 
 
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
-
-
 def log_probabilities(graph: Any, params: Any, ids: list[int]) -> np.ndarray:
-    return log_softmax(small.logits(graph, params, ids))
+    return log_softmax(small.logits(graph, params, ids).astype(np.float64), axis=-1)
 
 
 EXAMPLES = [

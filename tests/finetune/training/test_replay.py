@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from scipy.special import log_softmax
 
 from examples.finetune.command.config import Arm
 from examples.finetune.command.errors import InputError
@@ -91,9 +92,7 @@ def divergence_by_hand(model: Model, rows: Any) -> float:
             small.logits(model.graph, params, ids.tolist()).astype(np.float64)
             for params in (model.params, model.base)
         )
-        logs, base_logs = (
-            x - np.log(np.exp(x).sum(-1, keepdims=True)) for x in (ours, base)
-        )
+        logs, base_logs = (log_softmax(x, axis=-1) for x in (ours, base))
         each = (np.exp(base_logs) * (base_logs - logs)).sum(-1)
         # Position t predicts the token at t + 1.
         found += [each[t - 1] for t in range(1, len(ids)) if mask[t]]

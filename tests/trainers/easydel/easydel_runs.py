@@ -10,9 +10,9 @@ import numpy as np
 import optax
 import pytest
 
-from tests.helpers import assert_same_bits, selected
+from tests.helpers import assert_same_bits
 from tests.trainers import comparing
-from tests.trainers.comparing import DAMPING, FRACTION, by_path
+from tests.trainers.comparing import DAMPING, by_path
 
 pytest.importorskip(
     "easydel.trainers",
@@ -84,11 +84,15 @@ def run_in(
 
     trainer.arguments.log_metrics = log
     state = trainer.train().state
+    params, momenta = map(
+        flat, (state.graphstate, optax.tree.get(state.opt_state, "mu"))
+    )
+    assert params.keys() == momenta.keys()
     return Run(
         [losses[step] for step in sorted(losses)],
         start,
-        flat(state.graphstate),
-        flat(optax.tree.get(state.opt_state, "mu")),
+        params,
+        momenta,
         state.opt_state,
     )
 
@@ -109,10 +113,7 @@ def run(
 def check_everything_is_adamw(**case: Any) -> None:
     """Compares losses, parameters and state after three steps, bit for bit."""
     ours, desired = run("everything", **case), run("adamw", **case)
-    assert ours.losses == desired.losses
-    assert len(set(ours.losses)) == STEPS
-    assert_same_bits(ours.params, desired.params)
-    assert_same_bits(ours.state, desired.state)
+    comparing.assert_equal_runs(ours, desired, STEPS)
 
 
 def batch() -> dict[str, jax.Array]:
@@ -146,18 +147,10 @@ def check_scaled_step(folder: str, axes: tuple[int, ...] = program.ONE_DEVICE) -
     return ours.state
 
 
-def assert_the_largest_moved(before: Arrays, after: Arrays, momentum: Arrays) -> None:
-    """Compares the coordinates that moved with NumPy's selection from the momenta."""
-    assert before.keys() == after.keys() == momentum.keys()
-    for path, m in momentum.items():
-        expected = selected(m, FRACTION) & (m != 0)
-        np.testing.assert_array_equal(before[path] != after[path], expected, path)
-
-
 def check_first_step(**case: Any) -> None:
     """Compares MoFO's first step with NumPy's selection from AdamW's gradients."""
     adamw, ours = run("adamw", steps=1, **case), run("mofo", steps=1, **case)
     assert ours.losses == adamw.losses
     assert_same_bits(ours.start, adamw.start)
     assert len(adamw.momenta) > 4
-    assert_the_largest_moved(ours.start, ours.params, adamw.momenta)
+    comparing.assert_the_largest_moved(ours.start, ours.params, adamw.momenta)

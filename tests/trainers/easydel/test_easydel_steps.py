@@ -5,6 +5,7 @@ import pathlib
 import numpy as np
 import pytest
 
+from tests.trainers.comparing import assert_the_largest_moved
 from tests.trainers.easydel import easydel_runs
 
 LORA = pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
@@ -37,7 +38,7 @@ def test_mofo_resumes_a_run_of_adamw_and_back(tmp_path: pathlib.Path) -> None:
     whole = easydel_runs.run("adamw", steps=3)
     for path, momentum in ours.momenta.items():
         np.testing.assert_array_equal(momentum, whole.momenta[path], path)
-    easydel_runs.assert_the_largest_moved(ours.start, ours.params, ours.momenta)
+    assert_the_largest_moved(ours.start, ours.params, ours.momenta)
     for path, array in ours.params.items():
         np.testing.assert_array_equal(back.start[path], array, path)
     moved = [np.mean(back.params[path] != back.start[path]) for path in back.start]

@@ -13,7 +13,7 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
-from tests.helpers import assert_same_bits, selected
+from tests.helpers import assert_same_bits
 from tests.trainers import comparing
 from tests.trainers.comparing import DAMPING, FRACTION, by_path
 
@@ -166,24 +166,10 @@ def momenta(state: Arrays) -> Arrays:
     }
 
 
-def assert_equal_runs(actual: Run, desired: Run) -> None:
-    """Compares losses, parameters and states, bit for bit."""
-    assert actual.losses == desired.losses
-    assert len(set(desired.losses)) == STEPS + 1
-    for ours, theirs in zip(actual[1:], desired[1:], strict=True):
-        for mine, other in zip(ours, theirs, strict=True):
-            assert_same_bits(mine, other)
-
-
-def assert_the_largest_moved(before: Arrays, after: Arrays, momentum: Arrays) -> None:
-    """Compares the coordinates that moved with NumPy's selection from the momenta."""
-    assert before.keys() == after.keys() >= momentum.keys()
-    for path, start in before.items():
-        expected = np.zeros(start.shape, bool)
-        if path in momentum:
-            m = momentum[path]
-            expected = selected(m, FRACTION) & (m != 0)
-        np.testing.assert_array_equal(start != after[path], expected, path)
+def check_everything_is_adamw(lora: bool = False, sharded: bool = False) -> None:
+    """Compares MoFO with a fraction of one with AdamW."""
+    ours, desired = run("everything", lora, sharded), run("adamw", lora, sharded)
+    comparing.assert_equal_runs(ours, desired, STEPS + 1)
 
 
 def check_first_step(lora: bool = False, sharded: bool = False) -> None:
@@ -193,7 +179,7 @@ def check_first_step(lora: bool = False, sharded: bool = False) -> None:
     assert_same_bits(ours.params[0], adamw.params[0])
     gradients = momenta(adamw.states[1])
     assert len(gradients) > 4
-    assert_the_largest_moved(ours.params[0], ours.params[1], gradients)
+    comparing.assert_the_largest_moved(ours.params[0], ours.params[1], gradients)
 
 
 def devices() -> int:

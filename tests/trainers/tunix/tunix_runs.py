@@ -15,8 +15,7 @@ from jax.sharding import Mesh
 
 import mofo_jax
 from examples.trainers.flax_nnx_sharded import with_metadata
-from tests.helpers import selected
-from tests.trainers.comparing import DAMPING
+from tests.trainers.comparing import DAMPING, assert_the_largest_moved
 
 pytest.importorskip(
     "tunix.sft.peft_trainer",
@@ -129,15 +128,8 @@ def assert_the_largest_move(
     run: Run, block_axes: Mapping[str, tuple[int, ...]] | None = None
 ) -> None:
     """Compares the coordinates that moved in each step with NumPy's selection."""
-    for before, after, momentum in zip(
-        run.params[:-1], run.params[1:], run.momenta, strict=True
-    ):
-        for path in before:
-            expected = np.zeros(before[path].shape, bool)
-            if path in momentum:
-                m = momentum[path]
-                expected = selected(m, 0.15, (block_axes or {}).get(path, ())) & (
-                    m != 0
-                )
-            moved = before[path] != after[path]
-            np.testing.assert_array_equal(moved, expected, err_msg=path)
+    steps = zip(run.params[:-1], run.params[1:], run.momenta, strict=True)
+    for before, after, momenta in steps:
+        assert_the_largest_moved(
+            before, after, momenta, lambda path: (block_axes or {}).get(path, ())
+        )

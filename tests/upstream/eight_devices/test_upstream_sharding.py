@@ -1,14 +1,11 @@
 """Optax's sharding tests of the contribution, and its compiled step's collectives."""
 
-import inspect
 import os
-from collections.abc import Callable
 
 import jax
 import numpy as np
 import optax
 import pytest
-from absl.testing import parameterized
 from jax.sharding import NamedSharding
 
 from examples.upstream import entries, mofo
@@ -19,6 +16,7 @@ from tests.library.eight_devices.test_selection import (
     mesh_of,
     trees,
 )
+from tests.library.test_optax import run_body
 
 # `contrib` gained a test after 0.2.8, which checks a subset of these.
 BODIES = (
@@ -28,29 +26,16 @@ BODIES = (
 )
 
 
-def body(name: str) -> Callable[..., None]:
-    """Returns one of Optax's tests without its parameterized cases."""
+@pytest.mark.parametrize("name", BODIES)
+@pytest.mark.parametrize("entry", entries.SHARDING)
+def test_sharding(entry: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.MonkeyPatch.context() as patch:
         # The module sets flags on import.
         patch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"])
         upstream = pytest.importorskip("optax._src.sharding_test")
-    (first,) = {
-        inspect.unwrap(member)
-        for member_name, member in vars(upstream.ShardingTest).items()
-        if member_name.startswith(name)
-    }
-    return first
-
-
-@pytest.mark.parametrize("name", BODIES)
-@pytest.mark.parametrize("entry", entries.SHARDING)
-def test_sharding(entry: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = body(name)
-    upstreams_self = parameterized.TestCase(methodName="run")
     # Optax 0.2.8 compares versions as strings and would skip the test on JAX 0.10.
     monkeypatch.setattr(jax, "__version__", "9")
-    monkeypatch.setattr(upstreams_self, "skipTest", pytest.fail)
-    run(upstreams_self, optimizer=entries.SHARDING[entry])
+    run_body(upstream.ShardingTest, name, optimizer=entries.SHARDING[entry])
 
 
 @pytest.mark.parametrize("kind", ["auto", "explicit"])
