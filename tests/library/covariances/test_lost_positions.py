@@ -139,7 +139,9 @@ def test_known_positions_have_their_weights(name: str) -> None:
 
 
 # Padding, which is no position, has the weight 0.
-@pytest.mark.parametrize("name", {*LOST, *KNOWN} - {"moved, with its row's mean"})
+@pytest.mark.parametrize(
+    "name", sorted({*LOST, *KNOWN} - {"moved, with its row's mean"})
+)
 def test_equal_weights_do_not_matter(name: str) -> None:
     move = LOST[name] if name in LOST else KNOWN[name].move
     x = np.asarray(move(jnp.float32(X)))
