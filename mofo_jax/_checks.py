@@ -5,7 +5,7 @@ A static number is one of Python or NumPy, whose value is known while JAX traces
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,11 @@ def is_scalar(value: Any) -> bool:
     """Returns whether `value` is a static number or a JAX array of shape ()."""
     is_array = isinstance(value, jax.Array) and value.ndim == 0
     return is_static_number(value) or is_array
+
+
+def is_function(value: Any) -> TypeGuard[Callable[..., Any]]:
+    """Returns whether `value` can be called and is no tree, such as a module."""
+    return callable(value) and jax.tree_util.all_leaves([value])
 
 
 def check_scalar(name: str, value: Any) -> None:

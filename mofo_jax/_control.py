@@ -74,11 +74,11 @@ def control_fraction(
       budget: The largest distance or divergence allowed, > 0; a number or a schedule of
         the step count (from 0).
       measure: `"distance"` is the Euclidean distance of all parameters from those at
-        `init`, of which the state then keeps a copy. Within `jax.shard_map`, each
-        device would measure the distance of its own shards; pass a divergence that is
-        equal on all devices instead. `"divergence"` is the value that
+        `init`, of which the state then keeps a copy. `"divergence"` is the value that
         the caller passes to `update` as the extra argument `divergence`, such as a
-        Kullback-Leibler divergence from the model before training.
+        Kullback-Leibler divergence from the model before training. Within
+        `jax.shard_map`, each device would measure the distance of its own shards; pass
+        a divergence that is equal on all devices instead.
       initial: The initial fraction, in (0, 1].
       gain: The rate of adaptation, > 0. The more slowly the measure responds to the
         fraction, the smaller the gain must be to avoid oscillation.

@@ -1,5 +1,6 @@
 """A filter around any transformation, which moves only the top fraction."""
 
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
@@ -146,9 +147,12 @@ def momentum_filter(
         gradients, structure = jax.tree.flatten(updates)
         steps = structure.flatten_up_to(proposed)
         moments = Moments(new_state, updates)
-        given = None
-        if params is not None:
-            given = jax.tree.leaves(like_updates(params, updates))
+
+        @functools.cache
+        def given() -> list[jax.Array] | None:
+            if params is None:
+                return None
+            return jax.tree.leaves(like_updates(params, updates))
 
         def ranked(tensor: Filtered) -> jax.Array:
             i, path, axis_name = tensor.number, tensor.path, tensor.axis_name

@@ -26,7 +26,7 @@ class Tensor:
     path: str
     axis_name: tuple[str, ...]
     _moments: Moments
-    _params: list[jax.Array] | None
+    _params: Callable[[], list[jax.Array] | None]
 
     @property
     def momentum(self) -> jax.Array:
@@ -71,11 +71,12 @@ class Tensor:
         Raises:
           ValueError: If `update` was not given the parameters.
         """
-        if self._params is None:
+        params = self._params()
+        if params is None:
             raise ValueError(
                 "`params` must be given to `update`: this `score` ranks by parameters"
             )
-        return self._params[self.index]
+        return params[self.index]
 
 
 Function = Callable[[Tensor], jax.Array]

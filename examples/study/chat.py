@@ -10,6 +10,7 @@ from examples.finetune.data.batches import LENGTH_STEP, round_up
 from examples.finetune.data.encoding import Example
 from examples.finetune.evaluation import generate
 from examples.finetune.system.files import read_json_lines, write_json_lines
+from examples.finetune.system.hosts import fetch
 from examples.study.texts import instructions
 from examples.study.training import Params, Trainer
 
@@ -80,16 +81,18 @@ def written(
     Returns:
       The continuation of each prompt, up to and including the token that ended it.
     """
-    return generate.answers_of_batch(
+    length = round_up(max(map(len, prompts)), LENGTH_STEP)
+    stops = tuple(sorted(trainer.source.tokenizer.stop_ids))
+    batch = generate.padded(prompts, len(prompts), length, stops[0])
+    placed = trainer.place(batch)
+    made = generate.decode(
         trainer.graph,
         trainer.begin(start),
-        prompts,
-        trainer.place,
-        batch_size=len(prompts),
+        placed["prompts"],
+        placed["lengths"],
         max_new_tokens=new_tokens,
-        stop_ids=trainer.source.tokenizer.stop_ids,
-        length=round_up(max(map(len, prompts)), LENGTH_STEP),
+        stop_ids=stops,
         key=jax.random.key(seed),
         temperature=temperature,
-        keep_stop=True,
     )
+    return [generate.until(ids, stops, keep_stop=True) for ids in fetch(made)]

@@ -8,7 +8,7 @@ from jax import lax
 
 from mofo_jax._covariances import pieces, positions
 from mofo_jax._covariances.evaluation import Context, Plan, Source, run
-from mofo_jax._covariances.exits import Analyse, Analysed, Exit, enter, find_exits
+from mofo_jax._covariances.exits import Analyse, Analysed, Exit, enter_all, find_exits
 from mofo_jax._covariances.scope import Scope, Trait
 
 
@@ -60,17 +60,7 @@ def analyse_cond(
     results = [Trait(scope.number(), axes) for axes in unrelated]
     for closed in equation.params["branches"]:
         inner = Scope(scope.mesh, scope.weights)
-        arguments = [
-            enter(
-                trait,
-                inner.number(("given", trait.number)),
-                atom.aval.shape,
-                i if trait.view else None,
-            )
-            for i, (trait, atom) in enumerate(
-                zip(operands, equation.invars[1:], strict=True)
-            )
-        ]
+        arguments = enter_all(operands, equation.invars[1:], inner)
         plan, ends = analyse(closed, arguments, inner)
         plans.append(plan)
         number, leaving = scope.number(), zip(ends, equation.outvars, strict=True)

@@ -84,6 +84,27 @@ def enter(
     )
 
 
+def enter_all(
+    given: Sequence[Trait], atoms: Sequence[Any], inner: Scope
+) -> list[Trait]:
+    """Returns the arguments of a body that all operands enter unchanged.
+
+    Args:
+      given: The operands' traits.
+      atoms: The operands.
+      inner: The scope of the body.
+    """
+    return [
+        enter(
+            trait,
+            inner.number(("given", trait.number)),
+            atom.aval.shape,
+            i if trait.view else None,
+        )
+        for i, (trait, atom) in enumerate(zip(given, atoms, strict=True))
+    ]
+
+
 def _leave(
     use: Use, operand: Trait, inner: Scope, outer: Scope, key: Hashable, stacked: bool
 ) -> Exit | None:

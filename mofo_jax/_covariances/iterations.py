@@ -54,7 +54,7 @@ def in_body(axes: Axes, digit: Piece | None, *, iterated: bool) -> Axes:
       positions an iteration has, they are lost.
     """
     if not iterated:
-        return unrelated_to(axes, digit)
+        return lost_along(axes, digit)
     first, others = axes[0], axes[1:]
     if digit is None or first != (digit,):
         return positions.lose(others) if positions.related((first,)) else others
@@ -62,19 +62,15 @@ def in_body(axes: Axes, digit: Piece | None, *, iterated: bool) -> Axes:
     def lower(own: Piece) -> Piece:
         size = own.stride * own.size
         if own.highest or size > digit.stride:
-            return _lost(own)
+            return positions.lost_digit(own.size)
         return own._replace(highest=size == digit.stride)
 
     return _on_axis(others, digit, lower)
 
 
-def unrelated_to(axes: Axes, digit: Piece | None) -> Axes:
+def lost_along(axes: Axes, digit: Piece | None) -> Axes:
     """Returns the axes with the positions along the axis of a digit lost."""
-    return _on_axis(axes, digit, _lost)
-
-
-def _lost(own: Piece) -> Piece:
-    return own._replace(axis=positions.LOST, stride=0, offset=0, highest=False)
+    return _on_axis(axes, digit, lambda own: positions.lost_digit(own.size))
 
 
 def carried(axes: Axes, digit: Piece | None) -> Axes:

@@ -11,7 +11,14 @@ from jax import lax
 
 from mofo_jax._covariances import iterations, jaxprs, pieces, positions, weighting
 from mofo_jax._covariances.evaluation import Context, Plan, Source, run
-from mofo_jax._covariances.exits import Analyse, Analysed, Exit, enter, find_exits
+from mofo_jax._covariances.exits import (
+    Analyse,
+    Analysed,
+    Exit,
+    enter,
+    enter_all,
+    find_exits,
+)
 from mofo_jax._covariances.pieces import Piece
 from mofo_jax._covariances.scope import Scope, Trait
 
@@ -56,7 +63,7 @@ def _analyse_body(
     weights = list(outer.weights)
     if digit is not None and digit.axis is not None:
         weights[digit.axis] = digit.stride
-    along = [iterations.unrelated_to(trait.positions, digit) for trait in carry]
+    along = [iterations.lost_along(trait.positions, digit) for trait in carry]
     while True:
         scope = Scope(outer.mesh, tuple(weights))
         arguments = []
@@ -240,7 +247,8 @@ def analyse_while(
         params["body_jaxpr"], given[first:second], given[second:], (), scope, analyse
     )
     results = _carried(body, given[second:], scope)
-    _obstruct_condition(equation, given, scope, analyse)
+    asked = [*range(first), *range(second, len(given))]
+    _obstruct_condition(equation, asked, given, scope, analyse)
     operands, leaving = given[first:], body.leaving(equation)
     number = scope.number()
     exits = find_exits(body.scope, scope, operands, leaving, number, len(given))
@@ -253,22 +261,20 @@ def analyse_while(
 
 
 def _obstruct_condition(
-    equation: Any, given: list[Trait], scope: Scope, analyse: Analyse
+    equation: Any, asked: list[int], every: list[Trait], scope: Scope, analyse: Analyse
 ) -> None:
-    """Records the parameters that the condition of a loop multiplies."""
-    first = equation.params["cond_nconsts"]
-    second = first + equation.params["body_nconsts"]
-    asked = [*range(first), *range(second, len(given))]
+    """Records the parameters that the condition of a loop multiplies.
+
+    Args:
+      equation: The equation of the loop.
+      asked: The numbers of the condition's operands.
+      every: The traits of all operands.
+      scope: Where they are recorded.
+      analyse: The function that analyses a jaxpr.
+    """
+    given = [every[i] for i in asked]
     inner = Scope(scope.mesh, scope.weights)
-    arguments = [
-        enter(
-            given[i],
-            inner.number(),
-            equation.invars[i].aval.shape,
-            i if given[i].view else None,
-        )
-        for i in asked
-    ]
+    arguments = enter_all(given, [equation.invars[i] for i in asked], inner)
     analyse(equation.params["cond_jaxpr"], arguments, inner)
     for view in (given[use.param].view for use in inner.uses):
         if view:

@@ -171,8 +171,8 @@ def _axis(
     known: int | None, before: tuple[Piece, ...], length: int
 ) -> tuple[Piece, ...]:
     """Returns an axis of the weights; of an unknown one, the positions are lost."""
-    if known is None and positions.is_related(before):
-        return positions.lost(length)
+    if known is None:
+        return positions.reordered(before, length)
     return pieces.axes_of([known], [length])[0]
 
 

@@ -78,16 +78,26 @@ def agree(first: Axes, second: Axes) -> Axes:
     return tuple(one_of(*pair) for pair in zip(first, second, strict=True))
 
 
+def lost_digit(size: int) -> Piece:
+    """Returns a digit of an unknown position."""
+    return Piece(LOST, size, stride=0, highest=False)
+
+
 def lost(size: int) -> tuple[Piece, ...]:
     """Returns the digits of an axis whose order of positions is unknown."""
-    return () if size == 1 else (Piece(LOST, size, stride=0, highest=False),)
+    return () if size == 1 else (lost_digit(size),)
+
+
+def reordered(axis: tuple[Piece, ...], size: int) -> tuple[Piece, ...]:
+    """Returns an axis in an unknown order, perhaps of another length."""
+    return lost(size) if is_related(axis) else pieces.unrelated([size])[0]
 
 
 def lose(axes: Axes, dimensions: Sequence[int] | None = None) -> Axes:
     """Returns the axes with the positions of some, or of all, lost."""
     return tuple(
-        lost(pieces.length(axis))
-        if is_related(axis) and (dimensions is None or i in dimensions)
+        reordered(axis, pieces.length(axis))
+        if dimensions is None or i in dimensions
         else axis
         for i, axis in enumerate(axes)
     )

@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import itertools
 import math
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
@@ -194,8 +195,8 @@ def _combine(uses: Sequence[Use]) -> Found:
     # An index along an axis of outputs, such as a column, has the input of the others.
     outputs = {
         axis
-        for axis in {axis for one in each for axis in one.chosen}
-        if not all(axis in one.batch_axes for one in each)
+        for axis in itertools.chain(*(one.chosen for one in each))
+        if any(axis not in one.batch_axes for one in each)
         and all(axis in one.chosen for one in each if axis in one.batch_axes)
     }
     for axis in outputs:

@@ -6,7 +6,14 @@ from typing import Any
 
 from mofo_jax._covariances import pieces, relabelling
 from mofo_jax._covariances.pieces import Axes
-from mofo_jax._covariances.positions import is_related, join, lose, lost, related
+from mofo_jax._covariances.positions import (
+    is_related,
+    join,
+    lose,
+    lost,
+    related,
+    reordered,
+)
 
 # The rule of a primitive. Its arguments are the axes of the operands, the parameters,
 # the abstract values of the operands and of the result, and the number of axes of the
@@ -92,10 +99,9 @@ def of_convolution(
     result[numbers.out_spec[0]] = axes[numbers.lhs_spec[0]]
     spatial = zip(numbers.lhs_spec[2:], numbers.out_spec[2:], strict=True)
     for before, after in spatial:
-        if shape[before] == out[after]:
-            result[after] = axes[before]
-        elif is_related(axes[before]):
-            result[after] = lost(out[after])
+        kept = shape[before] == out[after]
+        axis = axes[before]
+        result[after] = axis if kept else reordered(axis, out[after])
     return tuple(result)
 
 
@@ -112,10 +118,9 @@ def _gather(given: list[Axes], params: Any, avals: Any, out: Any, rank: int) -> 
     inside = [axis for axis in range(len(sizes)) if axis not in dropped]
     axes: list[Any] = list(pieces.unrelated(out.shape))
     for before, after in zip(inside, numbers.offset_dims, strict=True):
-        if sizes[before] == avals[0].shape[before]:
-            axes[after] = given[0][before]
-        elif is_related(given[0][before]):
-            axes[after] = lost(out.shape[after])
+        kept = sizes[before] == avals[0].shape[before]
+        axis = given[0][before]
+        axes[after] = axis if kept else reordered(axis, out.shape[after])
     others = [i for i in range(len(axes)) if i not in numbers.offset_dims]
     moved = related([given[0][axis] for axis in numbers.start_index_map])
     for i, (before, after) in enumerate(zip(given[1][:-1], others, strict=True)):
@@ -143,10 +148,8 @@ def _pad(given: list[Axes], params: Any, avals: Any, out: Any, rank: int) -> Axe
 
 def _resized(axes: Axes, shape: Sequence[int], moved: Sequence[bool]) -> Axes:
     """Returns axes of which some have other positions, and perhaps another length."""
-    none = pieces.unrelated(shape)
     return tuple(
-        axis if not moved[i] else lost(shape[i]) if is_related(axis) else none[i]
-        for i, axis in enumerate(axes)
+        reordered(axis, shape[i]) if moved[i] else axis for i, axis in enumerate(axes)
     )
 
 
@@ -158,12 +161,9 @@ def _concatenate(
     given: list[Axes], params: Any, avals: Any, out: Any, rank: int
 ) -> Axes:
     where = params["dimension"]
-    moved = related([axes[where] for axes in given])
-    others = [pieces.without(axes, [where]) for axes in given]
-    axes = _join_all(others, rank)
-    size = out.shape[where]
-    own = lost(size) if moved else pieces.unrelated([size])[0]
-    return (*axes[:where], own, *axes[where:])
+    parts = [digit for axes in given for digit in axes[where]]
+    axes = _join_all([pieces.without(axes, [where]) for axes in given], rank)
+    return (*axes[:where], reordered(tuple(parts), out.shape[where]), *axes[where:])
 
 
 def _same_lengths(

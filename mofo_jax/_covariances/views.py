@@ -198,9 +198,8 @@ def arrange(view: View, contracted: Sequence[int], batch: Sequence[int]) -> Arra
         raise UnfitError("its product contracts an axis of length 1")
     seen = {*axes, *_sources(lead), *_sources(free)}
     several = {i for i, n in enumerate(view.shape) if n > 1 or view.shards[i]}
-    chosen = several - seen
+    chosen = tuple(sorted(several - seen))
     batch_axes = sorted({*_sources(lead), *chosen})
-    chosen = tuple(sorted(chosen - {*_sources(lead)}))
     for axis in axes:
         if axis in {*_sources(lead), *_sources(free)}:
             raise UnfitError(f"its product contracts only a part of axis {axis}")

@@ -138,11 +138,11 @@ def _indices(axes: Axes, axis: int) -> list[list[tuple[int, Piece]]]:
     return found
 
 
-def _index(own: Sequence[tuple[int, Piece]]) -> list[tuple[int, Piece]]:
+def _index(own: list[tuple[int, Piece]]) -> list[tuple[int, Piece]]:
     """Returns the first set of digits that form an index, or none."""
     for first in range(len(own)):
         found: list[tuple[int, Piece]] = []
-        for place, digit in (*own[first:], *own[:first]):
+        for place, digit in own[first:] + own[:first]:
             if not any(_overlap(digit, other) for _, other in found):
                 found.append((place, digit))
         found.sort(key=lambda item: -item[1].stride)

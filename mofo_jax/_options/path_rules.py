@@ -14,6 +14,8 @@ from typing import Any, Generic, TypeVar, Union
 import jax
 import optax
 
+from mofo_jax import _checks
+
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 Path = tuple[Any, ...]
@@ -140,7 +142,7 @@ class Kind(Generic[T]):
             values = [value for _, value in option.rules]
             if option.default is not ...:
                 values.append(option.default)
-        elif self._function(option):
+        elif _checks.is_function(option) and not self.is_value(option):
             values = []
         else:
             values = jax.tree.leaves(option, is_leaf=self.is_value)
@@ -148,15 +150,6 @@ class Kind(Generic[T]):
             if not self.is_value(value):
                 raise ValueError(f"`{self.name}` must be {self.allowed}, got {value!r}")
         return values
-
-    def _function(self, option: Any) -> Callable[[optax.Updates], Any] | None:
-        # A tree may be callable itself, as the modules of Equinox are.
-        is_leaf = jax.tree_util.all_leaves([option])
-        return (
-            option
-            if callable(option) and is_leaf and not self.is_value(option)
-            else None
-        )
 
     def resolve(self, option: PerTensor[T] | None, updates: optax.Updates) -> list[T]:
         """Returns the option's value for each leaf of `updates`, in the tree's order.
@@ -177,8 +170,8 @@ class Kind(Generic[T]):
                 )
         else:
             prefix: Any = option
-            if function := self._function(option):
-                prefix = function(updates)
+            if _checks.is_function(option) and not self.is_value(option):
+                prefix = option(updates)
             values = self._broadcast(prefix, updates)
         for path, value in zip(paths, values, strict=True):
             if not self.is_value(value):

@@ -112,8 +112,7 @@ def _check_shared(first: Filtered, other: Filtered) -> None:
 
 
 def _is_fraction(value: Any) -> bool:
-    is_leaf = jax.tree_util.all_leaves([value])
-    return _checks.is_scalar(value) or (callable(value) and is_leaf)
+    return _checks.is_scalar(value) or _checks.is_function(value)
 
 
 def _is_bool(value: Any) -> bool:

@@ -68,7 +68,7 @@ BUILDING: dict[str, tuple[Any, ...]] = {
         "`unselected_scale` must be a number, got 'x'",
         TypeError,
     ),
-    "a strength that is a schedule": (
+    "a strength that is no number": (
         lambda: mofo_jax.pull_to_start(None),
         "`strength` must be a number, got None",
         TypeError,

@@ -145,71 +145,47 @@ def answers(
     """
     longest = max(map(len, prompts))
     length = length or round_up(longest, LENGTH_STEP)
+    stops = tuple(sorted(stop_ids))
     continued: list[list[int]] = []
     for start in range(0, len(prompts), batch_size):
-        continued += answers_of_batch(
+        part = prompts[start : start + batch_size]
+        placed = place(padded(part, batch_size, length, stops[0]))
+        written_BxN = decode(
             graph,
             params,
-            prompts[start : start + batch_size],
-            place,
-            batch_size=batch_size,
+            placed["prompts"],
+            placed["lengths"],
             max_new_tokens=max_new_tokens,
-            stop_ids=stop_ids,
-            length=length,
+            stop_ids=stops,
             key=None if key is None else jax.random.fold_in(key, start),
-            keep_stop=keep_stop,
         )
+        written = fetch(written_BxN)[: len(part)]
+        continued += [until(ids, stops, keep_stop) for ids in written]
     return continued
 
 
-def answers_of_batch(
-    graph: nnx.GraphDef,
-    params: Mapping[str, Any],
-    prompts: Sequence[Sequence[int]],
-    place: Place,
-    *,
-    batch_size: int,
-    max_new_tokens: int,
-    stop_ids: Collection[int],
-    length: int,
-    key: jax.Array | None = None,
-    temperature: jax.typing.ArrayLike = 1.0,
-    keep_stop: bool = False,
-) -> list[list[int]]:
-    """Continues the prompts of one batch.
+def padded(
+    prompts: Sequence[Sequence[int]], rows: int, length: int, pad: int
+) -> dict[str, np.ndarray]:
+    """Returns `prompts` int32 [rows, length] and their `lengths` int32 [rows].
 
     Args:
-      graph: as for `answers`, like the other arguments that are not listed here.
-      prompts: token ids of at most `batch_size` prompts, none empty.
-      length: the padded length of prompts.
-      temperature: the logits of the samples are divided by this positive number.
-
-    Returns:
-      The continuation of each prompt.
+      prompts: token ids of at most `rows` prompts; the lengths of other rows are 0.
+      rows: the number of rows.
+      length: the length of rows.
+      pad: the token that fills them.
     """
-    stops = tuple(sorted(stop_ids))
     batch = {
-        "prompts": np.full((batch_size, length), stops[0], np.int32),
-        "lengths": np.zeros(batch_size, np.int32),
+        "prompts": np.full((rows, length), pad, np.int32),
+        "lengths": np.zeros(rows, np.int32),
     }
     for row, prompt in enumerate(prompts):
         batch["prompts"][row, : len(prompt)] = prompt
         batch["lengths"][row] = len(prompt)
-    placed = place(batch)
-    written_BxN = decode(
-        graph,
-        params,
-        placed["prompts"],
-        placed["lengths"],
-        max_new_tokens=max_new_tokens,
-        stop_ids=stops,
-        key=key,
-        temperature=temperature,
-    )
-    written = fetch(written_BxN)[: len(prompts)]
-    return [_until(ids, stops, keep_stop) for ids in written]
+    return batch
 
 
-def _until(ids: np.ndarray, stop_ids: Sequence[int], keep_stop: bool) -> list[int]:
+def until(ids: np.ndarray, stop_ids: Sequence[int], keep_stop: bool) -> list[int]:
+    """Returns the tokens before the first one that stops, or up to and including it."""
     stopped = np.flatnonzero(np.isin(ids, stop_ids))
     return ids[: stopped[0] + keep_stop if stopped.size else None].tolist()

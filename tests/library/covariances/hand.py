@@ -1,8 +1,10 @@
 """Covariances computed in NumPy's float64, and the comparison with them."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import mofo_jax
@@ -29,6 +31,18 @@ def mean_outer(*inputs: Any, weights: Any = None) -> np.ndarray:
     )
     w = np.ones(len(rows)) if weights is None else np.ravel(weights)
     return (rows * w[:, None]).T @ rows / w.sum()
+
+
+def weighted(move: Callable[[Any], Any], x: Any, weights: Any) -> tuple[Any, Any]:
+    """Returns the covariance of a function of `x`, the input of `w`, and the report."""
+    width = jax.eval_shape(move, jnp.float32(x)).shape[-1]
+    return mofo_jax.input_covariances(
+        lambda params, batch: move(batch[0]) @ params["w"],
+        {"w": jnp.ones((width, 2))},
+        [(jnp.float32(x), jnp.float32(weights))],
+        weights=lambda batch: batch[1],
+        return_report=True,
+    )
 
 
 def check(covariances: Any, expected: dict[str, Any], rtol: float = 1e-5) -> None:

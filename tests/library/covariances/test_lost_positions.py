@@ -3,14 +3,18 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
 
-import mofo_jax
-from tests.library.covariances.hand import Expected, check, mean_outer, normal
+from tests.library.covariances.hand import (
+    Expected,
+    check,
+    mean_outer,
+    normal,
+    weighted,
+)
 
 ROWS, LENGTH, WIDTH = 3, 6, 4
 X = normal(ROWS, LENGTH, WIDTH)
@@ -19,19 +23,6 @@ WEIGHTS = np.array(
 )
 TURN = np.array([3, 5, 0, 1, 4, 2])
 OTHER = np.array([1, 0, 2, 5, 3, 4])
-
-
-def estimate(move: Callable[[Any], Any], weights: Any = WEIGHTS) -> tuple[Any, str]:
-    """Returns the covariance of the result of a function, and its report."""
-    width = jax.eval_shape(move, jnp.float32(X)).shape[-1]
-    found, report = mofo_jax.input_covariances(
-        lambda params, batch: move(batch[0]) @ params["w"],
-        {"w": jnp.ones((width, 2))},
-        [(jnp.float32(X), jnp.float32(weights))],
-        weights=lambda batch: batch[1],
-        return_report=True,
-    )
-    return found, report["w"]
 
 
 def shifted(x: Any, by: int) -> Any:
@@ -90,12 +81,14 @@ ROWS_LOST = {
 
 @pytest.mark.parametrize("name", LOST)
 def test_lost_positions_have_the_largest_weight(name: str) -> None:
-    actual, report = estimate(LOST[name])
+    actual, report = weighted(LOST[name], X, WEIGHTS)
     x = np.asarray(LOST[name](jnp.float32(X)))
     largest = WEIGHTS.max(None if name in ROWS_LOST else 1, keepdims=True)
     weights = np.broadcast_to(largest, x.shape[:2])
     check(actual, {"w": Expected(mean_outer(x, weights=weights))})
-    assert report == "contracted along (0,), with positions that are not all known"
+    assert report == {
+        "w": "contracted along (0,), with positions that are not all known"
+    }
 
 
 class Known(NamedTuple):
@@ -132,10 +125,10 @@ KNOWN = {
 
 @pytest.mark.parametrize("name", KNOWN)
 def test_known_positions_have_their_weights(name: str) -> None:
-    actual, report = estimate(KNOWN[name].move)
+    actual, report = weighted(KNOWN[name].move, X, WEIGHTS)
     x = np.asarray(KNOWN[name].move(jnp.float32(X)))
     check(actual, {"w": Expected(mean_outer(x, weights=KNOWN[name].weights))})
-    assert report == "contracted along (0,)"
+    assert report == {"w": "contracted along (0,)"}
 
 
 # Padding, which is no position, has the weight 0.
@@ -145,5 +138,5 @@ def test_known_positions_have_their_weights(name: str) -> None:
 def test_equal_weights_do_not_matter(name: str) -> None:
     move = LOST[name] if name in LOST else KNOWN[name].move
     x = np.asarray(move(jnp.float32(X)))
-    actual, _ = estimate(move, np.ones_like(WEIGHTS))
+    actual, _ = weighted(move, X, np.ones_like(WEIGHTS))
     check(actual, {"w": Expected(mean_outer(x))})

@@ -11,7 +11,13 @@ from jax import lax
 
 import mofo_jax
 from tests.helpers import random_generator
-from tests.library.covariances.hand import Expected, check, mean_outer, normal
+from tests.library.covariances.hand import (
+    Expected,
+    check,
+    mean_outer,
+    normal,
+    weighted,
+)
 
 ROWS, LENGTH, WIDTH = 3, 5, 4
 X = normal(ROWS, LENGTH, WIDTH)
@@ -67,13 +73,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_weights_follow_a_move(name: str) -> None:
     move, desired = CASES[name]
-    actual, report = mofo_jax.input_covariances(
-        lambda params, batch: move(batch[0]) @ params["w"],
-        {"w": jnp.ones((WIDTH, 2))},
-        [(jnp.float32(X), jnp.float32(WEIGHTS))],
-        weights=lambda batch: batch[1],
-        return_report=True,
-    )
+    actual, report = weighted(move, X, WEIGHTS)
     x, weights = (desired or move)(X), (desired or move)(WEIGHTS[..., None])
     check(actual, {"w": Expected(mean_outer(x, weights=weights))})
     assert report == {"w": "contracted along (0,)"}
