@@ -67,7 +67,7 @@ def scale_by_inverse_covariance(
     It is ineffective before `optax.scale_by_adam`, whose normalization by the second
     moment reverses the scaling: completely if :math:`A` is diagonal, and mostly if the
     coordinates of the input differ in scale. The best learning rate is higher than
-    Adam's, since a part of each step is removed: at equal task loss, it was 3 to 4.5
+    Adam's, since a part of each step is removed: at equal task loss, it was 3 to 5
     times as high in our study, with the default damping.
 
     There are two ways to combine it with MoFO. With MoFO first, the momenta are
