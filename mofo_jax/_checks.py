@@ -55,14 +55,20 @@ _INTERVALS: dict[str, Callable[[float], bool]] = {
 
 
 def check_number(name: str, value: Any, interval: str, path: str = "") -> None:
-    """Raises ValueError if a static number is not in an interval, such as "(0, 1]"."""
+    """Raises an error unless `value` is a number in an interval, such as "(0, 1]".
+
+    Raises:
+      TypeError: If it is neither a number nor a JAX array of shape ().
+      ValueError: If it is a static number outside of the interval.
+    """
+    check_scalar(name, value)
     if is_static_number(value) and not _INTERVALS[interval](value):
         place = f" for {path}" if path else ""
         raise ValueError(f"`{name}`{place} must be in {interval}, got {value!r}")
 
 
 def check_adam(b1: Any, b2: Any, eps: Any, eps_root: Any) -> None:
-    """Raises ValueError if a hyperparameter is out of range, which Optax accepts."""
+    """Raises an error as `check_number` does, where Optax accepts any value."""
     for name, value in (("b1", b1), ("b2", b2)):
         check_number(name, value, "[0, 1)")
     for name, value in (("eps", eps), ("eps_root", eps_root)):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from mofo_jax import _checks
+from mofo_jax._covariances import jaxprs
 from mofo_jax._pull_to_start import displacement_from, remember
 
 MEASURES = ("distance", "divergence")
@@ -64,13 +65,15 @@ def control_fraction(
 
     `optax.inject_hyperparams` treats callables as schedules. To wrap this function with
     it, pass ``static_args=("factory",)``; a `budget` that is a schedule is then
-    evaluated by the wrapper. Other hyperparameters can be injected within `factory`.
+    evaluated by the wrapper. Other hyperparameters can be injected within `factory`,
+    with ``static_args=("update_fraction",)``.
 
     Args:
       factory: Takes the fraction, an array of shape () that may be traced, and returns
         the transformation to run, such as
-        ``lambda fraction: mofo(1e-4, update_fraction=fraction)``. Its state must not
-        depend on the fraction. `factory` is called at every trace and should be cheap.
+        ``lambda fraction: mofo(1e-4, update_fraction=fraction)``. Its initial state
+        must not depend on the fraction, since later fractions would not replace it.
+        `factory` is called at every trace and should be cheap.
       budget: The largest distance or divergence allowed, > 0; a number or a schedule of
         the step count (from 0).
       measure: `"distance"` is the Euclidean distance of all parameters from those at
@@ -79,7 +82,7 @@ def control_fraction(
         Kullback-Leibler divergence from the model before training. Within
         `jax.shard_map`, each device would measure the distance of its own shards; pass
         a divergence that is equal on all devices instead.
-      initial: The initial fraction, in (0, 1].
+      initial: The initial fraction, in [`least`, 1].
       gain: The rate of adaptation, > 0. The more slowly the measure responds to the
         fraction, the smaller the gain must be to avoid oscillation.
       least: The lower bound of the fraction, in (0, 1].
@@ -90,8 +93,10 @@ def control_fraction(
       every step. A NaN distance leaves the fraction unchanged too.
 
     Raises:
-      TypeError: If `factory` does not return a gradient transformation.
-      ValueError: If an argument is invalid, or, at an update that measures the
+      TypeError: If `factory` does not return a gradient transformation, or a number is
+        of another type.
+      ValueError: If an argument is invalid, at `init`, if the state depends on the
+        fraction, or, at an update that measures the
         distance, `params` is None.
 
     Examples:
@@ -121,6 +126,12 @@ def control_fraction(
 
     def init(params: optax.Params) -> Any:
         fraction = jnp.asarray(initial, jnp.float32)
+        if _depends(lambda number: run(number).init(params), fraction):
+            raise ValueError(
+                "`factory` must return a transformation whose initial state does not "
+                "depend on the fraction: with optax.inject_hyperparams, pass "
+                'static_args=("update_fraction",)'
+            )
         return ControlFractionState(
             count=jnp.zeros([], jnp.int32),
             fraction=fraction,
@@ -162,9 +173,25 @@ def _adapt(
 
 
 def _check(budget: Any, measure: Any, initial: Any, gain: Any, least: Any) -> None:
-    """Raises ValueError if an argument is invalid."""
+    """Raises TypeError or ValueError if an argument is invalid."""
     _checks.check_choice("measure", measure, MEASURES)
     _checks.check_number("initial", initial, "(0, 1]")
     _checks.check_number("least", least, "(0, 1]")
-    for name, value in (("budget", budget), ("gain", gain)):
-        _checks.check_number(name, value, "(0, inf)")
+    _checks.check_number("gain", gain, "(0, inf)")
+    if not callable(budget):
+        _checks.check_number("budget", budget, "(0, inf)")
+    static = map(_checks.is_static_number, (initial, least))
+    if all(static) and initial < least:
+        raise ValueError(f"`initial` must be at least `least`, got {initial} < {least}")
+
+
+def _depends(output: Callable[[jax.Array], Any], number: jax.Array) -> bool:
+    """Returns whether an array that a function returns depends on its argument."""
+
+    def arrays(number: jax.Array) -> list[Any]:
+        leaves = jax.tree.leaves(output(number))
+        return [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
+
+    jaxpr = jax.make_jaxpr(arrays)(number).jaxpr
+    # Without results, all variables of a jaxpr count as used.
+    return bool(jaxpr.outvars) and jaxpr.invars[0] in jaxprs.used(jaxpr)

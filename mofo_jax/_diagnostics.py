@@ -14,7 +14,7 @@ import optax
 from jax import lax
 
 from mofo_jax._dtypes import widen
-from mofo_jax._options.path_rules import Kind, PerTensor, path_name, place
+from mofo_jax._options.path_rules import Kind, PerTensor, named_leaves, place
 from mofo_jax._selection.levels import count_levels
 from mofo_jax._selection.patterns import magnitude_patterns
 
@@ -209,7 +209,7 @@ def ever_moved_share(
 
 def _pairs(tree: Any, name: str, other: Any) -> list[tuple[Any, Any]]:
     """Pairs the leaves of two trees by order, since Flax may wrap them differently."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    leaves = named_leaves(tree)
     others = jax.tree.leaves(other)
     if len(leaves) != len(others):
         raise ValueError(
@@ -218,7 +218,7 @@ def _pairs(tree: Any, name: str, other: Any) -> list[tuple[Any, Any]]:
         )
     for (path, leaf), paired in zip(leaves, others, strict=True):
         if np.shape(leaf) != np.shape(paired):
-            parameter = place(path_name(path))
+            parameter = place(path)
             raise ValueError(
                 f"`{name}` for {parameter} must have the shape {np.shape(leaf)}, got "
                 f"{np.shape(paired)}"

@@ -55,7 +55,8 @@ def momentum_filter(
     where the threshold :math:`\tau` is the :math:`k`-th largest :math:`|m|` in the
     block and :math:`k = \max(1, \lfloor \alpha n \rfloor)`. The state is that of
     `inner`; the filter adds none. Selection is exact, uses no sort, and selects the
-    same coordinates under any sharding, in Auto and Explicit meshes.
+    same coordinates under any sharding, in Auto and Explicit meshes. Explicit axes must
+    not divide a part of `AxisParts`.
 
     A NaN momentum ranks above infinity, so that divergence remains visible. The
     momentum is ranked as `inner` returns it, before it is cast to the dtype of the
@@ -107,7 +108,8 @@ def momentum_filter(
       returned as `inner` computes them.
 
     Raises:
-      TypeError: If `inner` is not a gradient transformation.
+      TypeError: If `inner` is not a gradient transformation, or `unselected_scale` is
+        not a number.
       ValueError: If an option is invalid. Values that depend on the tree of updates are
         checked at the first update.
 
@@ -126,7 +128,6 @@ def momentum_filter(
     _checks.check_transformation("`inner` must be", inner)
     rank = resolve_score(score)
     _checks.check_choice("ties", ties, TIES)
-    _checks.check_scalar("unselected_scale", unselected_scale)
     _checks.check_number("unselected_scale", unselected_scale, "[0, 1)")
     if axis_name is not None and ties == "exact":
         raise ValueError(
@@ -226,8 +227,10 @@ def _left(step: jax.Array, unselected_scale: Any, zero: jax.Array) -> jax.Array:
     """Returns the steps of coordinates that are not selected."""
     # Multiplication by zero would turn infinity into NaN. A literal zero would be CSE'd
     # with the zeros that initialize gradient buffers and keep them alive on a GPU.
-    is_zero = _checks.is_exactly(unselected_scale, 0)
-    return zero.astype(step.dtype) if is_zero else step * unselected_scale
+    none = zero.astype(step.dtype)
+    if _checks.is_static_number(unselected_scale):
+        return none if unselected_scale == 0 else step * unselected_scale
+    return jnp.where(unselected_scale == 0, none, step * unselected_scale)
 
 
 def _cast_like(new: Any, old: Any) -> Any:

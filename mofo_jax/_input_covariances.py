@@ -13,7 +13,7 @@ from mofo_jax._covariances.covariance import InputCovariance
 from mofo_jax._covariances.methods import Sums
 from mofo_jax._covariances.program import Program, SumName, make_program, mean, merge
 from mofo_jax._dtypes import widen
-from mofo_jax._options.path_rules import path_name, place
+from mofo_jax._options.path_rules import named_leaves, place
 
 Apply = Callable[[Any, Any], Any]
 
@@ -192,8 +192,8 @@ def _paths(params: optax.Params) -> list[str]:
       ValueError: If two leaves have the same path.
     """
     paths = []
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        paths.append(path_name(path))
+    for path, leaf in named_leaves(params):
+        paths.append(path)
         if not hasattr(leaf, "dtype"):
             raise TypeError(
                 f"`params` must be a tree of arrays, got {type(leaf).__name__} for "

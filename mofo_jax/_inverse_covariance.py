@@ -13,7 +13,7 @@ from mofo_jax import _checks, _inverse_factors
 from mofo_jax._covariances import given, shardings
 from mofo_jax._covariances.covariance import InputCovariance
 from mofo_jax._dtypes import floating_dtype, widen
-from mofo_jax._options.path_rules import path_name, place
+from mofo_jax._options.path_rules import named_leaves, place
 
 
 class ScaleByInverseCovarianceState(NamedTuple):
@@ -195,8 +195,8 @@ def scale_by_inverse_covariance(
         given.check_tree(kept, updates)
 
         alike: dict[Any, dict[str, tuple[jax.Array, InputCovariance]]] = {}
-        for path, update in jax.tree_util.tree_leaves_with_path(updates):
-            name = path_name(path)
+        named = named_leaves(updates)
+        for name, update in named:
             covariance = kept[name]
             if covariance is not None:
                 place = _inverse_factors.batch_sharding(update, covariance)
@@ -212,11 +212,11 @@ def scale_by_inverse_covariance(
             )
             scaled |= dict(zip(own, made, strict=True))
 
-        def narrow(path: Any, update: jax.Array) -> jax.Array:
-            wide = scaled.get(path_name(path))
-            return update if wide is None else wide.astype(jnp.result_type(update))
-
-        return jax.tree_util.tree_map_with_path(narrow, updates), state
+        steps = [
+            scaled[name].astype(jnp.result_type(update)) if name in scaled else update
+            for name, update in named
+        ]
+        return jax.tree.structure(updates).unflatten(steps), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -112,9 +112,10 @@ def master_weights(
             inner_state=wrapped.init(jax.tree.map(widen, params, params)),
         )
 
-    def master(param: Any, remainder: jax.Array) -> Any:
-        whole = is_floating(param)
-        return widen(param, param) + widen(param, remainder) if whole else param
+    def master(param: Any, remainder: jax.Array | None) -> Any:
+        if remainder is None or not is_floating(param):
+            return param
+        return widen(param, param) + widen(param, remainder)
 
     def update(
         updates: optax.Updates,

@@ -98,6 +98,7 @@ def mofo(
       and dtypes of the state of `optax.adamw`, except for the `nu_dtype`.
 
     Raises:
+      TypeError: If a number is of another type.
       ValueError: If an argument is invalid. Values that depend on the tree of updates
         are checked at the first update.
 
@@ -204,6 +205,7 @@ def scale_by_mofo(
       `optax.ScaleByAdamState`.
 
     Raises:
+      TypeError: If a number is of another type.
       ValueError: If an argument is invalid. Values that depend on the tree of updates
         are checked at the first update.
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mofo_jax._options.path_rules import path_name, place
+from mofo_jax._options.path_rules import named_leaves, place
 
 
 class Moment(NamedTuple):
@@ -39,6 +39,8 @@ SECOND_MOMENT = Moment(
     "second moments",
     "as in optax.adam. Otherwise choose a `score` that needs none",
 )
+# States of Optax whose `count` is no step count, since it is reset.
+RESET = ("ApplyEvery", "ReduceLROnPlateauState")
 FISHER = Moment(
     ("fisher",),
     "Fisher information",
@@ -70,8 +72,8 @@ class Moments:
         found = self._found[moment][index]
         if len(found) == 1:
             return found[0]
-        path, _ = jax.tree_util.tree_leaves_with_path(self._updates)[index]
-        parameter = place(path_name(path))
+        path, _ = named_leaves(self._updates)[index]
+        parameter = place(path)
         if found:
             raise ValueError(
                 f"`score` finds two {moment.plural} for {parameter} in the state of "
@@ -116,7 +118,7 @@ def step_count(state: optax.OptState, why: str) -> jax.Array:
     """
     counts = [
         count
-        for count in _fields(state, ("count", "t"))
+        for count in _fields(state, ("count", "t"), RESET)
         if jnp.ndim(count) == 0 and jnp.issubdtype(jnp.result_type(count), jnp.integer)
     ]
     if not counts:
@@ -128,13 +130,22 @@ def step_count(state: optax.OptState, why: str) -> jax.Array:
     return counts[0]
 
 
-def _fields(state: optax.OptState, names: tuple[str, ...]) -> list[Any]:
-    """Returns the values of the named fields of the states nested in `state`."""
+def _fields(
+    state: optax.OptState, names: tuple[str, ...], others: tuple[str, ...] = ()
+) -> list[Any]:
+    """Returns the values of the named fields of the states nested in `state`.
+
+    Args:
+      state: The state.
+      names: The names of the fields.
+      others: The names of states whose fields are left out.
+    """
     return [
         value
         for name in names
         for path, value in optax.tree.get_all_with_path(state, name)
         if isinstance(path[-1], optax.tree_utils.NamedTupleKey)
+        and path[-1].tuple_name not in others
     ]
 
 

@@ -80,7 +80,6 @@ def pull_to_start(
     start was introduced by Xuhong et al,
     `L2-SP <https://arxiv.org/abs/1802.01483>`_, 2018.
     """
-    _checks.check_scalar("strength", strength)
     _checks.check_number("strength", strength, "[0, inf)")
     _checks.check_choice("norm", norm, NORMS)
 

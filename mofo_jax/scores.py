@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mofo_jax import _checks, _dtypes
-from mofo_jax._options.blocks import BlockAxes, inner_axes, normalize_axes
-from mofo_jax._options.path_rules import PathRules
+from mofo_jax._options.blocks import AXES, BlockAxes, inner_axes, normalize_axes
+from mofo_jax._options.path_rules import PathRules, place
 from mofo_jax._score_inputs import Function as Function
 from mofo_jax._score_inputs import Score as Score
 from mofo_jax._score_inputs import Tensor as Tensor
@@ -148,7 +148,8 @@ def random_tensors(
 
     Raises:
       TypeError: If `seed` or `every` is not an integer.
-      ValueError: If `every` is negative.
+      ValueError: If `every` is negative, or `axes` is invalid; for a tensor without a
+        rule, at the first update.
 
     Examples:
       >>> import jax.numpy as jnp, mofo_jax
@@ -167,13 +168,18 @@ def random_tensors(
     _check_integer("every", every)
     if every < 0:
         raise ValueError(f"`every` must not be negative, got {every}")
+    AXES.check(axes)
 
     def drawn(tensor: Tensor) -> jax.Array:
         value: Any = axes
         if isinstance(axes, PathRules):
             value = axes.value_at(tensor.path)
+            if value is ...:
+                raise ValueError(
+                    f"`axes` has no default and no rule for {place(tensor.path)}"
+                )
         shape = jnp.shape(tensor.gradient)
-        kept = normalize_axes(value, len(shape), tensor.path)
+        kept = normalize_axes(value, len(shape), tensor.path, "axes")
         # The count starts at 1.
         stage = (tensor.count - 1) // every if every else jnp.zeros((), np.int32)
         key = _key(seed, stage, dataclasses.replace(tensor, axis_name=()))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from mofo_jax._covariances import shardings
 from mofo_jax._covariances.covariance import InputCovariance
-from mofo_jax._options.path_rules import path_name, place
+from mofo_jax._options.path_rules import named_leaves, place
 
 
 def by_path(covariances: Any) -> dict[str, InputCovariance | None]:
@@ -25,17 +25,16 @@ def by_path(covariances: Any) -> dict[str, InputCovariance | None]:
         return node is None or isinstance(node, InputCovariance)
 
     found = {}
-    leaves = jax.tree_util.tree_leaves_with_path(covariances, is_leaf=is_leaf)
-    for path, leaf in leaves:
-        if path_name(path) in found:
+    for path, leaf in named_leaves(covariances, is_leaf):
+        if path in found:
             raise ValueError(
                 "`covariances` must have different paths for all parameters, got two "
-                f"of {place(path_name(path))}"
+                f"of {place(path)}"
             )
-        found[path_name(path)] = leaf
+        found[path] = leaf
         if not is_leaf(leaf):
             raise TypeError(
-                f"`covariances` for {place(path_name(path))} must be an "
+                f"`covariances` for {place(path)} must be an "
                 f"InputCovariance or None, got {type(leaf).__name__}"
             )
     if all(covariance is None for covariance in found.values()):
@@ -184,8 +183,7 @@ def at(nested: dict[str, Any], path: str) -> Any:
 
 def check_tree(kept: dict[str, InputCovariance | None], tree: Any) -> None:
     """Raises `ValueError` unless covariances fit a tree of parameters."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        name = path_name(path)
+    for name, leaf in named_leaves(tree):
         if name not in kept:
             raise ValueError(
                 f"`covariances` must have the structure of the parameters, got nothing "

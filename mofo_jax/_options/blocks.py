@@ -1,5 +1,6 @@
 """Which coordinates compete with one another: the option `block_axes`."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -7,7 +8,7 @@ import numpy as np
 import optax
 
 from mofo_jax import _checks
-from mofo_jax._options.path_rules import Kind, PerTensor, path_name, place
+from mofo_jax._options.path_rules import Kind, PerTensor, named_leaves, place
 
 
 class AxisParts(NamedTuple):
@@ -67,10 +68,9 @@ def resolve_blocks(
       ValueError: If a value is wrong or does not fit its tensor.
     """
     values = BLOCK_AXES.resolve(block_axes, updates)
-    leaves = jax.tree_util.tree_leaves_with_path(updates)
     return [
-        _find_blocks(value, np.shape(leaf), path_name(path))
-        for value, (path, leaf) in zip(values, leaves, strict=True)
+        _find_blocks(value, leaf, path)
+        for value, (path, leaf) in zip(values, named_leaves(updates), strict=True)
     ]
 
 
@@ -89,11 +89,10 @@ def resolve_own_blocks(
         tensors share.
     """
     found = resolve_blocks(block_axes, updates)
-    leaves = jax.tree_util.tree_leaves_with_path(updates)
-    for blocks, (path, _) in zip(found, leaves, strict=True):
+    for blocks, (path, _) in zip(found, named_leaves(updates), strict=True):
         if blocks.name:
             raise ValueError(
-                f"`block_axes` for {place(path_name(path))} must not share the block "
+                f"`block_axes` for {place(path)} must not share the block "
                 f"{blocks.name!r} with other tensors: `{user}` treats each tensor "
                 "separately"
             )
@@ -130,8 +129,13 @@ BLOCK_AXES: Kind[BlockAxes] = Kind(
 )
 
 
-def _find_blocks(value: BlockAxes, shape: tuple[int, ...], path: str) -> Blocks:
+# Axes alone, of one tensor at a time.
+AXES: Kind[BlockAxes] = Kind("axes", _is_axes, "a tuple of axis numbers", ())
+
+
+def _find_blocks(value: BlockAxes, leaf: Any, path: str) -> Blocks:
     """Returns the blocks that one value of `block_axes` gives a tensor."""
+    shape = np.shape(leaf)
     entries = (value,) if isinstance(value, str) else value
     name = "".join(entry for entry in entries if isinstance(entry, str))
     # The number of parts of each listed axis; 0 if each of its indices is a block.
@@ -155,10 +159,27 @@ def _find_blocks(value: BlockAxes, shape: tuple[int, ...], path: str) -> Blocks:
                     f"`block_axes` for {place(path)} must split axis {axis}, of length "
                     f"{length}, into equal parts, got {number} parts"
                 )
+            _check_shards(leaf, axis, number, path)
             cut.extend((number, length // number))
         else:
             cut.append(length)
     return Blocks(tuple(axes), tuple(cut), name)
+
+
+def _check_shards(leaf: Any, axis: int, parts: int, path: str) -> None:
+    """Raises ValueError if a part would be divided between devices by Explicit axes."""
+    if not isinstance(leaf, jax.Array):
+        return
+    sharding = jax.typeof(leaf).sharding  # with None for Auto axes
+    names = sharding.spec[axis] or ()
+    names = (names,) if isinstance(names, str) else names
+    shards = math.prod(sharding.mesh.shape[name] for name in names)
+    if parts % shards:
+        raise ValueError(
+            f"`block_axes` for {place(path)} must split axis {axis} into a multiple of "
+            f"{shards} parts, since Explicit mesh axes {names} shard it, got {parts} "
+            "parts; Auto axes have no such limit"
+        )
 
 
 def inner_axes(ndim: int, block_axes: tuple[int, ...]) -> tuple[int, ...]:
@@ -166,27 +187,35 @@ def inner_axes(ndim: int, block_axes: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(axis for axis in range(ndim) if axis not in block_axes)
 
 
-def normalize_axes(axes: tuple[int, ...], ndim: int, path: str) -> tuple[int, ...]:
+def normalize_axes(
+    axes: tuple[int, ...], ndim: int, path: str, name: str = "block_axes"
+) -> tuple[int, ...]:
     """Returns axes as non-negative numbers in ascending order.
+
+    Args:
+      axes: The axes.
+      ndim: The number of axes of the tensor.
+      path: The tensor's path, for errors.
+      name: The argument's name, for errors.
 
     Raises:
       TypeError: If the axes are not a tuple of integers.
       ValueError: If an axis is out of range or listed twice.
     """
     if not _is_axes(axes):
-        raise TypeError(f"`block_axes` must be a tuple of axis numbers, got {axes!r}")
+        raise TypeError(f"`{name}` must be a tuple of axis numbers, got {axes!r}")
     if any(not -ndim <= axis < ndim for axis in axes):
         raise ValueError(
-            f"`block_axes` for {place(path)} must be axes of a tensor with {ndim} "
+            f"`{name}` for {place(path)} must be axes of a tensor with {ndim} "
             f"dimensions, got {axes}"
         )
     positive = sorted(axis % ndim for axis in axes)
     if len(set(positive)) != len(positive):
-        _refuse_repeated(path, axes)
+        _refuse_repeated(path, axes, name)
     return tuple(positive)
 
 
-def _refuse_repeated(path: str, value: BlockAxes) -> None:
+def _refuse_repeated(path: str, value: BlockAxes, name: str = "block_axes") -> None:
     raise ValueError(
-        f"`block_axes` for {place(path)} must list each axis only once, got {value}"
+        f"`{name}` for {place(path)} must list each axis only once, got {value}"
     )

@@ -99,12 +99,50 @@ Flax names the weight of a normalization `scale`, whatever the module's name.
 """
 
 
-def path_name(path: Path) -> str:
-    """Returns a parameter's path as text, the same under Linen, NNX and Equinox."""
-    # NNX variables and Linen boxes are nodes with one attribute, `value`.
-    if path and path[-1] == jax.tree_util.GetAttrKey("value"):
+def named_leaves(
+    tree: Any, is_leaf: Callable[[Any], bool] = lambda node: False
+) -> list[tuple[str, Any]]:
+    """Returns the leaves of a tree in its order, with their paths as text.
+
+    Paths are the same under Linen, NNX and Equinox.
+
+    Args:
+      tree: The tree.
+      is_leaf: As for `jax.tree.leaves`.
+    """
+
+    def stops(node: Any) -> bool:
+        return _is_nothing(node) or is_leaf(node)
+
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=stops)
+    # The keys below each node, also those of parameters that another transformation
+    # masks.
+    keys: dict[Path, set[Any]] = {}
+    for path, _ in leaves:
+        for end, key in enumerate(path):
+            keys.setdefault(path[:end], set()).add(key)
+    return [
+        (path_name(path, boxed=len(keys.get(path[:-1], ())) == 1), leaf)
+        for path, leaf in leaves
+        if is_leaf(leaf) or not _is_nothing(leaf)
+    ]
+
+
+def path_name(path: Path, *, boxed: bool = True) -> str:
+    """Returns a path as text, without the attribute `value` of a box at its end.
+
+    Args:
+      path: The path.
+      boxed: Whether its last node has no other attribute, as NNX variables and Linen
+        boxes.
+    """
+    if boxed and path and path[-1] == jax.tree_util.GetAttrKey("value"):
         path = path[:-1]
     return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _is_nothing(node: Any) -> bool:
+    return node is None or isinstance(node, optax.MaskedNode)
 
 
 def place(path: str) -> str:
@@ -158,8 +196,7 @@ class Kind(Generic[T]):
           ValueError: If a prefix does not fit the tree, or a value is wrong or missing.
         """
         option = self.default if option is None else option
-        leaves = jax.tree_util.tree_leaves_with_path(updates)
-        paths = [path_name(path) for path, _ in leaves]
+        paths = [path for path, _ in named_leaves(updates)]
         if isinstance(option, PathRules):
             values: list[Any] = [option.value_at(path) for path in paths]
             pairs = zip(paths, values, strict=True)

@@ -10,7 +10,7 @@ import optax
 
 from mofo_jax import _checks
 from mofo_jax._options.blocks import BLOCK_AXES, BlockAxes, Blocks, resolve_blocks
-from mofo_jax._options.path_rules import Kind, PerTensor, path_name
+from mofo_jax._options.path_rules import Kind, PerTensor, named_leaves
 
 # A fraction is a number, static or traced, or a schedule of the step count.
 Fraction = jax.typing.ArrayLike | Callable[[jax.typing.ArrayLike], jax.typing.ArrayLike]
@@ -27,7 +27,9 @@ class Options(NamedTuple):
 
     def check(self) -> None:
         """Raises ValueError if a value is invalid for every tree."""
-        for fraction in _FRACTION.check(self.update_fraction):
+        for fraction in filter(
+            _checks.is_scalar, _FRACTION.check(self.update_fraction)
+        ):
             _checks.check_number("update_fraction", fraction, "(0, 1]")
         BLOCK_AXES.check(self.block_axes)
         _DENSE.check(self.dense)
@@ -65,14 +67,15 @@ def find_filtered(options: Options, updates: optax.Updates) -> list[list[Filtere
     dense = _DENSE.resolve(options.dense, updates)
     names = _AXIS_NAME.resolve(options.axis_name, updates)
     found: dict[str | int, list[Filtered]] = {}
-    for i, (path, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(updates)):
+    for i, (path, leaf) in enumerate(named_leaves(updates)):
         fraction, blocks, axis_name = fractions[i], divided[i], names[i]
-        _checks.check_number("update_fraction", fraction, "(0, 1]", path_name(path))
+        if not callable(fraction):
+            _checks.check_number("update_fraction", fraction, "(0, 1]", path)
         everything = _checks.is_exactly(fraction, 1)
         if dense[i] or everything or jnp.size(leaf) == 0:
             continue
         axis_name = (axis_name,) if isinstance(axis_name, str) else axis_name
-        tensor = Filtered(i, path_name(path), fraction, blocks, axis_name)
+        tensor = Filtered(i, path, fraction, blocks, axis_name)
         sharing = found.setdefault(blocks.name or i, [])
         if sharing:
             _check_shared(sharing[0], tensor)

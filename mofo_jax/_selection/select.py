@@ -107,12 +107,16 @@ def magnitude_threshold(
     Source: the threshold of the authors' code, which uses `torch.topk`.
     """
     x = _checks.as_inexact(x)
-    tensor = rank_magnitudes(x, normalize_axes(block_axes, x.ndim, "x"))
+    tensor_axes = normalize_axes(block_axes, x.ndim, "x")
+    tensor = rank_magnitudes(x, tensor_axes)
     size = tensor.block_size
     if not _checks.is_integer(k):
         raise TypeError(f"`k` must be an integer, got {k!r}")
     if not 1 <= k <= size:
         raise ValueError(f"`k` must be in [1, {size}], the size of a block, got {k}")
+    if x.size == 0:  # There are no blocks.
+        kept = (n if axis in tensor_axes else 1 for axis, n in enumerate(x.shape))
+        return jnp.zeros(tuple(kept), x.real.dtype)
     wanted = limbs.constant(int(k), limbs.limbs_for(size))
     return _kth_largest(Contest((tensor,), wanted))
 

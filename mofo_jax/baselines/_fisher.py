@@ -9,7 +9,7 @@ import optax
 from jax import lax
 
 from mofo_jax import _checks
-from mofo_jax._options.path_rules import path_name, place
+from mofo_jax._options.path_rules import named_leaves, place
 
 
 def fisher_information(
@@ -257,11 +257,11 @@ def check_fisher(fisher: optax.Params, updates: optax.Updates) -> None:
     structure = jax.tree.structure(updates)
     for value, (path, leaf) in zip(
         structure.flatten_up_to(fisher),
-        jax.tree_util.tree_leaves_with_path(updates),
+        named_leaves(updates),
         strict=True,
     ):
         if jnp.shape(value) != jnp.shape(leaf):
-            parameter = place(path_name(path))
+            parameter = place(path)
             raise ValueError(
                 f"`fisher` for {parameter} must have the parameter's shape "
                 f"{jnp.shape(leaf)}, got {jnp.shape(value)}"

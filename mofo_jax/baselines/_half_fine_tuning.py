@@ -1,10 +1,12 @@
 """Half fine-tuning: a random half of the tensors is frozen."""
 
+import dataclasses
+
 import optax
 
 from mofo_jax import scores
 from mofo_jax._filter import momentum_filter
-from mofo_jax._options.blocks import BlockAxes
+from mofo_jax._options.blocks import AXES, BlockAxes
 from mofo_jax._options.path_rules import PathRules
 
 
@@ -66,7 +68,7 @@ def half_fine_tuning(
       An `optax.GradientTransformationExtraArgs` with the state of `inner`.
 
     Raises:
-      TypeError: If `seed` or `every` is not an integer.
+      TypeError: If `seed` or `every` is not an integer, or `categories` not PathRules.
       ValueError: If an option is invalid.
 
     Examples:
@@ -81,6 +83,11 @@ def half_fine_tuning(
     2024, which draws half of the attention matrices within each layer; here half of
     those of all layers are drawn.
     """
+    if not isinstance(categories, PathRules):
+        raise TypeError(
+            f"`categories` must be PathRules, got {type(categories).__name__}"
+        )
+    dataclasses.replace(AXES, name="stacked_axes").check(stacked_axes)
     always = {rule: name == "always" for rule, name in categories.rules}
     rest = categories.default == "always" if categories.default is not ... else ...
     return momentum_filter(

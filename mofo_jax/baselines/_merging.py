@@ -17,7 +17,7 @@ from mofo_jax._options.blocks import (
     Blocks,
     resolve_own_blocks,
 )
-from mofo_jax._options.path_rules import Kind, PerTensor, path_name, place
+from mofo_jax._options.path_rules import Kind, PerTensor, named_leaves, place
 from mofo_jax._selection.limbs import fraction_of
 from mofo_jax._selection.patterns import Contest, rank_magnitudes
 from mofo_jax._selection.select import TIES, select
@@ -127,7 +127,7 @@ def prune_difference(
     _checks.check_choice("ties", ties, TIES)
     BLOCK_AXES.check(block_axes)
     _check_pair(start, end)
-    paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(end)]
+    paths = [path for path, _ in named_leaves(end)]
     leaves, structure = jax.tree.flatten(end)
     before = structure.flatten_up_to(start)
     blocks = resolve_own_blocks(block_axes, end, "prune_difference")
@@ -192,9 +192,9 @@ def _check_pair(start: optax.Params, end: optax.Params) -> None:
             f"{jax.tree.structure(start)} and {jax.tree.structure(end)}"
         )
     for (path, before), after in zip(
-        jax.tree_util.tree_leaves_with_path(start), jax.tree.leaves(end), strict=True
+        named_leaves(start), jax.tree.leaves(end), strict=True
     ):
-        parameter = place(path_name(path))
+        parameter = place(path)
         if jnp.shape(before) != jnp.shape(after):
             raise ValueError(
                 f"`start` and `end` for {parameter} must have the same shape, got "

@@ -67,7 +67,8 @@ def scale_by_padam(
 
     Returns:
       An `optax.GradientTransformationExtraArgs` with an `optax.ScaleByAdamState`.
-      Updates have the dtype of the gradients.
+      Updates have the dtype of the gradients; with a static exponent of 1/2, that of
+      the updates of `optax.scale_by_adam`.
 
     Raises:
       ValueError: If an argument is invalid. Values that depend on the tree of updates

@@ -1,7 +1,7 @@
 """Options per tensor, in every form, and the trees of Flax and other frameworks."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -46,6 +46,25 @@ AXES = [(), (0,), (0,), (1,)]
 )
 def test_path_names(path: tuple, name: str) -> None:
     assert path_rules.path_name(path) == name
+
+
+class Attention(NamedTuple):
+    query: Any
+    value: Any
+
+
+@pytest.mark.parametrize("other", [jnp.ones(2), None, optax.MaskedNode()], ids=str)
+def test_a_field_may_be_called_value(other: Any) -> None:
+    tree = {"attention": Attention(other, jnp.zeros(2)), "none": None}
+    names = [name for name, _ in path_rules.named_leaves(tree)]
+    assert names[-1] == "attention/value" and len(names) == len(jax.tree.leaves(tree))
+    rules = mofo_jax.PathRules({"value$": True}, default=False)
+    tx = mofo_jax.mofo(1.0, update_fraction=0.5, dense=rules)
+    gradients = jax.tree.map(lambda x: x + jnp.array([1.0, 2.0]), tree)
+    updates, _ = tx.update(gradients, tx.init(tree))
+    assert np.count_nonzero(updates["attention"].value) == 2
+    boxed = nnx.State({"attention": nnx.Param(jnp.zeros(2))})
+    assert [name for name, _ in path_rules.named_leaves(boxed)] == ["attention"]
 
 
 @pytest.mark.parametrize(

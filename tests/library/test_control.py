@@ -240,26 +240,42 @@ def test_injection_with_a_static_factory() -> None:
         np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-7)
 
 
+def test_injection_within_the_factory() -> None:
+    params = jnp.arange(1.0, 21.0)
+
+    def injected(*static: str) -> optax.GradientTransformationExtraArgs:
+        make = optax.inject_hyperparams(mofo_jax.mofo, static_args=static)
+        options = {"measure": "divergence", "gain": 1.0, "initial": 0.8}
+        return control_fraction(
+            lambda f: make(1e-2, update_fraction=f), budget=1.0, **options
+        )
+
+    optimizer = injected("update_fraction")
+    updates, _ = optimizer.update(
+        params, optimizer.init(params), params, divergence=100.0
+    )
+    assert np.count_nonzero(updates) == 5  # of 20, with a fraction of 0.8/e
+    with pytest.raises(ValueError, match="whose initial state does not depend"):
+        injected().init(params)
+
+
+def built(**options: Any) -> Callable[[], Any]:
+    """Returns a function that calls `control_fraction` with options."""
+    return lambda: control_fraction(mofo, **{"budget": 1.0, **options})
+
+
 ERRORS: dict[str, tuple[Any, ...]] = {
     "measure": (
-        lambda: control_fraction(mofo, budget=1.0, measure="kl"),
+        built(measure="kl"),
         "`measure` must be 'distance' or 'divergence', got 'kl'",
     ),
-    "budget": (
-        lambda: control_fraction(mofo, budget=0.0),
-        "`budget` must be in (0, inf), got 0.0",
-    ),
-    "gain": (
-        lambda: control_fraction(mofo, budget=1.0, gain=-1),
-        "`gain` must be in (0, inf), got -1",
-    ),
-    "initial": (
-        lambda: control_fraction(mofo, budget=1.0, initial=2.0),
-        "`initial` must be in (0, 1], got 2.0",
-    ),
-    "least": (
-        lambda: control_fraction(mofo, budget=1.0, least=0.0),
-        "`least` must be in (0, 1], got 0.0",
+    "budget": (built(budget=0.0), "`budget` must be in (0, inf), got 0.0"),
+    "gain": (built(gain=-1), "`gain` must be in (0, inf), got -1"),
+    "initial": (built(initial=2.0), "`initial` must be in (0, 1], got 2.0"),
+    "least": (built(least=0.0), "`least` must be in (0, 1], got 0.0"),
+    "a low start": (
+        built(initial=1e-5, least=0.1),
+        "`initial` must be at least `least`, got 1e-05 < 0.1",
     ),
     "factory": (
         lambda: control_fraction(lambda fraction: fraction, budget=1.0).init(

@@ -63,6 +63,34 @@ BUILDING: dict[str, tuple[Any, ...]] = {
         lambda: mofo_jax.scores.random_tensors(every=-1),
         "`every` must not be negative, got -1",
     ),
+    "axes of random tensors": (
+        lambda: mofo_jax.scores.random_tensors(
+            axes="layer"  # pyright: ignore[reportArgumentType]
+        ),
+        "`axes` must be a tuple of axis numbers, got 'layer'",
+    ),
+    "stacked_axes": (
+        lambda: mofo_jax.baselines.half_fine_tuning(
+            optax.adam(0.1),
+            stacked_axes=mofo_jax.block_rules("llama", "head", heads=2),
+        ),
+        "`stacked_axes` must be a tuple of axis numbers, got (",
+    ),
+    "categories": (
+        lambda: mofo_jax.baselines.half_fine_tuning(
+            optax.adam(0.1),
+            categories={"a": "x"},  # pyright: ignore[reportArgumentType]
+        ),
+        "`categories` must be PathRules, got dict",
+        TypeError,
+    ),
+    "a share that is no scalar": (
+        lambda: mofo_jax.baselines.interpolate_weights(
+            jnp.zeros(2), jnp.ones(2), jnp.array([[0.1], [0.9]])
+        ),
+        "`share` must be a number, got",
+        TypeError,
+    ),
     "a scale that is no number": (
         lambda: mofo_jax.mofo(1e-3, unselected_scale="x"),
         "`unselected_scale` must be a number, got 'x'",

@@ -82,6 +82,16 @@ def test_the_filter_keeps_the_largest_momenta_of_any_optimizer(
             np.testing.assert_allclose(updates[leaf], expected, rtol=2e-5, atol=1e-8)
 
 
+def test_an_injected_scale_of_zero_leaves_nothing_of_infinity() -> None:
+    gradients = jnp.array([1e-30, 2.0, 3.0, 1e-30])
+    injected = optax.inject_hyperparams(mofo_jax.mofo)
+    for make in (mofo_jax.mofo, injected):
+        # Adam's steps of the first and the last coordinate are infinite.
+        optimizer = make(0.1, update_fraction=0.5, eps=0.0)
+        updates, _ = optimizer.update(gradients, optimizer.init(gradients), gradients)
+        np.testing.assert_allclose(updates, [0, -0.1, -0.1, 0], rtol=1e-5)
+
+
 def test_an_optimizer_without_momentum_is_an_error() -> None:
     inner = contrib.schedule_free_adamw(1e-2)
     params = tree(0)

@@ -148,6 +148,11 @@ def test_empty_arrays_give_empty_masks() -> None:
     assert mask.dtype == bool
 
 
+def test_no_blocks_have_no_thresholds() -> None:
+    found = mofo_jax.magnitude_threshold(jnp.zeros((0, 4)), 2, block_axes=(0,))
+    assert found.shape == (0, 1) and found.dtype == jnp.float32
+
+
 def test_vmap_is_a_block_axis() -> None:
     x = jnp.asarray(random_generator().normal(size=(4, 30)), jnp.float32)
     mapped = jax.vmap(lambda row: mofo_jax.top_fraction_mask(row, 0.2))(x)

@@ -70,6 +70,20 @@ def test_a_state_made_from_all_parameters() -> None:
             assert_same_bits(updates["w"], wanted["w"])
 
 
+def test_a_state_made_from_the_arrays_of_a_model_updates_the_whole_model() -> None:
+    # As with Equinox: other leaves are left out of `init` and are in the parameters.
+    optimizer = mofo_jax.master_weights(optax.sgd(0.1))
+    rest = {"scale": jnp.array([0.5], jnp.bfloat16), "activation": jax.nn.relu}
+    nothing = dict.fromkeys(rest)
+    state = optimizer.init({"w": WEIGHTS, **nothing})
+    updates, _ = optimizer.update(
+        {"w": UPDATES["w"], **nothing}, state, {"w": WEIGHTS, **rest}
+    )
+    alone = {"w": WEIGHTS}
+    wanted, _ = optimizer.update({"w": UPDATES["w"]}, optimizer.init(alone), alone)
+    assert_same_bits(updates["w"], wanted["w"])
+
+
 def test_master_weights_of_no_parameter() -> None:
     params = {"w": jnp.ones(3)}
     optimizer = optax.partition(
@@ -110,6 +124,32 @@ def test_an_option_may_be_a_tree_that_can_be_called() -> None:
             updates.kernel != 0, [[True, False], [False, True]]
         )
         assert np.all(updates.bias != 0)
+
+
+@pytest.mark.parametrize("resetting", ["plateau", "accumulation"])
+def test_a_counter_that_is_reset_is_no_step_count(resetting: str) -> None:
+    other = {
+        "plateau": optax.contrib.reduce_on_plateau(),
+        "accumulation": optax.apply_every(1),
+    }[resetting]
+    momentum = optax.trace(0.9)
+
+    def half_later(count: jax.Array) -> jax.Array:
+        return jnp.where(count < 2, 1.0, 0.5)
+
+    shares = []
+    for inner in (optax.adam(0.1), optax.chain(other, optax.adam(0.1))):
+        optimizer = mofo_jax.momentum_filter(inner, update_fraction=half_later)
+        state = optimizer.init(WEIGHTS)
+        for _ in range(3):
+            updates, state = optimizer.update(WEIGHTS, state, WEIGHTS, value=1.0)
+            shares.append(int(np.count_nonzero(updates)))
+    assert shares == [4, 4, 2] * 2
+    optimizer = mofo_jax.momentum_filter(
+        optax.chain(other, momentum), update_fraction=half_later
+    )
+    with pytest.raises(ValueError, match="the state of `inner` keeps no `count`"):
+        optimizer.update(WEIGHTS, optimizer.init(WEIGHTS), WEIGHTS, value=1.0)
 
 
 def test_a_parameter_is_no_step_count() -> None:

@@ -176,6 +176,30 @@ def test_an_ensemble_of_optimizers_is_mapped_over_a_sharded_axis(kind: str) -> N
     np.testing.assert_array_equal(np.asarray(updates) != 0, expected)
 
 
+@pytest.mark.parametrize("parts", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("kind", MESH_TYPES)
+def test_parts_of_a_sharded_axis(kind: str, parts: int) -> None:
+    gradients = np.float32(random_generator(0).normal(size=(4, 16)))
+    optimizer = mofo_jax.mofo(
+        1e-2, update_fraction=0.5, block_axes=(mofo_jax.AxisParts(1, parts),)
+    )
+    mesh = mesh_of(kind)
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(gradients, NamedSharding(mesh, P(None, "a")))
+        state = optimizer.init(placed)
+        if kind == "explicit" and parts < 4:
+            with pytest.raises(
+                ValueError,
+                match=rf"`block_axes` for the tensor must split axis 1 into a multiple "
+                rf"of 4 parts, .* axes \('a',\) shard it, got {parts} parts",
+            ):
+                optimizer.update(placed, state, placed)
+            return
+        updates, _ = jax.jit(optimizer.update)(placed, state, placed)
+    expected = selected(gradients.reshape(4, parts, -1), 0.5, (1,)).reshape(4, 16)
+    np.testing.assert_array_equal(np.asarray(updates) != 0, expected)
+
+
 @pytest.mark.parametrize(
     ("kind", "order"), [("auto", (1, 2, 0)), ("explicit", (0, 1, 2))]
 )
