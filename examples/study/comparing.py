@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from examples.study.rows import Row, run_of, task_loss
 from examples.study.texts import CHAT
 
 PROMPTS = "prompts"  # as the name of a set: the task's own items
+NEAR = 20  # rows between runs whose times are compared
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,11 +58,22 @@ class Compared:
       rows: rows from `rows.read`.
       share: the share of AdamW's reduction of the task loss at which methods are
         compared.
+      fixed: whether the level is the same number in every draw of the items, instead
+        of that share of AdamW's reduction on the items drawn.
+      scale: the function of the task loss in which is interpolated.
     """
 
-    def __init__(self, rows: Iterable[Row], share: float = PRIMARY) -> None:
+    def __init__(
+        self,
+        rows: Iterable[Row],
+        share: float = PRIMARY,
+        *,
+        fixed: bool = False,
+        scale: Callable[[Values], Values] = np.positive,
+    ) -> None:
         self.rows = {run_of(row): row for row in rows}
-        self.share = share
+        self.share, self.fixed, self.scale = share, fixed, scale
+        self._at: dict[tuple[Cell, Measure], Values | None] = {}
         self.starts = {r.task: row for r, row in self.rows.items() if r.method == START}
 
     @functools.cached_property
@@ -106,11 +118,15 @@ class Compared:
         known = plan.rates(self.losses, pilot)
         best = self.loss(pilot.at(min(known, key=lambda rate: known[rate])))
         start = self.loss(Run(task, START))
-        return start - self.share * (start - best)
+        made = start - self.share * (start - best)
+        return np.full_like(made, made[0]) if self.fixed else made
 
     def at(self, cell: Cell, measure: Measure) -> Values | None:
         """Returns a measure where a cell reaches the level, or None if it does not."""
-        return self._where(cell, measure, self.level(cell.task, cell.steps))
+        if (cell, measure) not in self._at:
+            level = self.level(cell.task, cell.steps)
+            self._at[cell, measure] = self._where(cell, measure, level)
+        return self._at[cell, measure]
 
     def _where(self, cell: Cell, measure: Measure, level: Values) -> Values | None:
         known = plan.rates(self.losses, cell)
@@ -118,9 +134,11 @@ class Compared:
         if found is None:
             return None
         pair = [cell.at(rate) for rate in found]
-        above, below = (self.loss(run) for run in pair)
+        above, below, wanted = (
+            self.scale(loss) for loss in (*map(self.loss, pair), level)
+        )
         first, second = (self.value(run, measure) for run in pair)
-        return evidence.between((above, below), (first, second), level)
+        return evidence.between((above, below), (first, second), wanted)
 
     def at_own_loss(self, run: Run, measure: Measure) -> Estimate | None:
         """Returns a run's ratio to (or difference from) AdamW at the run's task loss.
@@ -148,82 +166,93 @@ class Compared:
 
     def by_seed(
         self,
-        cells: dict[int, Cell],
-        others: dict[int, Cell],
+        task: str,
+        method: str,
+        steps: int,
         measure: Measure,
-        seeds: Sequence[int],
+        own: str | None,
+        seeds: Sequence[int] | None = None,
     ) -> list[Values]:
-        """Returns a method's measure minus another's, for each seed."""
-        pairs = [
-            (self.at(cells[s], measure), self.at(others[s], measure)) for s in seeds
+        """Returns a method's measure at the level, for each seed.
+
+        Args:
+          task: the task.
+          method: the method.
+          steps: the number of steps.
+          measure: the measure.
+          own: the method whose measure is subtracted; None for the measure itself.
+          seeds: the seeds; None for all that reach the level.
+        """
+        cells = self.cells(task, method, steps)
+        others = cells if own is None else self.cells(task, own, steps)
+        found = []
+        for seed, cell in cells.items():
+            if seed in others and (seeds is None or seed in seeds):
+                value, other = (self.at(c, measure) for c in (cell, others[seed]))
+                assert value is not None and other is not None  # It has this cell.
+                found.append(value if own is None else value - other)
+        return found
+
+    def seeds(self, task: str, steps: int, measure: Measure, own: str | None) -> Seeds:
+        """Returns the variance over seeds of what `by_seed` returns, of all methods."""
+        groups = [
+            self.by_seed(task, method, steps, measure, own)
+            for method in METHODS
+            if method != own
         ]
-        return [a - b for a, b in pairs if a is not None and b is not None]
+        return evidence.pooled([[float(v[0]) for v in group] for group in groups])
 
-    def seeds(self, task: str, steps: int, measure: Measure, own: str) -> Seeds:
-        """Returns the variance over seeds of the difference from the comparator."""
-        others = self.cells(task, own, steps)
-        groups = []
-        for method in METHODS:
-            cells = self.cells(task, method, steps)
-            shared = [seed for seed in cells if seed in others]
-            if method != own and len(shared) > 1:
-                found = self.by_seed(cells, others, measure, shared)
-                groups.append([float(values[0]) for values in found])
-        return evidence.pooled(groups)
-
-    def against(
+    def mean(
         self,
         task: str,
         method: str,
         steps: int,
         measure: Measure,
-        own: str,
+        own: str | None,
         seeds: Sequence[int],
     ) -> Estimate | None:
-        """Returns a method's ratio to (or difference from) the comparator."""
-        found = self.by_seed(
-            self.cells(task, method, steps),
-            self.cells(task, own, steps),
-            measure,
-            seeds,
-        )
+        """Returns the mean over seeds of what `by_seed` returns; None without seeds."""
+        found = self.by_seed(task, method, steps, measure, own, seeds)
         if not found:
             return None
         known = self.seeds(task, steps, measure, own)
         made = evidence.estimate(np.mean(found, axis=0), known, len(found))
         return made.exp() if measure.ratio else made
 
-    def alone(
-        self, task: str, method: str, steps: int, measure: Measure, seeds: Sequence[int]
-    ) -> Estimate | None:
-        """Returns the mean over seeds of a method's own measure at the level."""
-        cells = self.cells(task, method, steps)
-        found = [self.at(cells[seed], measure) for seed in seeds]
-        values = [one for one in found if one is not None]
-        if not values:
-            return None
-        own = evidence.pooled([[float(one[0]) for one in values]])
-        made = evidence.estimate(np.mean(values, axis=0), own, len(values))
+    def apart(
+        self, task: str, steps: int, measure: Measure, seeds: tuple[int, int]
+    ) -> Estimate:
+        """Returns AdamW's ratio (or difference) between two of its seeds."""
+        one, other = self.by_seed(task, "adamw", steps, measure, None, seeds)
+        known = self.seeds(task, steps, measure, None)
+        both = known._replace(variance=2 * known.variance)
+        made = evidence.estimate(one - other, both)
         return made.exp() if measure.ratio else made
 
-    def cost(self, task: str, method: str, steps: int, own: str) -> float | None:
+    def cost(
+        self, task: str, method: str, steps: int, own: str, seeds: Sequence[int]
+    ) -> float | None:
         """Returns the time of a step relative to the comparator's.
 
-        It is the median over seeds of the ratio of the shortest times. Runs with the
-        same seed were performed soon after each other, and the shortest time is the
-        least disturbed by other programs.
+        It is the median over seeds of the ratio of the shortest times, which are the
+        least disturbed by other programs. Since a machine's speed changes, only seeds
+        count for which both methods have runs within NEAR rows.
         """
+        places = {run: place for place, run in enumerate(self.rows)}
 
-        def shortest(name: str) -> dict[int, float]:
-            found: dict[int, float] = {}
-            for run, row in self.rows.items():
-                if (run.task, run.method, run.steps) == (task, name, steps):
-                    seconds = row["seconds_per_step"]
-                    found[run.seed] = min(seconds, found.get(run.seed, seconds))
-            return found
+        def runs(name: str, seed: int) -> list[Run]:
+            given = task, name, steps, seed
+            return [r for r in places if (r.task, r.method, r.steps, r.seed) == given]
 
-        mine, others = shortest(method), shortest(own)
-        ratios = [mine[seed] / others[seed] for seed in mine if seed in others]
+        def shortest(found: list[Run]) -> float:
+            return min(self.rows[run]["seconds_per_step"] for run in found)
+
+        ratios = []
+        for seed in seeds:
+            mine, others = runs(method, seed), runs(own, seed)
+            apart = (abs(places[a] - places[b]) for a in mine for b in others)
+            if min(apart, default=NEAR + 1) <= NEAR:
+                ratios.append(shortest(mine) / shortest(others))
         return statistics.median(ratios) if ratios else None
 
 

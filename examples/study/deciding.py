@@ -39,18 +39,14 @@ def comparator(found: Compared, task: str, steps: int) -> str | None:
     drifts = {
         name: float(np.mean([values[0] for values in differences]))
         for name in CONTROLS
-        if (differences := _differences(found, task, name, steps))
+        if (
+            differences := found.by_seed(
+                task, name, steps, PROSE, "adamw", plan.CONTROL_SEEDS
+            )
+        )
     }
     best = min(drifts, key=lambda name: drifts[name], default="adamw")
     return best if drifts.get(best, 0.0) <= -math.log(BETTER) else "adamw"
-
-
-def _differences(
-    found: Compared, task: str, method: str, steps: int
-) -> list[evidence.Values]:
-    own, cells = found.cells(task, "adamw", steps), found.cells(task, method, steps)
-    seeds = [seed for seed in plan.CONTROL_SEEDS if seed in own and seed in cells]
-    return found.by_seed(cells, own, PROSE, seeds)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,7 +189,7 @@ def _one(
 ) -> Estimate | None:
     seeds = _shared(found, method, length, own)
     task, steps = length
-    return found.against(task, method, steps, measure, own, seeds)
+    return found.mean(task, method, steps, measure, own, seeds)
 
 
 def pooled(
@@ -215,14 +211,8 @@ def pooled(
     means, variance, freedom = [], 0.0, 0
     for task, steps in lengths:
         seeds = _shared(found, method, (task, steps), own or "adamw")
-        cells = found.cells(task, method, steps)
-        if own is None:
-            values = [found.at(cells[seed], measure) for seed in seeds]
-            kept = [one for one in values if one is not None]
-            known = evidence.pooled([[float(one[0]) for one in kept]])
-        else:
-            kept = found.by_seed(cells, found.cells(task, own, steps), measure, seeds)
-            known = found.seeds(task, steps, measure, own)
+        kept = found.by_seed(task, method, steps, measure, own, seeds)
+        known = found.seeds(task, steps, measure, own)
         means.append(np.mean(kept, axis=0))
         variance += known.variance / len(kept)
         freedom += known.freedom

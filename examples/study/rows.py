@@ -70,9 +70,14 @@ def task_loss(row: Row, start: Row) -> float:
 
 
 def comparable(rows: Sequence[Row]) -> list[Row]:
-    """Returns the rows with the settings of the newest: sizes, model and protocol."""
-    return [row for row in rows if _measured(row) == _measured(rows[-1])]
+    """Returns the rows with the settings and data of the newest.
+
+    Settings are sizes, model and protocol. Each task has data of its own.
+    """
+    kept = [row for row in rows if _settings(row) == _settings(rows[-1])]
+    data = {run_of(row).task: row["key"]["data"] for row in kept}
+    return [row for row in kept if row["key"]["data"] == data[run_of(row).task]]
 
 
-def _measured(row: Row) -> list[Any]:
+def _settings(row: Row) -> list[Any]:
     return [row["key"][name] for name in ("budget", "model", "protocol")]

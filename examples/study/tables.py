@@ -3,7 +3,9 @@
 import math
 from collections.abc import Sequence
 
-from examples.study import deciding, plan, screening
+import numpy as np
+
+from examples.study import plan, screening, verdicts
 from examples.study.cells import SIGNED, Lines, number, ranged, table
 from examples.study.comparing import MEASURES, PROSE, PROSE_RISE, Compared, Measure
 from examples.study.methods import METHODS
@@ -37,10 +39,13 @@ def markdown(found: Compared, screened: Sequence[Row]) -> str:
     for heading, section in (
         (f"At equal task loss: the {PRIMARY:.0%} level", first),
         (f"At the {SECONDARY:.0%} level", secondary),
-        ("What the protocol decides", decided),
+        ("What the protocol decides", verdicts.decided),
         ("Seeds that were used for choosing", choosing),
+        ("AdamW's seeds against each other", verdicts.apart),
         ("Settings of the rule", settings),
         ("The screen without training", screen),
+        ("The first tables, with a level that no draw of the items changes", fixed),
+        ("The first tables, interpolated in the logarithm of the task loss", by_log),
         ("Levels", levels),
         ("The data", data),
         ("Every row", everything),
@@ -51,12 +56,26 @@ def markdown(found: Compared, screened: Sequence[Row]) -> str:
 
 def first(found: Compared) -> Lines:
     """Compares every method with AdamW, on the deciding seeds."""
-    return _against(found, plan.SEEDS)
+    return _against(found, plan.SEEDS, timed=True)
 
 
 def secondary(found: Compared) -> Lines:
     """Compares the cells that also reach the other level, on the deciding seeds."""
-    return first(Compared(found.rows.values(), SECONDARY))
+    return _against(Compared(found.rows.values(), SECONDARY), plan.SEEDS)
+
+
+def fixed(found: Compared) -> Lines:
+    """Returns what `first` and `verdicts.decided` are with a fixed level."""
+    return _variant(Compared(found.rows.values(), fixed=True))
+
+
+def by_log(found: Compared) -> Lines:
+    """Returns what they are if interpolation is in the logarithm of the task loss."""
+    return _variant(Compared(found.rows.values(), scale=np.log))
+
+
+def _variant(found: Compared) -> Lines:
+    return [*_against(found, plan.SEEDS), "", *verdicts.decided(found)]
 
 
 def choosing(found: Compared) -> Lines:
@@ -64,16 +83,17 @@ def choosing(found: Compared) -> Lines:
     return _against(found, plan.CONTROL_SEEDS)
 
 
-def _against(found: Compared, seeds: Sequence[int]) -> Lines:
+def _against(found: Compared, seeds: Sequence[int], *, timed: bool = False) -> Lines:
     lines: Lines = []
+    heads = [*HEADS, *(["time of a step over AdamW's"] if timed else [])]
     for task, steps in found.lengths:
         body = [
             row
             for method in METHODS
-            if (row := _method(found, task, method, steps, seeds))
+            if (row := _method(found, task, method, steps, seeds, timed=timed))
         ]
         if body:
-            lines += [f"### {task}, {steps} steps", "", *table(HEADS, body), ""]
+            lines += [f"### {task}, {steps} steps", "", *table(heads, body), ""]
     return lines[:-1] or ["No method has rows of these seeds yet."]
 
 
@@ -104,12 +124,17 @@ HEADS = (
     *(head for m in MEASURES if m.ratio for head in (m.title, "over AdamW's")),
     PROSE_RISE.title,
     *(f"{m.title}, minus AdamW's" for m in MEASURES if not m.ratio),
-    "time of a step over AdamW's",
 )
 
 
 def _method(
-    found: Compared, task: str, method: str, steps: int, seeds: Sequence[int]
+    found: Compared,
+    task: str,
+    method: str,
+    steps: int,
+    seeds: Sequence[int],
+    *,
+    timed: bool,
 ) -> list[str]:
     """Returns a method's line; empty without a seed that AdamW has too."""
     own = found.cells(task, OWN, steps)
@@ -122,10 +147,10 @@ def _method(
     def against(measure: Measure) -> str:
         if method == OWN:
             return "1" if measure.ratio else "0"
-        made = found.against(*given, measure, OWN, shared)
+        made = found.mean(*given, measure, OWN, shared)
         return ranged(made, ".2f" if measure.ratio else SIGNED)
 
-    cost = found.cost(*given, OWN)
+    cost = found.cost(*given, OWN, shared)
     return [
         METHODS[method].title,
         str(len(shared)),
@@ -134,107 +159,13 @@ def _method(
             for measure in MEASURES
             if measure.ratio
             for cell in (
-                ranged(found.alone(*given, measure, shared), ".4f"),
+                ranged(found.mean(*given, measure, None, shared), ".4f"),
                 against(measure),
             )
         ),
-        ranged(found.alone(*given, PROSE_RISE, shared), SIGNED),
+        ranged(found.mean(*given, PROSE_RISE, None, shared), SIGNED),
         *(against(measure) for measure in MEASURES if not measure.ratio),
-        number(math.nan if cost is None else cost, ".2f"),
-    ]
-
-
-def decided(found: Compared) -> Lines:
-    """Returns the comparator, and the outcome of the claims."""
-    tasks = dict.fromkeys(task for task, _ in found.lengths)
-    main = next(iter(tasks), None)
-    if main is None:
-        return ["No pilot is done yet."]
-    short = min(steps for task, steps in found.lengths if task == main)
-    own = deciding.comparator(found, main, short)
-    lines = [
-        "The controls are not complete, so that the comparator is not known. Ratios "
-        "are to AdamW, and nothing is decided."
-        if own is None
-        else f"The comparator is {METHODS[own].title}: by the rule of the protocol, on "
-        f"{main} with {short} steps.",
-        "",
-        *_outcomes(found, own),
-        *_mofo(found, main, own or OWN),
-    ]
-    if own in (None, OWN):
-        return lines
-    # With no comparator, ratios are to AdamW.
-    return [
-        *lines,
-        "",
-        f"Nothing is decided by the ratios to {METHODS[OWN].title}:",
-        "",
-        *_outcomes(found, None),
-    ]
-
-
-def _mofo(found: Compared, task: str, own: str) -> Lines:
-    """Returns a table of MoFO's place on each kind of text."""
-    body = []
-    for steps in (found.budget.short, found.budget.long):
-        places = [
-            deciding.mofo(found, measure, (task, steps), own)
-            for measure in deciding.KINDS
-        ]
-        cells = [
-            f"{ranged(place[0], '.2f')}, {place[1]}" if place else "-"
-            for place in places
-        ]
-        body.append([f"{task} {steps}", *cells])
-    heads = [f"MoFO over {METHODS[own].title}", *(m.title for m in deciding.KINDS)]
-    return ["", *table(heads, body)]
-
-
-def _outcomes(found: Compared, own: str | None) -> Lines:
-    lengths = deciding.lengths(found)
-    verdicts = {
-        claim: {
-            measure: deciding.judge(found, claim, measure, lengths, own)
-            for measure in deciding.KINDS
-        }
-        for claim in deciding.CLAIMS
-    }
-    body = [
-        _judged(claim, measure, verdict)
-        for claim, by_measure in verdicts.items()
-        for measure, verdict in by_measure.items()
-    ]
-    heads = ["method", "claim", "outcome", "pooled ratio", "of which", "missing"]
-    lines = table(heads, body)
-    for claim, by_measure in verdicts.items():
-        if cells := by_measure[PROSE].cells:
-            rise, seen = deciding.visible(found, claim.method, cells)
-            whole = deciding.judge_all(found, claim, by_measure)
-            lines += [
-                "",
-                f"{METHODS[claim.method].title}: the loss on prose changes by "
-                f"{ranged(rise, SIGNED)}, which is {'' if seen else 'not '}a visible "
-                f"rise. The claim as a whole is {whole}.",
-            ]
-    return lines
-
-
-def _judged(
-    claim: deciding.Claim, measure: Measure, verdict: deciding.Verdict
-) -> list[str]:
-    each = [
-        f"{task} {steps}: {ranged(ratio, '.2f')}"
-        for (task, steps), ratio in verdict.cells.items()
-    ]
-    missing = [f"{task} {steps}" for task, steps in verdict.missing]
-    return [
-        METHODS[claim.method].title,
-        f"{measure.title} at most {claim.pooled:g}, all below {claim.every:g}",
-        verdict.outcome,
-        ranged(verdict.ratio, ".2f"),
-        ", ".join(each) or "-",
-        ", ".join(missing) or "-",
+        *([number(math.nan if cost is None else cost, ".2f")] if timed else []),
     ]
 
 

@@ -1,5 +1,6 @@
 """Means and intervals of rows made for the tests."""
 
+import copy
 import math
 import pathlib
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from examples.study import evidence, measuring, pictures, plan, tables
+from examples.study import evidence, measuring, pictures, plan, tables, verdicts
 from examples.study.comparing import (
     CODE,
     MARGINS,
@@ -18,6 +19,7 @@ from examples.study.comparing import (
     Compared,
 )
 from examples.study.plan import Cell, Run
+from examples.study.rows import comparable
 from tests.study import made_rows
 from tests.study.made_rows import STEPS, TASK
 
@@ -80,7 +82,7 @@ def test_methods_are_compared_at_the_level():
     own = found.at(Cell(TASK, "adamw", STEPS, 11), PROSE)
     assert own is not None and math.exp(own[0]) == pytest.approx(0.02)
     seeds = (11, 12, 13)
-    ratio = found.against(TASK, "mofo", STEPS, PROSE, "adamw", seeds)
+    ratio = found.mean(TASK, "mofo", STEPS, PROSE, "adamw", seeds)
     numbers = [math.log(0.5 * more) for more in (0.9, 1.0, 1.1)]
     low, high = scipy.stats.t.interval(
         0.95, 2, loc=np.mean(numbers), scale=scipy.stats.sem(numbers)
@@ -88,9 +90,9 @@ def test_methods_are_compared_at_the_level():
     assert ratio is not None
     assert ratio.value == pytest.approx(math.exp(np.mean(numbers)))
     assert (ratio.low, ratio.high) == pytest.approx((math.exp(low), math.exp(high)))
-    less = found.against(TASK, "mofo", STEPS, PROSE_RISE, "adamw", seeds)
+    less = found.mean(TASK, "mofo", STEPS, PROSE_RISE, "adamw", seeds)
     assert less is not None and less.value == pytest.approx(0.1 - 0.2)
-    rise = found.alone(TASK, "mofo", STEPS, PROSE_RISE, seeds)
+    rise = found.mean(TASK, "mofo", STEPS, PROSE_RISE, None, seeds)
     assert rise is not None and rise.value == pytest.approx(0.1)
 
 
@@ -104,16 +106,75 @@ def test_the_secondary_level():
     assert "| AdamW | 3 | 0.0100 [" in text
 
 
-def test_the_time_of_a_step_is_compared_within_a_seed_and_undisturbed():
+def test_the_variance_over_seeds_is_that_of_all_methods():
+    found = Compared(made_rows.rows())
+    # Seed 0 has the level at three quarters of the way from 0.01 to 0.04.
+    adamw = np.log([0.01 * 4**0.75, 0.02, 0.02, 0.02])
+    mofo = np.log(np.array([0.9, 1.0, 1.1]) * 0.01)
+    squares = sum(np.sum((one - one.mean()) ** 2) for one in (adamw, mofo))
+    student = scipy.stats.t.ppf(0.975, 3 + 2)
+    for method, numbers in (("adamw", adamw[1:]), ("mofo", mofo)):
+        made = found.mean(TASK, method, STEPS, PROSE, None, (11, 12, 13))
+        assert made is not None
+        half = student * math.sqrt(squares / 5 / 3)
+        expected = np.exp(numbers.mean() + np.array([0, -half, half]))
+        np.testing.assert_allclose(made, expected)
+    # A difference of two seeds has twice the variance of one.
+    apart = found.apart(TASK, STEPS, PROSE, (11, 12))
+    half = student * math.sqrt(2 * squares / 5)
+    np.testing.assert_allclose(apart, np.exp([0, -half, half]))
+    (line, *_) = (each for each in verdicts.apart(found) if "11 over 12" in each)
+    assert line.startswith(f"| {TASK} {STEPS}, seed 11 over 12 | 1.00 [")
+
+
+def test_variants_of_the_estimator():
+    rows = [
+        made_rows.start(),
+        made_rows.row("adamw", 5e-5, 1.2, 0.01, spread=0.3),
+        made_rows.row("adamw", 1e-4, 1.0, 0.04, spread=0.1),
+        made_rows.row("adamw", 2e-4, 1.1, 0.16),
+    ]
+    cell = Cell(TASK, "adamw", STEPS, 0)
+    usual, fixed = Compared(rows), Compared(rows, fixed=True)
+    assert np.ptp(usual.level(TASK, STEPS)) > 0.01
+    np.testing.assert_allclose(fixed.level(TASK, STEPS), 1.05)
+    found = [one.at(cell, PROSE) for one in (usual, fixed)]
+    assert found[0] is not None and found[1] is not None
+    assert found[0][0] == found[1][0] and not np.allclose(*found)
+    by_log = Compared(rows, scale=np.log).at(cell, PROSE)
+    share = math.log(1.2 / 1.05) / math.log(1.2)
+    assert by_log is not None
+    assert by_log[0] == pytest.approx(math.log(0.01) + share * math.log(4))
+
+
+def test_rows_with_other_data_are_not_compared():
     rows = made_rows.rows()
-    assert Compared(rows).cost(TASK, "mofo", STEPS, "adamw") == 2.0
+    other = copy.deepcopy(rows[1])
+    other["key"]["data"] = "1"  # of another version of Python
+    assert comparable(rows) == rows
+    assert comparable([*rows, other]) == [other]
+    assert comparable([other, *rows]) == rows
+    # Each task has data of its own.
+    other["key"]["run"] = other["key"]["run"].replace(TASK, "json")
+    assert comparable([*rows, other]) == [*rows, other]
+
+
+def test_the_time_of_a_step_is_compared_within_a_seed_and_undisturbed():
+    rows, seeds = made_rows.rows(), (11, 12, 13)
+    assert Compared(rows).cost(TASK, "mofo", STEPS, "adamw", seeds) == 2.0
     for row in rows:
         if "/11/5e-05" in row["key"]["run"] and "mofo" not in row["key"]["run"]:
             row["seconds_per_step"] *= 9  # by another program
         if "/13/" in row["key"]["run"]:
             row["seconds_per_step"] *= 3  # on a slower machine
-    assert Compared(rows).cost(TASK, "mofo", STEPS, "adamw") == 2.0
-    assert Compared(rows).cost(TASK, "inverse", STEPS, "adamw") is None
+    assert Compared(rows).cost(TASK, "mofo", STEPS, "adamw", seeds) == 2.0
+    assert Compared(rows).cost(TASK, "inverse", STEPS, "adamw", seeds) is None
+    # A run that was performed much later does not count.
+    others = [made_rows.row("adamw_b2", 1e-6 * k, 1.2, 0.01) for k in range(1, 30)]
+    late = made_rows.row("inverse", 1e-4, 1.0, 0.01, seed=11)
+    assert Compared([*rows, late]).cost(TASK, "inverse", STEPS, "adamw", seeds) == 2.0
+    rows += [*others, late]
+    assert Compared(rows).cost(TASK, "inverse", STEPS, "adamw", seeds) is None
 
 
 def test_single_runs_are_compared_at_their_own_task_loss():

@@ -24,9 +24,10 @@ def test_the_committed_tables_are_those_of_the_rows(directory: pathlib.Path):
         assert (directory / name).exists()
 
 
-def test_the_page_quotes_the_tables():
-    page = pathlib.Path(rows.__file__).with_name("README.md").read_text()
-    results = page.partition("## Results so far")[2]
+def test_the_pages_quote_the_tables():
+    folder = pathlib.Path(rows.__file__).parent
+    page, steps = (folder / name for name in ("README.md", "steps.md"))
+    results = page.read_text().partition("## Results so far")[2] + steps.read_text()
     quoted = set(
         re.findall(r"\d\.\d\d \[[^]]*\d\.\d\d\]|[+-]0\.\d{4} \[[^]]*\]", results)
     )
