@@ -67,6 +67,12 @@ def check_number(name: str, value: Any, interval: str, path: str = "") -> None:
         raise ValueError(f"`{name}`{place} must be in {interval}, got {value!r}")
 
 
+def check_schedule(name: str, value: Any, interval: str, path: str = "") -> None:
+    """Raises an error as `check_number` does, unless `value` is a schedule."""
+    if not callable(value):
+        check_number(name, value, interval, path)
+
+
 def check_adam(b1: Any, b2: Any, eps: Any, eps_root: Any) -> None:
     """Raises an error as `check_number` does, where Optax accepts any value."""
     for name, value in (("b1", b1), ("b2", b2)):

@@ -178,8 +178,7 @@ def _check(budget: Any, measure: Any, initial: Any, gain: Any, least: Any) -> No
     _checks.check_number("initial", initial, "(0, 1]")
     _checks.check_number("least", least, "(0, 1]")
     _checks.check_number("gain", gain, "(0, inf)")
-    if not callable(budget):
-        _checks.check_number("budget", budget, "(0, inf)")
+    _checks.check_schedule("budget", budget, "(0, inf)")
     static = map(_checks.is_static_number, (initial, least))
     if all(static) and initial < least:
         raise ValueError(f"`initial` must be at least `least`, got {initial} < {least}")

@@ -39,14 +39,14 @@ SECOND_MOMENT = Moment(
     "second moments",
     "as in optax.adam. Otherwise choose a `score` that needs none",
 )
-# States of Optax whose `count` is no step count, since it is reset.
-RESET = ("ApplyEvery", "ReduceLROnPlateauState")
 FISHER = Moment(
     ("fisher",),
     "Fisher information",
     "kinds of Fisher information",
     "as in an optax.chain with mofo_jax.baselines.keep_fisher",
 )
+# States of Optax without moments, whose `count` is reset and thus no step count.
+RESET = ("ApplyEvery", "ReduceLROnPlateauState")
 
 
 class Moments:
@@ -118,7 +118,7 @@ def step_count(state: optax.OptState, why: str) -> jax.Array:
     """
     counts = [
         count
-        for count in _fields(state, ("count", "t"), RESET)
+        for count in _fields(state, ("count", "t"))
         if jnp.ndim(count) == 0 and jnp.issubdtype(jnp.result_type(count), jnp.integer)
     ]
     if not counts:
@@ -130,22 +130,14 @@ def step_count(state: optax.OptState, why: str) -> jax.Array:
     return counts[0]
 
 
-def _fields(
-    state: optax.OptState, names: tuple[str, ...], others: tuple[str, ...] = ()
-) -> list[Any]:
-    """Returns the values of the named fields of the states nested in `state`.
-
-    Args:
-      state: The state.
-      names: The names of the fields.
-      others: The names of states whose fields are left out.
-    """
+def _fields(state: optax.OptState, names: tuple[str, ...]) -> list[Any]:
+    """Returns the values of the named fields of the states nested in `state`."""
     return [
         value
         for name in names
         for path, value in optax.tree.get_all_with_path(state, name)
         if isinstance(path[-1], optax.tree_utils.NamedTupleKey)
-        and path[-1].tuple_name not in others
+        and path[-1].tuple_name not in RESET
     ]
 
 

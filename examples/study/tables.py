@@ -11,8 +11,7 @@ from examples.study.comparing import MEASURES, PROSE, PROSE_RISE, Compared, Meas
 from examples.study.methods import METHODS
 from examples.study.plan import PRIMARY, SECONDARY, START, Run
 from examples.study.rows import Row
-
-OWN = "adamw"
+from examples.study.verdicts import OWN
 
 
 def markdown(found: Compared, screened: Sequence[Row]) -> str:

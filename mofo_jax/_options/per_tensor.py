@@ -27,10 +27,8 @@ class Options(NamedTuple):
 
     def check(self) -> None:
         """Raises ValueError if a value is invalid for every tree."""
-        for fraction in filter(
-            _checks.is_scalar, _FRACTION.check(self.update_fraction)
-        ):
-            _checks.check_number("update_fraction", fraction, "(0, 1]")
+        for fraction in _FRACTION.check(self.update_fraction):
+            _checks.check_schedule("update_fraction", fraction, "(0, 1]")
         BLOCK_AXES.check(self.block_axes)
         _DENSE.check(self.dense)
         _AXIS_NAME.check(self.axis_name)
@@ -69,8 +67,7 @@ def find_filtered(options: Options, updates: optax.Updates) -> list[list[Filtere
     found: dict[str | int, list[Filtered]] = {}
     for i, (path, leaf) in enumerate(named_leaves(updates)):
         fraction, blocks, axis_name = fractions[i], divided[i], names[i]
-        if not callable(fraction):
-            _checks.check_number("update_fraction", fraction, "(0, 1]", path)
+        _checks.check_schedule("update_fraction", fraction, "(0, 1]", path)
         everything = _checks.is_exactly(fraction, 1)
         if dense[i] or everything or jnp.size(leaf) == 0:
             continue
