@@ -12,15 +12,19 @@ def floating_dtype(name: str, value: Any) -> np.dtype:
     """Returns the dtype that an argument specifies, canonicalized by JAX.
 
     Raises:
-      ValueError: If the argument does not specify a real floating-point dtype.
+      ValueError: If the argument does not specify a real floating-point dtype of at
+        least 16 bits.
     """
     try:
         # NumPy interprets None as float64.
         dtype = jax.dtypes.canonicalize_dtype("bool" if value is None else value)
     except TypeError:
         dtype = np.dtype(bool)
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(f"`{name}` must be a floating-point dtype, got {value!r}")
+    if not jnp.issubdtype(dtype, jnp.floating) or jnp.finfo(dtype).bits < 16:
+        raise ValueError(
+            f"`{name}` must be a floating-point dtype of at least 16 bits, got "
+            f"{value!r}"
+        )
     return dtype
 
 

@@ -96,9 +96,11 @@ def momentum_filter(
       unselected_scale: The factor on the updates of coordinates that are not selected,
         in [0, 1). 0 leaves these coordinates unchanged. It is called gamma in Chang and
         Yuan, `MGUP <https://arxiv.org/abs/2606.17526>`_, 2025.
-      axis_name: Inside `shard_map`, the mesh axis or axes over which tensors are
-        sharded, so that all shards of a tensor are ranked together; may differ between
-        tensors, in the same forms as `block_axes`. None outside of `shard_map`. Under
+      axis_name: Inside `shard_map`, the mesh axis or axes that divide the blocks of
+        tensors, so that all shards of a block are ranked together; may differ between
+        tensors, in the same forms as `block_axes`. None outside of `shard_map`. Do not
+        name an axis that divides only the block axes of a tensor, such as its layers,
+        since its shards have different blocks, which would be ranked together. Under
         `check_vma=False`, name an axis only for tensors that are sharded over it, not
         for replicated ones.
 

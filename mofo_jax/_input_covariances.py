@@ -82,11 +82,12 @@ def input_covariances(
       weights: The weights of positions: a function from a batch to an array of
         nonnegative numbers whose axes are the leading axes of the batch's arrays, such
         as a mask of shape ``[rows, positions]`` that excludes padding. Its axes are
-        followed through the program to the inputs, into loops over positions, and to
+        followed through the program to the inputs, into scans over positions, and to
         where a gather moves positions, such as tokens to their experts. An input that
         belongs to two positions has the product of their weights. Along an axis that
-        an input does not have, or of which the order is unknown, the largest weight is
-        used. None gives all positions the same weight.
+        an input does not have, such as a single position that a loop indexes, or of
+        which the order is unknown, the largest weight is used. None gives all positions
+        the same weight.
       return_report: Whether to return a report too.
 
     Returns:

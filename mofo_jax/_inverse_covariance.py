@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -114,7 +115,10 @@ def scale_by_inverse_covariance(
         one, they may be abstract, as from `jax.eval_shape`; `init` then fills the state
         with NaN. The transformation keeps them for `init`, so they occupy memory as
         long as it is in use. After `init`, one that is made from abstract covariances
-        with the same shardings can take its place.
+        with the same shardings can take its place. If `init` is called under `jax.jit`,
+        they are constants of the compiled function. JAX accepts arrays that several
+        processes hold together as constants only if the environment variable
+        `JAX_USE_SIMPLIFIED_JAXPR_CONSTANTS` is true.
       damping: :math:`c`, > 0. Smaller values shrink steps along common directions of
         the inputs more, and need higher learning rates. The default had the
         smallest worst case of four values in our study, over prose, code and chat, on
@@ -182,6 +186,7 @@ def scale_by_inverse_covariance(
         factors = {
             name: _computed(name, covariance, damping, dtype, block_size, rank)
             for name, covariance in inputs.items()
+            if math.prod(covariance.matrix.shape)
         }
         return ScaleByInverseCovarianceState(given.nested(factors))
 
@@ -198,7 +203,7 @@ def scale_by_inverse_covariance(
         named = named_leaves(updates)
         for name, update in named:
             covariance = kept[name]
-            if covariance is not None:
+            if covariance is not None and update.size:
                 place = _inverse_factors.batch_sharding(update, covariance)
                 own = alike.setdefault((matrix_names[name], place), {})
                 own[name] = widen(update), covariance
@@ -239,7 +244,8 @@ def _computed(
     with contextlib.suppress(jax.errors.ConcretizationTypeError):
         if not all(jax.tree.leaves(finite)):
             raise ValueError(
-                f"`covariances` for {place(name)} must be positive semidefinite"
+                f"`covariances` for {place(name)} must be positive semidefinite, and "
+                f"`damping`, {damping}, large enough for float32"
             )
     return factor
 

@@ -175,10 +175,11 @@ def _product(matrix: jax.Array, x: jax.Array) -> jax.Array:
     """Returns a product along the first axis of `x`, in the dtype of `x`.
 
     If the matrix is narrower than float32, but has its range, as bfloat16 has, both
-    factors are rounded to its dtype.
+    factors are rounded to its dtype, unless `x` is complex.
     """
     kind = jnp.finfo(matrix.dtype)
     narrow = kind.bits < 32 and kind.maxexp == jnp.finfo(jnp.float32).maxexp
+    narrow = narrow and not jnp.iscomplexobj(x)
     return lax.dot_general(
         matrix if narrow else matrix.astype(x.dtype),
         x.astype(matrix.dtype) if narrow else x,

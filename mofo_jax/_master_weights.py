@@ -78,8 +78,8 @@ def master_weights(
 
     Raises:
       TypeError: If `inner` is not a gradient transformation.
-      ValueError: If `remainder_dtype` is not a floating-point dtype, or, at an update,
-        `params` is None.
+      ValueError: If `remainder_dtype` is not a floating-point dtype of at least 16
+        bits, or, at an update, `params` is None.
 
     Examples:
       >>> import jax.numpy as jnp, mofo_jax, optax

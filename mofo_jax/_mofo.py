@@ -57,7 +57,9 @@ def mofo(
     `optax.adamw` with the same arguments, so that either optimizer can resume from a
     checkpoint of the other, and a static ``update_fraction=1`` is bitwise identical to
     `optax.adamw`. Pass `weight_decay` to both: its default is 0 here and 1e-4 in
-    `optax.adamw`.
+    `optax.adamw`. This holds for gradients that are no wider than the parameters: the
+    state keeps its dtypes, while that of `optax.adamw` takes the dtype of wider
+    gradients.
 
     With a `mu_dtype` narrower than the gradients, momenta are ranked as the update uses
     them, before they are rounded for the state.

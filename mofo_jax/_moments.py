@@ -145,15 +145,17 @@ def _aligned(tree: Any, updates: optax.Updates) -> list[jax.Array | None]:
     """Returns the leaf of `tree` for each leaf of `updates`, None where it has none.
 
     Under `optax.partition` and `optax.masked`, the momentum of a group has placeholders
-    for the leaves of other groups. A tree of another structure is not a momentum: a
-    parameter may be named `mu` too.
+    for the leaves of other groups. A tree of another structure, or of other shapes, is
+    not a momentum: a parameter may be named `mu` too.
     """
     aligned: list[jax.Array | None] = []
 
-    def extend(leaf: Any, below: optax.Updates) -> None:
+    def extend(leaf: Any, below: Any) -> None:
         hole = isinstance(leaf, optax.MaskedNode)
         if not hole and not jax.tree_util.all_leaves([below]):
             raise ValueError("a leaf of the tree lies above a tree of updates")
+        if not hole and jnp.shape(leaf) != jnp.shape(below):
+            raise ValueError("a leaf of the tree has another shape than the update")
         aligned.extend([None if hole else leaf] * len(jax.tree.leaves(below)))
 
     try:

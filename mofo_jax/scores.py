@@ -20,6 +20,7 @@ from mofo_jax._options.path_rules import PathRules, place
 from mofo_jax._score_inputs import Function as Function
 from mofo_jax._score_inputs import Score as Score
 from mofo_jax._score_inputs import Tensor as Tensor
+from mofo_jax._selection.patterns import differing
 
 __all__ = (
     "Function",
@@ -81,7 +82,8 @@ def random(seed: int = 0) -> Score:
     The random numbers depend only on the seed, the step count, the tensor's position in
     the tree and the coordinate. They are therefore the same after a run has resumed
     from a checkpoint and under any sharding, in Auto and Explicit meshes. Inside
-    `shard_map`, each shard draws its own numbers.
+    `shard_map`, shards along the axes of `axis_name` draw different numbers, and those
+    along other axes the same ones.
 
     Args:
       seed: An integer.
@@ -141,7 +143,8 @@ def random_tensors(
       every: The number of steps after which new scores are drawn; 0 keeps the first
         draw for the whole run.
       axes: The axes whose slices are drawn independently, such as the layers of a
-        stacked tensor: a tuple of axis numbers, or `PathRules` of such tuples.
+        stacked tensor: a tuple of axis numbers, or `PathRules` of such tuples. Inside
+        `shard_map`, all shards draw the same numbers, so these must not be divided.
 
     Returns:
       A `Score` for transformations that keep a `count`.
@@ -276,7 +279,7 @@ def _key(seed: int, number: jax.Array, tensor: Tensor) -> jax.Array:
     """Returns a PRNG key for a tensor and a number, different in each shard."""
     key = jax.random.fold_in(jax.random.key(seed), number)
     key = jax.random.fold_in(key, tensor.index)
-    for name in tensor.axis_name:
+    for name in differing(tensor.gradient, tensor.axis_name):
         key = jax.random.fold_in(key, jax.lax.axis_index(name))
     return key
 

@@ -39,6 +39,10 @@ class Measure:
         """Whether methods are compared by ratio, so that values are logarithms."""
         return self.kind == "divergences"
 
+    def shown(self, made: Estimate) -> Estimate:
+        """Returns an estimate as tables show it: the exponential of a logarithm."""
+        return made.exp() if self.ratio else made
+
 
 PROSE, CODE, OWN, ON_PROMPTS = (
     Measure("KL, prose", "prose", "divergences"),
@@ -149,8 +153,7 @@ class Compared:
         other = self._where(own, measure, self.loss(run))
         if other is None:
             return None
-        made = evidence.estimate(self.value(run, measure) - other)
-        return made.exp() if measure.ratio else made
+        return measure.shown(evidence.estimate(self.value(run, measure) - other))
 
     def cells(self, task: str, method: str, steps: int) -> dict[int, Cell]:
         """Returns the cells of a method that reach the level, by seed."""
@@ -216,8 +219,9 @@ class Compared:
         if not found:
             return None
         known = self.seeds(task, steps, measure, own)
-        made = evidence.estimate(np.mean(found, axis=0), known, len(found))
-        return made.exp() if measure.ratio else made
+        return measure.shown(
+            evidence.estimate(np.mean(found, axis=0), known, len(found))
+        )
 
     def apart(
         self, task: str, steps: int, measure: Measure, seeds: tuple[int, int]
@@ -226,8 +230,7 @@ class Compared:
         one, other = self.by_seed(task, "adamw", steps, measure, None, seeds)
         known = self.seeds(task, steps, measure, None)
         both = known._replace(variance=2 * known.variance)
-        made = evidence.estimate(one - other, both)
-        return made.exp() if measure.ratio else made
+        return measure.shown(evidence.estimate(one - other, both))
 
     def cost(
         self, task: str, method: str, steps: int, own: str, seeds: Sequence[int]

@@ -19,7 +19,7 @@ from mofo_jax._covariances.exits import (
     enter_all,
     find_exits,
 )
-from mofo_jax._covariances.pieces import Piece
+from mofo_jax._covariances.iterations import Digits
 from mofo_jax._covariances.scope import Scope, Trait
 
 
@@ -32,14 +32,14 @@ class _Body:
       scope: The scope of the body, in which parameters are numbered like its arguments.
       results: The traits of its results.
       constant: Whether each carried value is a view that never changes.
-      digit: The digit of the weights that the loop iterates over, or None.
+      along: The digits of the weights that the loop iterates over.
     """
 
     plan: Plan
     scope: Scope
     results: list[Trait]
     constant: list[bool]
-    digit: Piece | None
+    along: Digits
 
     def leaving(self, equation: Any) -> list[tuple[Trait, Any]]:
         """Returns the results that are not unchanged views, with their variables."""
@@ -59,11 +59,10 @@ def _analyse_body(
     avals = [var.aval for var in jaxprs.opened(closed)[0].invars]
     begin, end = len(consts), len(consts) + len(carry)
     constant = [trait.view is not None for trait in carry]
-    digit = iterations.iterated([trait.positions for trait in xs], outer.weights)
-    weights = list(outer.weights)
-    if digit is not None and digit.axis is not None:
-        weights[digit.axis] = digit.stride
-    along = [iterations.lost_along(trait.positions, digit) for trait in carry]
+    along = iterations.iterated([trait.positions for trait in xs], outer.weights)
+    strides = {digit.axis: digit.stride for digit in along}
+    weights = [strides.get(i, size) for i, size in enumerate(outer.weights)]
+    carried = [iterations.lost_along(trait.positions, along) for trait in carry]
     while True:
         scope = Scope(outer.mesh, tuple(weights))
         arguments = []
@@ -72,9 +71,9 @@ def _analyse_body(
             parameter = trait.view is not None
             if begin <= i < end:
                 number, parameter = scope.number(), constant[i - begin]
-                trait = Trait(number, along[i - begin], trait.view)
+                trait = Trait(number, carried[i - begin], trait.view)
             else:
-                own = iterations.in_body(trait.positions, digit, iterated=i >= end)
+                own = iterations.in_body(trait.positions, along, iterated=i >= end)
                 trait = trait._replace(positions=own)
             shape = avals[i].shape
             param = i if parameter else None
@@ -86,15 +85,15 @@ def _analyse_body(
             for same, (after, before) in zip(constant, pairs, strict=True)
         ]
         joined = [
-            positions.agree(axes, iterations.carried(after.positions, digit))
-            for axes, (after, _) in zip(along, pairs, strict=True)
+            positions.agree(axes, iterations.carried(after.positions, along))
+            for axes, (after, _) in zip(carried, pairs, strict=True)
         ]
-        if (kept, joined) == (constant, along):
+        if (kept, joined) == (constant, carried):
             for trait, same in zip(carry, constant, strict=True):
                 if trait.view and not same:
                     outer.obstruct(trait.view, "a loop changes it")
-            return _Body(plan, scope, results, constant, digit)
-        constant, along = kept, joined
+            return _Body(plan, scope, results, constant, along)
+        constant, carried = kept, joined
 
 
 def _carried(body: _Body, carry: Sequence[Trait], scope: Scope) -> list[Trait]:
@@ -103,7 +102,7 @@ def _carried(body: _Body, carry: Sequence[Trait], scope: Scope) -> list[Trait]:
     return [
         before
         if same
-        else Trait(scope.number(), iterations.outside(after.positions, body.digit))
+        else Trait(scope.number(), iterations.outside(after.positions, body.along))
         for same, before, after in rows
     ]
 
@@ -116,7 +115,7 @@ class _Scan:
     exits: list[Exit]
     carried: list[tuple[Hashable, Source]]
     stacked: list[tuple[Hashable, Source]]
-    digit: Piece | None
+    along: Digits
     consts: int
     carry: int
 
@@ -132,8 +131,8 @@ class _Scan:
 
         weights = context.weights
         runs = None
-        if weights is not None and self.digit is not None:
-            runs = weighting.runs(weights, self.digit)
+        if weights is not None and self.along:
+            runs = weighting.runs(weights, self.along)
 
         def body(carry: Any, given: Any) -> Any:
             values, sums = carry
@@ -179,11 +178,11 @@ def analyse_scan(
     results = _carried(body, traits[1], scope)
     for var, trait in zip(equation.outvars[carry:], body.results[carry:], strict=True):
         first = pieces.unrelated(var.aval.shape[:1])
-        if body.digit is not None:
-            first = ((body.digit,),)
+        if body.along:
+            first = (body.along,)
         elif positions.related([trait.positions[0] for trait in given[end:]]):
             first = (positions.lost(var.aval.shape[0]),)
-        along = (*first, *iterations.outside(trait.positions, body.digit))
+        along = (*first, *iterations.outside(trait.positions, body.along))
         results.append(Trait(scope.number(), along))
     number, leaving = scope.number(), body.leaving(equation)
     exits = find_exits(body.scope, scope, given, leaving, number, end)
@@ -196,7 +195,7 @@ def analyse_scan(
         exits,
         [item for item in sources.items() if item[0] not in stacked],
         [item for item in sources.items() if item[0] in stacked],
-        body.digit,
+        body.along,
         consts,
         carry,
     ), results

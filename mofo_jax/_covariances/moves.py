@@ -24,7 +24,7 @@ def is_move(equation: Any, axes: Axes) -> bool:
     """
     params = equation.params
     if equation.primitive.name == "gather":
-        moving = params["dimension_numbers"].start_index_map
+        moving = _gathered(equation)
         if any(params["slice_sizes"][axis] > 1 for axis in moving):
             return False
     elif equation.primitive.name == "pad":
@@ -80,6 +80,13 @@ def follow(
     return step, trait._replace(positions=along)
 
 
+def _gathered(equation: Any) -> list[int]:
+    """Returns the axes of a gather's operand that are indexed and not taken whole."""
+    params, shape = equation.params, equation.invars[0].aval.shape
+    indexed = params["dimension_numbers"].start_index_map
+    return [axis for axis in indexed if params["slice_sizes"][axis] != shape[axis]]
+
+
 def forget(axes: Axes, rank: int) -> Axes:
     """Returns the axes with moved positions lost.
 
@@ -117,7 +124,7 @@ def _moved(
         kept = [edge if n == m else (0, 0, 0) for edge, n, m in edges]
         return lax.pad(own, jnp.zeros((), own.dtype), kept)
     numbers = params["dimension_numbers"]
-    moving = {*numbers.start_index_map, *numbers.operand_batching_dims}
+    moving = {*_gathered(equation), *numbers.operand_batching_dims}
     sizes = [n if i in moving else own.shape[i] for i, n in enumerate(shape)]
     taken = [
         1 if i in moving or size == 1 else params["slice_sizes"][i]

@@ -5,9 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mofo_jax._covariances import pieces, relabelling
-from mofo_jax._covariances.pieces import Axes
+from mofo_jax._covariances.pieces import Axes, Piece
 from mofo_jax._covariances.positions import (
-    is_related,
     join,
     lose,
     lost,
@@ -133,12 +132,44 @@ def _gather(given: list[Axes], params: Any, avals: Any, out: Any, rank: int) -> 
 
 
 def _scatter(given: list[Axes], params: Any, avals: Any, out: Any, rank: int) -> Axes:
-    moved = params["dimension_numbers"].scatter_dims_to_operand_dims
-    updated = related(given[2])
-    return tuple(
-        lost(size) if i in moved and (updated or is_related(axis)) else axis
-        for i, (axis, size) in enumerate(zip(given[0], out.shape, strict=True))
-    )
+    numbers, shape = params["dimension_numbers"], out.shape
+    # Where the coordinates along the other axes of the update are is in the indices.
+    inside = numbers.update_window_dims
+    outside = related(pieces.without(given[2], inside))
+    update = [lost(n) if outside else pieces.unrelated([n])[0] for n in shape]
+    dropped = {*numbers.inserted_window_dims, *numbers.operand_batching_dims}
+    windows = [axis for axis in range(len(shape)) if axis not in dropped]
+    for axis, own in zip(windows, inside, strict=True):
+        update[axis] = given[2][own]
+    indexed = numbers.scatter_dims_to_operand_dims
+    return _overwrite(given[0], update, indexed, rank)
+
+
+def _update_slice(
+    given: list[Axes], params: Any, avals: Any, out: Any, rank: int
+) -> Axes:
+    return _overwrite(given[0], given[1], (), rank)
+
+
+def _overwrite(
+    axes: Axes, update: Sequence[tuple[Piece, ...]], indexed: Sequence[int], rank: int
+) -> Axes:
+    """Returns the axes of an array of which a part is overwritten.
+
+    Args:
+      axes: The axes of the array.
+      update: The axes of what overwrites it, in the same order. Where they are shorter,
+        the place of the part is not known.
+      indexed: The numbers of other axes along which it is not known.
+      rank: The number of axes of the batch's weights.
+    """
+    shape, own = ([pieces.length(axis) for axis in one] for one in (axes, update))
+    moved = [i in indexed or own[i] != size for i, size in enumerate(shape)]
+    if related(update):
+        # An axis of length 1 does not say whether it is a position.
+        update = [lost(shape[i]) if own[i] == 1 else a for i, a in enumerate(update)]
+    before, after = (_resized(tuple(one), shape, moved) for one in (axes, update))
+    return join(before, after, rank)
 
 
 def _pad(given: list[Axes], params: Any, avals: Any, out: Any, rank: int) -> Axes:
@@ -173,6 +204,11 @@ def _same_lengths(
     return _resized(given[0], out.shape, [one != other for one, other in lengths])
 
 
+def _stack(given: list[Axes], params: Any, avals: Any, out: Any, rank: int) -> Axes:
+    where, axes = params["axis"], _join_all(given, rank)
+    return (*axes[:where], *pieces.unrelated([len(given)]), *axes[where:])
+
+
 def _sort(given: list[Axes], params: Any, avals: Any, out: Any, rank: int) -> Axes:
     return lose(_join_all(given, rank), [params["dimension"]])
 
@@ -184,10 +220,12 @@ _RULES: dict[str, Rule] = {
     "conv_general_dilated": _convolution,
     "dot_general": _dot,
     "dynamic_slice": _same_lengths,
+    "dynamic_update_slice": _update_slice,
     "gather": _gather,
     "pad": _pad,
     "ragged_dot_general": _ragged_dot,
     "sort": _sort,
+    "stack": _stack,
     **dict.fromkeys(("scatter", "scatter-add", "scatter_add"), _scatter),
     **dict.fromkeys(("scatter_max", "scatter_min", "scatter_mul"), _scatter),
 }

@@ -110,14 +110,21 @@ def followed(axes: Axes, shapes: Sequence[Sequence[int]]) -> bool:
     return used == sum(digit.axis is not None for digits in axes for digit in digits)
 
 
-def runs(weights: jax.Array, digit: Piece) -> jax.Array:
-    """Returns the weights for each value of a digit, along a new first axis."""
-    axis, size = digit.axis, digit.size * digit.stride
-    assert axis is not None
-    run = lax.slice_in_dim(weights, digit.offset, digit.offset + size, axis=axis)
-    shape = weights.shape
-    run = run.reshape(*shape[:axis], digit.size, digit.stride, *shape[axis + 1 :])
-    return jnp.moveaxis(run, axis, 0)
+def runs(weights: jax.Array, digits: Sequence[Piece]) -> jax.Array:
+    """Returns the weights for each value of a number, along a new first axis.
+
+    Args:
+      weights: The weights of positions.
+      digits: The number's digits, most significant first.
+    """
+    for number, digit in enumerate(digits):
+        assert digit.axis is not None
+        axis, end = number + digit.axis, digit.offset + digit.size * digit.stride
+        run = lax.slice_in_dim(weights, digit.offset, end, axis=axis)
+        shape = weights.shape
+        run = run.reshape(*shape[:axis], digit.size, digit.stride, *shape[axis + 1 :])
+        weights = jnp.moveaxis(run, axis, number)
+    return weights.reshape(-1, *weights.shape[len(digits) :])
 
 
 def _indices(axes: Axes, axis: int) -> list[list[tuple[int, Piece]]]:

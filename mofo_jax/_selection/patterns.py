@@ -45,7 +45,7 @@ class Ranked:
       bits: Patterns are less than 2**bits.
       octave: The number of patterns between a number and its double; 0 if the patterns
         are not those of floating-point numbers.
-      axis_name: The mesh axes of `shard_map` over which the tensor is sharded.
+      axis_name: The mesh axes of `shard_map` that divide the blocks.
     """
 
     arrays: tuple[jax.Array, ...]
@@ -91,9 +91,8 @@ def rank_magnitudes(
 ) -> Ranked:
     """Returns a tensor that is ranked by the magnitudes of its numbers.
 
-    Only those mesh axes of `axis_name` are kept over which the tensor's shards differ,
-    since the counts of a replicated tensor must not be added over its copies. Without
-    `check_vma`, JAX does not know what is replicated, and all axes are kept.
+    Only those mesh axes of `axis_name` are kept that `differing` returns, since the
+    counts of a replicated tensor must not be added over its copies.
 
     Raises:
       TypeError: If the dtype's patterns do not have the order of its numbers.
@@ -104,8 +103,6 @@ def rank_magnitudes(
         raise TypeError(
             f"arrays of the dtype {x.dtype} cannot be ranked: cast them to a wider one"
         )
-    if any(_varies_over(lax.axis_index(name)) for name in axis_name):
-        axis_name = tuple(name for name in axis_name if name in _varies_over(x))
     return Ranked(
         arrays=(x,),
         patterns=magnitude_patterns,
@@ -113,8 +110,18 @@ def rank_magnitudes(
         block_axes=block_axes,
         bits=info.bits - 1,
         octave=2**info.nmant,
-        axis_name=axis_name,
+        axis_name=differing(x, axis_name),
     )
+
+
+def differing(x: jax.Array, axis_name: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns those mesh axes of `shard_map` over which a tensor's shards differ.
+
+    Without `check_vma`, JAX does not know what is replicated, and all are returned.
+    """
+    if not any(_varies_over(lax.axis_index(name)) for name in axis_name):
+        return axis_name
+    return tuple(name for name in axis_name if name in _varies_over(x))
 
 
 def _varies_over(x: jax.Array) -> frozenset[str]:

@@ -87,6 +87,12 @@ def half_fine_tuning(
         raise TypeError(
             f"`categories` must be PathRules, got {type(categories).__name__}"
         )
+    names = [name for _, name in categories.rules]
+    if categories.default is not ...:
+        names.append(categories.default)
+    for name in names:
+        if not (isinstance(name, str) and name):
+            raise ValueError(f"`categories` must be names, got {name!r}")
     dataclasses.replace(AXES, name="stacked_axes").check(stacked_axes)
     always = {rule: name == "always" for rule, name in categories.rules}
     rest = categories.default == "always" if categories.default is not ... else ...

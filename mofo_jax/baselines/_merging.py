@@ -61,8 +61,14 @@ def interpolate_weights(
     _checks.check_number("share", share, "[0, 1]")
     _check_pair(start, end)
 
+    if hasattr(share, "dtype"):
+        share = widen(share)
+
     def between(before: jax.Array, after: jax.Array) -> jax.Array:
-        mixed = jnp.add((1 - share) * widen(before), share * widen(after))
+        first, second = widen(before), widen(after)
+        mixed = jnp.add((1 - share) * first, share * second)
+        # A product of 0 and of a number that is not finite is NaN.
+        mixed = jnp.where(share == 0, first, jnp.where(share == 1, second, mixed))
         return mixed.astype(jnp.result_type(after))
 
     return jax.tree.map(between, start, end)

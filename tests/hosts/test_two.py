@@ -40,25 +40,50 @@ def test_two_processes_compute_what_one_does(place: pathlib.Path) -> None:
     check_bits(pair, run(place, "broken", 2, 2, **training))
 
 
-def exported(made: Run) -> dict[str, np.ndarray]:
-    path = made.path.parent / "exported" / "mofo" / "model.safetensors"
+def test_two_processes_estimate_covariances(place: pathlib.Path) -> None:
+    arm = "inverse_covariance"
+    pair, alone = (
+        run(
+            place,
+            name,
+            count,
+            4 // count,
+            *("--optimizer", arm, "--export", str(place / name / "exported")),
+            mesh=MESH,
+        )
+        for name, count in (("spared_pair", 2), ("spared_alone", 1))
+    )
+    check_summaries(alone, pair, arm)
+    ours, theirs = exported(pair, arm), exported(alone, arm)
+    for name, before in tiny.tensors().items():
+        assert not np.array_equal(ours[name], before)
+        np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-5, atol=1e-7)
+
+
+def exported(made: Run, arm: str = "mofo") -> dict[str, np.ndarray]:
+    path = made.path.parent / "exported" / arm / "model.safetensors"
     return safetensors.numpy.load_file(path)
 
 
-def check_results(alone: Run, pair: Run) -> None:
-    """Checks for equal losses, and equal updates of the same coordinates."""
+def check_summaries(alone: Run, pair: Run, arm: str = "mofo") -> None:
+    """Checks for equal losses."""
     for ended in (*alone.ended, *pair.ended):
         assert ended.status == 0, ended.errors
     one, two = alone.summary, pair.summary
     for name in ("task_loss", "retention"):
         assert two["base"][name] == pytest.approx(one["base"][name], rel=1e-5)
-        ours, theirs = (summary["arms"]["mofo"][name] for summary in (two, one))
+        ours, theirs = (summary["arms"][arm][name] for summary in (two, one))
         assert ours == pytest.approx(theirs, rel=1e-5)
     keys = ("loss", "gradient_norm", "moved_fraction", "mask_overlap", "tokens")
     for row, wanted in zip(pair.metrics, alone.metrics, strict=True):
         ours, theirs = ({key: r.get(key, 0) for key in keys} for r in (row, wanted))
         assert ours == pytest.approx(theirs, rel=1e-5)
     assert len(pair.metrics) == 4
+
+
+def check_results(alone: Run, pair: Run) -> None:
+    """Checks for equal losses, and equal updates of the same coordinates."""
+    check_summaries(alone, pair)
     start, ends = tiny.tensors(), [exported(alone), exported(pair)]
     moved = 0
     for name, before in start.items():

@@ -177,3 +177,12 @@ def test_half_of_linens_attention_is_frozen() -> None:
     size = sum(mask.size for mask in moved)
     largest = max(mask.size for mask in moved)
     assert abs(sum(mask.sum() for mask in moved) - size / 2) <= largest
+
+
+@pytest.mark.parametrize("name", [1, "", None])
+def test_categories_must_be_names(name: Any) -> None:
+    rule = mofo_jax.PathRules({"a": name})
+    default = mofo_jax.PathRules({}, default=name)
+    for rules in (rule, default):
+        with pytest.raises(ValueError, match="`categories` must be names, got"):
+            mofo_jax.baselines.half_fine_tuning(optax.adam(1.0), categories=rules)

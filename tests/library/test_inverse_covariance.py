@@ -108,6 +108,15 @@ def test_damping(damping: float) -> None:
     np.testing.assert_allclose(actual, scaled(u, a, damping), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("dtype", "rtol"), [("float32", 1e-4), ("bfloat16", 0.05)])
+def test_complex_updates(dtype: str, rtol: float) -> None:
+    a, rng = covariance(6), random_generator()
+    u = rng.normal(size=(6, 3)) + 1j * rng.normal(size=(6, 3))
+    optimizer = RULE(InputCovariance(as32(a), (0,)), 1.0, dtype=dtype)
+    actual, _ = optimizer.update(jnp.complex64(u), optimizer.init(jnp.complex64(u)))
+    np.testing.assert_allclose(actual, scaled(u, a, 1.0), rtol=rtol, atol=rtol)
+
+
 @pytest.mark.parametrize(
     ("block_size", "lengths"),
     [

@@ -274,3 +274,14 @@ def test_covariances_of_two_models_in_one_tree() -> None:
         own = RULE(covariances[name])
         desired, _ = own.update(params, own.init(params))
         assert_same_bits(actual[name], desired)
+
+
+def test_kernels_without_numbers() -> None:
+    covariances = {
+        "out": InputCovariance(jnp.eye(4), (0,)),
+        "in": InputCovariance(jnp.zeros((0, 0)), (0,)),
+    }
+    updates = {"out": jnp.ones((4, 0)), "in": jnp.ones((0, 3))}
+    optimizer = mofo_jax.scale_by_inverse_covariance(covariances, block_size=2)
+    actual, _ = optimizer.update(updates, optimizer.init(updates))
+    assert_same_bits(actual, updates)

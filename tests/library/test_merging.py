@@ -59,6 +59,21 @@ def test_interpolation(share: float, dtype: str) -> None:
         np.testing.assert_allclose(np.float64(t), rounded, **tolerance)
 
 
+def test_a_share_of_a_narrow_dtype_is_not_rounded() -> None:
+    start, end = jnp.float32([1000.0]), jnp.float32([0.0])
+    for dtype in ("bfloat16", "float16"):
+        share = jnp.asarray(1e-3, dtype)
+        expected = 1000 * (1 - np.float64(share))
+        actual = interpolate_weights(start, end, share)
+        np.testing.assert_allclose(actual, [expected], rtol=1e-6)
+
+
+def test_a_tree_that_is_not_finite_can_be_left() -> None:
+    finite, other = jnp.float32([1.0, 2.0]), jnp.float32([np.inf, np.nan])
+    assert_same_bits(interpolate_weights(finite, other, 0.0), finite)
+    assert_same_bits(interpolate_weights(other, finite, jnp.float32(1)), finite)
+
+
 def scores(start: np.ndarray, end: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
     """Returns the paper's score of every coordinate, in float64."""
     change, size = np.abs(end - start), np.abs(start)

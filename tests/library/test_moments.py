@@ -128,3 +128,11 @@ def test_the_count_is_that_of_the_updates_seen() -> None:
     for number in range(3):
         assert count(state) == number
         _, state = tx.update(PARAMS, state)
+
+
+def test_a_field_of_other_shapes_is_no_momentum() -> None:
+    class Projected(NamedTuple):
+        mu: Any
+
+    with pytest.raises(ValueError, match="finds no momentum for the tensor"):
+        momenta(Projected(jnp.ones((2, 3))), jnp.ones((4, 3)), [0])

@@ -3,12 +3,18 @@
 Also those of the inverse input covariance.
 """
 
+import os
+import pathlib
+import socket
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import optax
+from jax.experimental import multihost_utils
 
 import mofo_jax
 from mofo_jax._covariances import given
@@ -16,6 +22,7 @@ from tests.helpers import assert_same_bits, selected
 
 FRACTION = 0.15
 DAMPING = 0.3
+LIMIT_SECONDS = 600  # Far longer than two processes need.
 # A function that returns losses, parameters and state after steps from a fixed start.
 Train = Callable[[optax.GradientTransformation, int], tuple[list[float], Any, Any]]
 
@@ -37,10 +44,17 @@ def make_optimizers(**options: Any) -> Optimizers:
     )
 
 
+def gathered(x: Any) -> np.ndarray:
+    """Returns an array that several processes may hold together."""
+    if getattr(x, "is_fully_addressable", True):
+        return np.asarray(x)
+    return multihost_utils.process_allgather(x, tiled=True)
+
+
 def by_path(tree: Any) -> dict[str, np.ndarray]:
     """Returns the arrays of a tree by path."""
     return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
+        jax.tree_util.keystr(path, simple=True, separator="/"): gathered(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
 
@@ -143,9 +157,45 @@ def check_scaled_step(
 def _inverse(covariance: mofo_jax.InputCovariance, step: np.ndarray) -> np.ndarray:
     order = *covariance.batch_axes, *covariance.axes
     moved = np.moveaxis(step, order, range(len(order)))
-    a = np.asarray(covariance.matrix, np.float64)
+    a = gathered(covariance.matrix).astype(np.float64)
     mean = np.trace(a, axis1=-2, axis2=-1)[..., None, None] / a.shape[-1]
     # Inputs that are always zero do not change the step.
     damped = np.eye(a.shape[-1]) + a / np.where(mean > 0, DAMPING * mean, np.inf)
     scaled = np.linalg.solve(damped, moved.reshape(*a.shape[:-1], -1))
     return np.moveaxis(scaled.reshape(moved.shape), range(len(order)), order)
+
+
+def check_two_processes(trainer: str, folder: pathlib.Path) -> None:
+    """Runs `check_scaled_step` in two processes, as the pages say.
+
+    Args:
+      trainer: the name of a folder of this one.
+      folder: an empty directory.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    program = sys.executable, "-m", "tests.trainers.two_processes", trainer
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_USE_SIMPLIFIED_JAXPR_CONSTANTS": "true",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+    }
+    running, outputs = [], [folder / f"output_{index}" for index in range(2)]
+    try:
+        for index, path in enumerate(outputs):
+            with path.open("w") as output:
+                words = *program, str(folder), str(port), str(index)
+                one = subprocess.Popen(
+                    words, env=environment, stdout=output, stderr=output
+                )
+            running.append(one)
+        for one in running:
+            one.wait(LIMIT_SECONDS)
+    finally:
+        for one in running:
+            one.kill()
+    for one, path in zip(running, outputs, strict=True):
+        assert one.returncode == 0, path.read_text()
+        assert "equal to NumPy" in path.read_text()

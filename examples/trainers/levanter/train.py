@@ -16,6 +16,7 @@ from typing import Any
 import equinox
 import haliax
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from levanter.adaptor.lora import (
@@ -163,7 +164,7 @@ def train(
             model_init=lambda: build(lora),
             is_trainable=lora_trainable_params_filter(model) if lora else True,
         )
-        start = jax.tree.map(np.asarray, state.trainable_model)
+        start = jax.tree.map(jnp.copy, state.trainable_model)  # Steps donate it.
         data = ListAsyncDataset(examples(BATCH * STEPS))
         loader = trainer.data_loader(data)
         after = trainer.train(state, loader.iter_from_step(int(state.step))).state

@@ -62,8 +62,19 @@ LOST: dict[str, Callable[[Any], Any]] = {
     "a window": lambda x: lax.dynamic_slice(x, (0, jnp.int32(2), 0), (3, 3, WIDTH)),
     "sorted": lambda x: jnp.sort(x, axis=1),
     "scattered": lambda x: jnp.zeros_like(x).at[:, TURN].set(x),
+    "written in a loop": lambda x: lax.fori_loop(
+        0,
+        LENGTH,
+        lambda t, made: lax.dynamic_update_slice_in_dim(
+            made, lax.dynamic_slice_in_dim(x, t, 1, 1), t, 1
+        ),
+        jnp.zeros_like(x),
+    ),
     "patches": lambda x: x.reshape(ROWS, 3, 2 * WIDTH),
-    "every second": lambda x: x[:, ::2] + x[:, 1::2],
+    # `x[:, ::2]` is a gather in some versions of JAX.
+    "every second": lambda x: sum(
+        lax.slice_in_dim(x, start, LENGTH, 2, axis=1) for start in (0, 1)
+    ),
     "summed from the left": lambda x: lax.associative_scan(jnp.add, x, axis=1),
 }
 
@@ -75,7 +86,7 @@ def id_(x: Any) -> Any:
 # Those of which not even the row is known.
 ROWS_LOST = {
     *("a branch moves", "a branch does not", "each step moves", "two halves"),
-    *("one of two orders", "convolved", "scattered"),
+    *("one of two orders", "convolved"),
 }
 
 
@@ -98,6 +109,16 @@ class Known(NamedTuple):
     weights: np.ndarray
 
 
+def rotated(x: Any) -> tuple[Any, Any]:
+    """Returns the halves of the pairs of a rotary embedding."""
+    return x[..., ::2] - 2 * x[..., 1::2], x[..., ::2] + x[..., 1::2]
+
+
+def interleaved(x: Any) -> Any:
+    first, second = rotated(x)
+    return jnp.zeros_like(x).at[..., ::2].set(first).at[..., 1::2].set(second)
+
+
 PAIRS = WEIGHTS[:, :, None] * WEIGHTS[:, None]
 KNOWN = {
     "moved, with its row's mean": Known(
@@ -115,6 +136,19 @@ KNOWN = {
     ),
     "zero in a branch": Known(
         lambda x: lax.cond(x.sum() > 1e9, jnp.zeros_like, jnp.sin, x), WEIGHTS
+    ),
+    "stacked features": Known(
+        lambda x: jnp.stack(rotated(x), -1).reshape(x.shape), WEIGHTS
+    ),
+    "stacked before the rows": Known(
+        lambda x: jnp.stack([x, 2 * x]), np.stack([WEIGHTS] * 2)
+    ),
+    "written features": Known(interleaved, WEIGHTS),
+    "a written run of features": Known(
+        lambda x: jnp.zeros_like(x).at[..., 1:].set(x[..., 1:]), WEIGHTS
+    ),
+    "written rows": Known(
+        lambda x: lax.dynamic_update_slice(jnp.zeros_like(x), x, (0, 0, 0)), WEIGHTS
     ),
     "pairs": Known(lambda x: x[:, :, None] + x[:, None], PAIRS),
     "pairs in a product": Known(

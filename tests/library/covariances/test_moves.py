@@ -54,6 +54,10 @@ CASES = {
         lambda x: jax.vmap(lambda row, to: row[to])(x, jnp.asarray(EACH)),
         lambda x: np.take_along_axis(x, EACH[..., None], axis=1),
     ),
+    "one of each row, in vmap": Case(
+        lambda x: jax.vmap(lambda row, to: row[to])(x, jnp.asarray(EACH[:, 0])),
+        lambda x: x[np.arange(ROWS), EACH[:, 0]],
+    ),
     "of two axes": Case(lambda x: x[np.array([0, 2]), np.array([2, 3])]),
     # Only the rows that exist are inputs.
     "padded": Case(

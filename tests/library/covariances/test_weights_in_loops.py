@@ -71,11 +71,35 @@ def rows_in_batches(params: Any, x: jax.Array) -> Any:
     return lax.map(lambda row: row @ params["w"], x, batch_size=1)
 
 
+def in_chunks(params: Any, x: jax.Array) -> Any:
+    # Such as the logits of a loss over the merged positions of all rows.
+    return lax.map(lambda some: some @ params["w"], x.reshape(-1, 2, 4))
+
+
+def behind_chunks(params: Any, x: jax.Array) -> Any:
+    mapped = lax.map(lambda some: 2 * some, x.reshape(-1, 3, 4))
+    return mapped.reshape(2, 6, 4) / 2 @ params["w"]
+
+
+def one_by_one(params: Any, x: jax.Array) -> Any:
+    def step(carry: jax.Array, one: jax.Array) -> Any:
+        return carry + one @ params["w"], None
+
+    return lax.scan(step, jnp.zeros(3), x.reshape(-1, 4), reverse=True)
+
+
+def in_chunks_of_chunks(params: Any, x: jax.Array) -> Any:
+    def chunk(some: jax.Array) -> Any:
+        return lax.map(lambda one: one @ params["w"], some)
+
+    return lax.map(chunk, x.reshape(-1, 3, 4))
+
+
 @pytest.mark.parametrize(
     "apply",
     [
         in_a_map, backwards, behind_a_map, in_two_loops, in_time, behind_time,
-        rows_in_batches,
+        rows_in_batches, in_chunks, behind_chunks, one_by_one, in_chunks_of_chunks,
     ],
 )  # fmt: skip
 def test_weights_follow_positions_that_a_loop_iterates_over(apply: Any) -> None:

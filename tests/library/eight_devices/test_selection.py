@@ -147,6 +147,38 @@ def test_shards_inside_shard_map_are_ranked_together(check_vma: bool) -> None:
         np.testing.assert_array_equal(moved, selected(gradient, 0.15))
 
 
+def test_blocks_inside_shard_map_stay_apart() -> None:
+    mesh = jax.make_mesh((4, 2), ("layers", "x"), axis_types=(AxisType.Auto,) * 2)
+    grads = np.float32(random_generator().normal(size=(8, 12)))
+    # The other axis divides layers, which are blocks.
+    optimizer = mofo_jax.mofo(1e-2, block_axes=(0,), axis_name="x")
+    mapped = jax.shard_map(
+        lambda grads: optimizer.update(grads, optimizer.init(grads))[0],
+        mesh=mesh,
+        in_specs=P("layers", "x"),
+        out_specs=P("layers", "x"),
+    )
+    moved = np.asarray(jax.jit(mapped)(grads)) != 0
+    np.testing.assert_array_equal(moved, selected(grads, 0.15, (0,)))
+
+
+def test_random_scores_of_tensors_that_are_replicated_over_a_named_axis() -> None:
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
+    optimizer = mofo_jax.mofo(
+        1e-2, update_fraction=0.5, score="random", axis_name=("x", "y")
+    )
+    mapped = jax.shard_map(
+        lambda grads: optimizer.update(grads, optimizer.init(grads))[0],
+        mesh=mesh,
+        in_specs=P("x"),
+        out_specs=P("x"),
+    )
+    moved = np.asarray(jax.jit(mapped)(jnp.ones(64))) != 0
+    assert moved.sum() == 32
+    shards = moved.reshape(4, 16)
+    assert len({shard.tobytes() for shard in shards}) == 4
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 @pytest.mark.parametrize("jit", [True, False], ids=["jit", "eager"])
 def test_state_keeps_its_type_in_an_explicit_mesh(dtype: str, jit: bool) -> None:

@@ -4,6 +4,7 @@ import pathlib
 
 import numpy as np
 
+from tests.trainers.comparing import check_two_processes
 from tests.trainers.levanter import levanter_runs
 
 
@@ -20,3 +21,7 @@ def test_a_run_continues_from_a_checkpoint(tmp_path: pathlib.Path) -> None:
     assert parts.losses == whole.losses[2:]
     for path, param in whole.params.items():
         np.testing.assert_array_equal(parts.params[path], param, path)
+
+
+def test_two_processes_take_the_same_step(tmp_path: pathlib.Path) -> None:
+    check_two_processes("levanter", tmp_path)

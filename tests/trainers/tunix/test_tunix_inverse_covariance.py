@@ -4,19 +4,14 @@ import pathlib
 
 import jax
 import numpy as np
-import optax
 
-from tests.helpers import assert_same_bits
-from tests.trainers.comparing import check_scaled_step
+from tests.trainers.comparing import check_two_processes
 from tests.trainers.tunix import tunix_runs
 from tests.trainers.tunix.test_tunix_states import options
 
 
 def test_the_first_step_is_adams_times_the_inverse() -> None:
-    covariances, ours = tunix_runs.run_inverse(1)
-    adam = tunix_runs.train(optax.adam(1e-2))
-    assert_same_bits(ours.params[0], adam.params[0])
-    check_scaled_step(covariances, ours.params[0], adam.params[1], ours.params[1])
+    tunix_runs.check_scaled_step(1)
 
 
 def test_a_run_continues_from_a_checkpoint(tmp_path: pathlib.Path) -> None:
@@ -30,3 +25,7 @@ def test_a_run_continues_from_a_checkpoint(tmp_path: pathlib.Path) -> None:
         np.testing.assert_allclose(
             resumed.params[-1][path], param, rtol=1e-5, atol=1e-7, err_msg=path
         )
+
+
+def test_two_processes_take_the_same_step(tmp_path: pathlib.Path) -> None:
+    check_two_processes("tunix", tmp_path)

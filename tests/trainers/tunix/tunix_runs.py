@@ -15,7 +15,9 @@ from jax.sharding import Mesh
 
 import mofo_jax
 from examples.trainers.flax_nnx_sharded import with_metadata
-from tests.trainers.comparing import DAMPING, assert_the_largest_moved
+from tests.helpers import assert_same_bits
+from tests.trainers import comparing
+from tests.trainers.comparing import DAMPING, assert_the_largest_moved, gathered
 
 pytest.importorskip(
     "tunix.sft.peft_trainer",
@@ -50,7 +52,7 @@ class Run(NamedTuple):
 def flat(state: Any) -> Arrays:
     """Returns copies of the arrays of an NNX state by path."""
     return {
-        "/".join(map(str, path)): np.array(variable[...])
+        "/".join(map(str, path)): gathered(variable[...]).copy()
         for path, variable in nnx.to_flat_state(state)
     }
 
@@ -99,6 +101,11 @@ def run(name: str, lora: bool) -> Run:
     return train(optimizers[name], lora=lora)
 
 
+def make_mesh(devices: int) -> Mesh:
+    """Returns a mesh of a number of devices, 1 or an even one."""
+    return tunix_trainer.make_mesh(jax.devices()[:devices], min(devices, 2))
+
+
 @functools.cache
 def run_inverse(devices: int) -> tuple[Any, Run]:
     """Returns covariances, and a run with them, which is performed on the first call.
@@ -106,9 +113,19 @@ def run_inverse(devices: int) -> tuple[Any, Run]:
     Args:
       devices: the number of devices, 1 or an even one.
     """
-    mesh = tunix_trainer.make_mesh(jax.devices()[:devices], min(devices, 2))
+    mesh = make_mesh(devices)
     covariances, optimizer = inverse(mesh)
     return covariances, train(optimizer, mesh=mesh)
+
+
+def check_scaled_step(devices: int) -> None:
+    """Compares the first step with Adam's times the inverse."""
+    covariances, ours = run_inverse(devices)
+    adam = train(optax.adam(1e-2), mesh=make_mesh(devices))
+    assert_same_bits(ours.params[0], adam.params[0])
+    comparing.check_scaled_step(
+        covariances, ours.params[0], adam.params[1], ours.params[1]
+    )
 
 
 def inverse(mesh: Mesh) -> tuple[Any, optax.GradientTransformation]:

@@ -27,7 +27,7 @@ def tunix_runs() -> Any:
 @functools.cache
 def run(tunix_runs: Any, devices: int, lora: bool, newer: bool = False) -> Any:
     """Returns a run with heads as blocks, which is performed on the first call."""
-    mesh = tunix_runs.tunix_trainer.make_mesh(jax.devices()[:devices], min(devices, 2))
+    mesh = tunix_runs.make_mesh(devices)
     blocks = mofo_jax.block_rules("tunix", "head")
     optimizer = mofo_jax.mofo(1e-2, block_axes=blocks)
     around = jax.set_mesh(mesh) if newer else None
