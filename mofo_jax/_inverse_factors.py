@@ -178,8 +178,8 @@ def _product(matrix: jax.Array, x: jax.Array) -> jax.Array:
     factors are rounded to its dtype, unless `x` is complex.
     """
     kind = jnp.finfo(matrix.dtype)
-    narrow = kind.bits < 32 and kind.maxexp == jnp.finfo(jnp.float32).maxexp
-    narrow = narrow and not jnp.iscomplexobj(x)
+    same_range = kind.maxexp == jnp.finfo(jnp.float32).maxexp
+    narrow = kind.bits < 32 and same_range and not jnp.iscomplexobj(x)
     return lax.dot_general(
         matrix if narrow else matrix.astype(x.dtype),
         x.astype(matrix.dtype) if narrow else x,

@@ -17,7 +17,7 @@ class Tensor:
       update: The update that the inner transformation returned, before the filter.
       index: The tensor's position among the leaves of the updates.
       path: The parameter's path, such as `layers/0/attention/query/kernel`.
-      axis_name: The mesh axes of `shard_map` over which the tensor is sharded.
+      axis_name: The mesh axes of `shard_map` that divide the tensor's blocks.
     """
 
     gradient: jax.Array

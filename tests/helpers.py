@@ -7,6 +7,7 @@ at a time and with a sort, and shares no code with the implementation.
 import contextlib
 import functools
 import re
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -32,6 +33,13 @@ DTYPES = {
     "float16": np.dtype(np.float16),
     "float64": np.dtype(np.float64),
 }
+
+
+def free_port() -> int:
+    """Returns a port of the loopback interface that is currently free."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 @contextlib.contextmanager

@@ -25,10 +25,10 @@ def iterated(xs: Sequence[Axes], weights: Sequence[int]) -> Digits:
     if not related or any(axes[0] != related[0][0] for axes in related):
         return ()
     digits = related[0][0]
-    several = len({digit.axis for digit in digits}) < len(digits)
+    distinct = len({digit.axis for digit in digits}) == len(digits)
     others = [axes[1:] for axes in related]
     known = all(_is_known(digit, others, weights) for digit in digits)
-    return digits if known and not several else ()
+    return digits if known and distinct else ()
 
 
 def _is_known(digit: Piece, others: Sequence[Axes], weights: Sequence[int]) -> bool:

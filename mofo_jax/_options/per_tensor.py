@@ -42,7 +42,7 @@ class Filtered(NamedTuple):
       path: Its path.
       fraction: The share of each block that moves, a number or a schedule.
       blocks: The division of its coordinates into blocks.
-      axis_name: The mesh axes of `shard_map` over which it is sharded.
+      axis_name: The mesh axes of `shard_map` that divide its blocks.
     """
 
     number: int

@@ -1,13 +1,14 @@
 """Half fine-tuning: a random half of the tensors is frozen."""
 
 import dataclasses
+from typing import Any
 
 import optax
 
 from mofo_jax import scores
 from mofo_jax._filter import momentum_filter
 from mofo_jax._options.blocks import AXES, BlockAxes
-from mofo_jax._options.path_rules import PathRules
+from mofo_jax._options.path_rules import Kind, PathRules
 
 
 def _module(names: str) -> str:
@@ -38,6 +39,13 @@ The embedding and the head are in the category "always", which `half_fine_tuning
 freezes. Parameters that no rule matches, such as those of a `Dense_0` of Flax Linen
 outside any module with a descriptive name, are in the category "others".
 """
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+_CATEGORIES: Kind[str] = Kind("categories", _is_name, "names")
 
 
 def half_fine_tuning(
@@ -87,12 +95,7 @@ def half_fine_tuning(
         raise TypeError(
             f"`categories` must be PathRules, got {type(categories).__name__}"
         )
-    names = [name for _, name in categories.rules]
-    if categories.default is not ...:
-        names.append(categories.default)
-    for name in names:
-        if not (isinstance(name, str) and name):
-            raise ValueError(f"`categories` must be names, got {name!r}")
+    _CATEGORIES.check(categories)
     dataclasses.replace(AXES, name="stacked_axes").check(stacked_axes)
     always = {rule: name == "always" for rule, name in categories.rules}
     rest = categories.default == "always" if categories.default is not ... else ...

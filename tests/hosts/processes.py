@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import pathlib
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ import pytest
 
 from examples.finetune.system import hosts
 from tests.finetune import small
+from tests.helpers import free_port
 
 ROOT = pathlib.Path(__file__).parents[2]
 # Far longer than any run here. No process may be left behind in any case.
@@ -32,13 +32,6 @@ class Ended(NamedTuple):
     output: str
     errors: str
     seen: dict[str, Any]
-
-
-def free_port() -> int:
-    """Returns a port of the loopback interface that is currently free."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def join(count: int) -> list[list[str]]:

@@ -5,7 +5,6 @@ Also those of the inverse input covariance.
 
 import os
 import pathlib
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -18,7 +17,7 @@ from jax.experimental import multihost_utils
 
 import mofo_jax
 from mofo_jax._covariances import given
-from tests.helpers import assert_same_bits, selected
+from tests.helpers import assert_same_bits, free_port, selected
 
 FRACTION = 0.15
 DAMPING = 0.3
@@ -172,9 +171,7 @@ def check_two_processes(trainer: str, folder: pathlib.Path) -> None:
       trainer: the name of a folder of this one.
       folder: an empty directory.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = str(free_port())
     program = sys.executable, "-m", "tests.trainers.two_processes", trainer
     environment = {
         **os.environ,
@@ -186,7 +183,7 @@ def check_two_processes(trainer: str, folder: pathlib.Path) -> None:
     try:
         for index, path in enumerate(outputs):
             with path.open("w") as output:
-                words = *program, str(folder), str(port), str(index)
+                words = *program, str(folder), port, str(index)
                 one = subprocess.Popen(
                     words, env=environment, stdout=output, stderr=output
                 )
