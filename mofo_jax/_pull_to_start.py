@@ -43,9 +43,9 @@ def pull_to_start(
     :math:`\eta \lambda`. Exactly at the start there is no pull.
 
     Args:
-      strength: The factor :math:`\lambda` on the pull, >= 0; may be traced. In our
-        study, strengths whose product with the sum of the learning rates is about 1
-        to 5 worked best.
+      strength: The factor :math:`\lambda` on the pull, >= 0; may be traced. In runs
+        of 24 steps in our study, a product of about 1 with the sum of the learning
+        rates worked best; from 2, the model learned less.
       norm: `"l2"` pulls in proportion to the displacement, `"l1"` with equal strength
         everywhere.
       mask: The parameters to pull, as in `optax.add_decayed_weights`.

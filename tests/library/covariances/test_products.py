@@ -58,6 +58,7 @@ OF_GROUPS = np.stack([mean_outer(HEADS[:3]), mean_outer(HEADS[3:])])
 ROWS = normal(7, 4, seed=5)
 TIED = mean_outer(np.float32(normal(7, 4, seed=9))[[1, 2]])
 PLAIN = Expected(MEAN)
+PART = Expected(MEAN * np.outer([0, 1, 1, 0], [0, 1, 1, 0]))
 EACH = Expected(np.stack([MEAN] * 3), (1,), (0,))
 CASES = {
     "matrix product": Case((4, 6), lambda w, x: x @ w, PLAIN),
@@ -121,9 +122,10 @@ CASES = {
         Expected(MEAN * np.kron(np.eye(2), np.ones((2, 2)))),
     ),
     "a part of the contracted axis": Case(
-        (4, 6),
-        lambda w, x: x[..., 1:3] @ w[1:3],
-        Expected(MEAN * np.outer([0, 1, 1, 0], [0, 1, 1, 0])),
+        (4, 6), lambda w, x: x[..., 1:3] @ w[1:3], PART
+    ),
+    "a part of an axis that was cut": Case(
+        (4, 6), lambda w, x: x[..., 1:3] @ w.reshape(2, 2, 6).reshape(4, 6)[1:3], PART
     ),
     "tiled": Case((4, 6), lambda w, x: x @ jnp.tile(w, (1, 2)), PLAIN),
     "unstacked": Case(

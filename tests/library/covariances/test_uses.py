@@ -20,6 +20,9 @@ MASKS: dict[str, Callable[[Any], Any]] = {
     "a block is left": lambda x: (
         x * (jnp.arange(8)[None] // 3 == jnp.int32(x[0, 0]) % 2)
     ),
+    "features of a truncated index are left": lambda x: (
+        x * (lax.div(jnp.arange(8)[None], 3) == jnp.int32(x[0, 0]) % 2)
+    ),
     "no diagonal": lambda x: jnp.where(jnp.eye(*x.shape, dtype=bool), 0, x),
 }
 
