@@ -13,7 +13,7 @@ from examples.finetune.running.plots import BASE_COLOR, COLORS, save
 from examples.study import plan
 from examples.study.comparing import ON_PROMPTS, PROSE, PROSE_RISE, Compared, Measure
 from examples.study.inputs import BORDERS
-from examples.study.methods import METHODS, SETTINGS
+from examples.study.methods import METHODS
 from examples.study.plan import Run
 from examples.study.rows import Row
 from examples.study.screening import drift_of_a_squared_step
@@ -24,7 +24,9 @@ DPI = 110
 
 
 def draw(found: Compared, directory: pathlib.Path) -> list[str]:
-    """Draws drift against learning for all methods, one picture per task and length.
+    """Draws drift against learning, one picture per task and length.
+
+    The methods are those with deciding seeds, or all if there are none.
 
     Returns:
       The files' names, in the directory.
@@ -41,9 +43,11 @@ def _fronts(found: Compared, task: str, steps: int) -> matplotlib.figure.Figure:
     figure = matplotlib.figure.Figure(figsize=(13, 4.6), layout="constrained")
     panels = figure.subplots(1, len(PANELS))
     level = float(found.level(task, steps)[0])
-    drawn = {run.method for run in found.rows if (run.task, run.steps) == (task, steps)}
-    # A table compares the settings, of which most have only one rate.
-    methods = [name for name in METHODS if name in drawn and name not in SETTINGS]
+    runs = [run for run in found.rows if (run.task, run.steps) == (task, steps)]
+    # The tables have the methods that were run only in order to choose.
+    deciding = {run.method for run in runs if run.seed in plan.SEEDS}
+    drawn = deciding or {run.method for run in runs}
+    methods = [name for name in METHODS if name in drawn]
     for axes, measure in zip(panels, PANELS, strict=True):
         for number, method in enumerate(methods):
             again, color = divmod(number, len(COLORS))
