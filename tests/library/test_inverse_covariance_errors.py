@@ -88,6 +88,14 @@ def test_invalid_covariances(
         jax.eval_shape(build) if traced else build()
 
 
+@pytest.mark.parametrize("unit", [1e-20, 1.0, 1e20])
+def test_the_unit_of_a_matrix_does_not_matter_for_its_symmetry(unit: float) -> None:
+    rounded, wrong = (unit * np.array([[2, 1], [1 + e, 2]]) for e in (1e-3, 1e-2))
+    RULE(with_matrix(np.float32(rounded), (0,)))
+    with pytest.raises(ValueError, match="for kernel must be symmetric"):
+        RULE(with_matrix(np.float32(wrong), (0,)))
+
+
 def test_covariances_of_another_model() -> None:
     optimizer = RULE(with_matrix(np.eye(3, dtype=np.float32)))
     state = optimizer.init({"kernel": jnp.ones((3, 2))})

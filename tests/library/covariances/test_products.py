@@ -60,6 +60,7 @@ TIED = mean_outer(np.float32(normal(7, 4, seed=9))[[1, 2]])
 PLAIN = Expected(MEAN)
 PART = Expected(MEAN * np.outer([0, 1, 1, 0], [0, 1, 1, 0]))
 EACH = Expected(np.stack([MEAN] * 3), (1,), (0,))
+SECOND = Expected(MEAN * np.array([0, 1, 0])[:, None, None], (1,), (0,))
 CASES = {
     "matrix product": Case((4, 6), lambda w, x: x @ w, PLAIN),
     "einsum": Case((4, 6), lambda w, x: jnp.einsum("btd,df->ftb", x, w), PLAIN),
@@ -136,10 +137,9 @@ CASES = {
         lambda w, x: jax.nn.one_hot((x > 0).astype(int), 2).reshape(3, 40) @ w,
         Expected(mean_outer(np.stack([X <= 0, X > 0], -1).reshape(3, 40))),
     ),
-    "one index of an axis": Case(
-        (3, 4, 6),
-        lambda w, x: x @ w[1],
-        Expected(MEAN * np.array([0, 1, 0])[:, None, None], (1,), (0,)),
+    "one index of an axis": Case((3, 4, 6), lambda w, x: x @ w[1], SECOND),
+    "a run of one index": Case(
+        (3, 4, 6), lambda w, x: jnp.einsum("btd,edf->btef", x, w[1:2]), SECOND
     ),
     "experts": Case((2, 4, 6), by_expert, Expected(OF_EXPERTS, (1,), (0,)), EXPERTS),
     "experts last": Case(
