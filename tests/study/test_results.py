@@ -29,7 +29,7 @@ def test_the_pages_quote_the_tables():
     page, steps = (folder / name for name in ("README.md", "steps.md"))
     results = page.read_text().partition("## Results so far")[2] + steps.read_text()
     quoted = set(
-        re.findall(r"\d\.\d\d \[[^]]*\d\.\d\d\]|[+-]0\.\d{4} \[[^]]*\]", results)
+        re.findall(r"\d\.\d\d \[[^]]*\d\.\d\d\]|[+-]?0\.\d{4} \[[^]]*\]", results)
     )
     own = "".join(
         (directory / "tables.md").read_text()
