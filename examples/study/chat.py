@@ -15,7 +15,7 @@ from examples.study.texts import instructions
 from examples.study.training import Params, Trainer
 
 NAME = "chat.jsonl"
-SEED = 7  # Used for these draws only.
+SEED = 7
 
 
 def answers(

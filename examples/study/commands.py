@@ -69,15 +69,15 @@ def repeat(options: Options) -> None:
         wanted = rows.parse(options.only)
     except ValueError:
         wanted = None
-    if wanted is None or wanted.task not in study.texts.tasks:
-        known = ", ".join(study.texts.tasks)
+    tasks = study.texts.tasks
+    if wanted is None or wanted.task not in tasks or wanted.method not in METHODS:
         raise InputError(
             "--only must name a run as the tables do, such as gsm8k/adamw/24/11/0.0001,"
-            f" of one of the tasks {known}; got {options.only!r}"
+            f" of one of the tasks {', '.join(tasks)} and of one of the methods "
+            f"{', '.join(METHODS)}; got {options.only!r}"
         )
-    kept = rows.find(rows.read(study.file), study.key(wanted))
-    made = study.do(wanted)
-    start = rows.start_of(rows.read(study.file), wanted.task)
+    kept, made = study.row(wanted), study.do(wanted)
+    start = study.do(Run(wanted.task, START))
     columns = {"stored": kept, "repeated": made}
     if kept is None:
         say(

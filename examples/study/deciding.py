@@ -137,6 +137,7 @@ def judge_all(
     found: Compared,
     claim: Claim,
     verdicts: Mapping[Measure, Verdict],
+    comparator: str | None = None,
 ) -> Outcome:
     """Judges a claim on all kinds of text and on the rise of the prose loss.
 
@@ -144,13 +145,14 @@ def judge_all(
       found: the rows.
       claim: the claim.
       verdicts: the results of `judge` for KINDS.
+      comparator: as for `judge`.
     """
     prose = verdicts[PROSE]
     if prose.outcome == "refuted":
         return "refuted"
     if any(verdict.outcome != "confirmed" for verdict in verdicts.values()):
         return "not yet decided"
-    _, seen = visible(found, claim.method, prose.cells)
+    _, seen = visible(found, claim.method, prose.cells, comparator)
     return "not yet decided" if seen else "confirmed"
 
 
@@ -197,20 +199,22 @@ def pooled(
     method: str,
     measure: Measure,
     lengths: Iterable[tuple[str, int]],
-    own: str | None,
+    comparator: str,
 ) -> Estimate:
     """Returns the mean of a measure over tasks and lengths, each a mean over seeds.
 
     Args:
       found: the rows.
       method: the method.
-      measure: the measure; a logarithm if it is a ratio.
+      measure: the measure. If it is a ratio, it is the logarithm of that to the
+        comparator.
       lengths: tasks and numbers of steps, each with seeds.
-      own: the method to compare with; None for the measure itself.
+      comparator: the method whose seeds are used.
     """
+    own = comparator if measure.ratio else None
     means, variance, freedom = [], 0.0, 0
     for task, steps in lengths:
-        seeds = _shared(found, method, (task, steps), own or "adamw")
+        seeds = _shared(found, method, (task, steps), comparator)
         kept = found.by_seed(task, method, steps, measure, own, seeds)
         known = found.seeds(task, steps, measure, own)
         means.append(np.mean(kept, axis=0))
@@ -221,8 +225,18 @@ def pooled(
 
 
 def visible(
-    found: Compared, method: str, lengths: Iterable[tuple[str, int]]
+    found: Compared,
+    method: str,
+    lengths: Iterable[tuple[str, int]],
+    comparator: str | None = None,
 ) -> tuple[Estimate, bool]:
-    """Returns the rise of the prose loss, and whether it differs from zero."""
-    rise = pooled(found, method, PROSE_RISE, lengths, None)
+    """Returns the rise of the prose loss, and whether it differs from zero.
+
+    Args:
+      found: the rows.
+      method: the method.
+      lengths: as for `pooled`.
+      comparator: as for `judge`.
+    """
+    rise = pooled(found, method, PROSE_RISE, lengths, comparator or "adamw")
     return rise, rise.low > 0

@@ -94,6 +94,9 @@ class Estimate(NamedTuple):
 def estimate(values: Values, seeds: Seeds | None = None, count: int = 1) -> Estimate:
     """Returns the interval of a number that is a mean over seeds.
 
+    Its quantile is Student's with the degrees of freedom of the seeds' variance, for
+    the error due to the items too.
+
     Args:
       values: the mean over seeds, on all items and on each draw of them.
       seeds: the variation from seed to seed; None to ignore it.
@@ -103,16 +106,15 @@ def estimate(values: Values, seeds: Seeds | None = None, count: int = 1) -> Esti
     tails = (1 - COVERED) / 2, (1 + COVERED) / 2
     # Quantiles rather than the variance, since interpolation between two task losses
     # that nearly coincide in a draw gives a few extreme values.
-    low, high = (abs(end - value) for end in np.quantile(values[1:], tails))
-    other = 0.0
+    ends = np.abs(np.quantile(values[1:], tails) - value)
     if seeds is not None:
-        student = scipy.stats.t.ppf(tails[1], seeds.freedom) if seeds.freedom else None
-        if student is None:
+        if not seeds.freedom:
             return Estimate(value, math.nan, math.nan)
-        other = float(student) * math.sqrt(seeds.variance / count)
-    return Estimate(
-        value, value - math.hypot(low, other), value + math.hypot(high, other)
-    )
+        student = scipy.stats.t.ppf(tails[1], seeds.freedom)
+        deviations = ends / scipy.stats.norm.ppf(tails[1])
+        ends = student * np.hypot(deviations, math.sqrt(seeds.variance / count))
+    low, high = map(float, ends)
+    return Estimate(value, value - low, value + high)
 
 
 def between(

@@ -54,12 +54,6 @@ def parse(text: str) -> Run:
     return Run(task, method, int(length), int(seed), float(rate))
 
 
-def start_of(rows: Sequence[Row], task: str) -> Row:
-    """Returns the start's row for a task."""
-    name = str(Run(task, START))
-    return next(row for row in rows if row["key"]["run"] == name)
-
-
 def task_loss(row: Row, start: Row) -> float:
     """Returns the mean loss per token on a row's task; infinite if it is NaN."""
     task = run_of(row).task

@@ -79,6 +79,7 @@ class Study:
         self._inputs: dict[OwnTexts, Params] = {}
         self._replays: dict[tuple[OwnTexts, int], tuple[list[Text], Any]] = {}
         self._scales: dict[str, tuple[Scales, Reference]] = {}
+        self._unstored: list[rows.Row] = []
         for name in options.task:
             if name not in self.texts.tasks:
                 known = ", ".join(self.texts.tasks)
@@ -182,6 +183,10 @@ class Study:
             if not wanted.step or step.name in wanted.step
         ]
 
+    def row(self, run: Run) -> rows.Row | None:
+        """Returns a run's row with the same data and settings, if there is one."""
+        return rows.find([*rows.read(self.file), *self._unstored], self.key(run))
+
     def losses(self) -> Losses:
         """Returns the task losses of the stored rows."""
         return Compared(self._rows()).losses
@@ -197,7 +202,7 @@ class Study:
     def scales(self, task: str) -> tuple[Scales, Reference]:
         """Returns the measurements of a task, and the start's data for comparison.
 
-        The start's row is stored too.
+        The start's row is kept too.
         """
         if task not in self._scales:
             found = self.task(task)
@@ -218,7 +223,7 @@ class Study:
         given = self.key(run), [item.ids for item in self.chats]
         digest = hashlib.sha256(json.dumps(given).encode()).hexdigest()[:16]
         file = start.in_cache(self.options.cache, f"hidden-{digest}.npz")
-        if file.exists() and rows.find(rows.read(self.file), self.key(run)):
+        if file.exists() and self.row(run):
             return Reference(head, token_losses.load_hidden(file))
         say(f"Measuring the start on {task}")
         reference = Reference(head, {})
@@ -229,14 +234,14 @@ class Study:
         return reference
 
     def do(self, run: Run) -> rows.Row:
-        """Performs one run and stores its row.
+        """Performs one run and stores its row, unless a single run is repeated.
 
         Returns:
           The row.
         """
         scales, reference = self.scales(run.task)
         if run.method == START:
-            kept = rows.find(rows.read(self.file), self.key(run))
+            kept = self.row(run)
             assert kept is not None
             return kept
         began = time.perf_counter()
@@ -289,9 +294,9 @@ class Study:
             "device": jax.devices()[0].device_kind,
         }
         whole = {"key": self.key(run), **about, **row}
-        if (
-            not self.options.only
-            or rows.find(rows.read(self.file), self.key(run)) is None
-        ):
+        if self.options.only:
+            # Rows of other data would take the place of the stored ones in tables.
+            self._unstored.append(whole)
+        else:
             rows.add(self.file, whole)
         return whole

@@ -75,8 +75,8 @@ def _outcomes(found: Compared, own: str | None) -> Lines:
     lines = table(heads, body)
     for claim, by_measure in verdicts.items():
         if cells := by_measure[PROSE].cells:
-            rise, seen = deciding.visible(found, claim.method, cells)
-            whole = deciding.judge_all(found, claim, by_measure)
+            rise, seen = deciding.visible(found, claim.method, cells, own)
+            whole = deciding.judge_all(found, claim, by_measure, own)
             lines += [
                 "",
                 f"{METHODS[claim.method].title}: the loss on prose changes by "

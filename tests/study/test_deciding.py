@@ -139,6 +139,19 @@ def test_a_rise_is_visible_if_its_interval_is_above_zero():
             row["sets"]["prose"]["losses"] = [loss + 0.1 for loss in losses]
     rise, seen = deciding.visible(Compared(made), "inverse", LENGTHS)
     assert rise.value == pytest.approx(0.2 / 5) and seen
+    # With a comparator, of the seeds that it shares.
+    batch = [
+        row for row in rows([1.0, 1.0], "adamw_batch") if "batch" in row["key"]["run"]
+    ]
+    for row in made:
+        if "inverse" in row["key"]["run"] and "/13/" in row["key"]["run"]:
+            losses = row["sets"]["prose"]["losses"]
+            row["sets"]["prose"]["losses"] = [loss + 0.6 for loss in losses]
+    found = Compared([*made, *batch])
+    rise, _ = deciding.visible(found, "inverse", LENGTHS)
+    assert rise.value == pytest.approx((0.2 + 1.2 / 3) / 5)
+    rise, _ = deciding.visible(found, "inverse", LENGTHS, "adamw_batch")
+    assert rise.value == pytest.approx(0.2 / 5)
 
 
 def test_the_best_control_becomes_the_comparator():

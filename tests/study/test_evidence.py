@@ -74,6 +74,17 @@ def test_intervals_over_seeds_are_students():
     assert math.isnan(alone.low) and math.isnan(alone.high)
 
 
+def test_students_quantile_applies_to_items_too():
+    numbers = [1.0, 1.3, 0.8, 1.1]
+    items = np.random.RandomState(3).normal(np.mean(numbers), 0.2, evidence.DRAWS)
+    values = np.concatenate([[np.mean(numbers)], items])
+    made = evidence.estimate(values, evidence.pooled([numbers]), len(numbers))
+    variance = 0.2**2 + np.var(numbers, ddof=1) / len(numbers)
+    half = scipy.stats.t.ppf(0.975, 3) * math.sqrt(variance)
+    assert made.low == pytest.approx(made.value - half, rel=0.05)
+    assert made.high == pytest.approx(made.value + half, rel=0.05)
+
+
 def test_methods_are_compared_at_the_level():
     found = Compared(made_rows.rows())
     assert found.lengths == [(TASK, STEPS)]

@@ -89,8 +89,18 @@ def test_a_killed_study_continues(
     )
     assert kept == pytest.approx(anew, rel=1e-3)
     assert len(rows.read(file)) == 4
-    assert command.main([*options, "--only", "nothing"]) == 2
-    assert "--only must name a run as the tables do" in capsys.readouterr().err
+    # Without a row to compare with, none is stored, not even with a new file.
+    elsewhere = ["--output", str(tmp_path / "new")]
+    for more in ([], elsewhere):
+        other = [*options, *more, "--only", f"{TASK}/mofo/2/0/0.004"]
+        assert command.main(other) == 0
+        told = capsys.readouterr().out
+        assert "has no row of" in told and "repeated" in told and "stored" not in told
+    assert len(rows.read(file)) == 4
+    assert not list((tmp_path / "new").rglob("rows.jsonl"))
+    for wrong in ("nothing", f"{TASK}/nothing/2/0/0.002", f"{TASK}/start"):
+        assert command.main([*options, "--only", wrong]) == 2
+        assert "--only must name a run as the tables do" in capsys.readouterr().err
 
 
 def _check_rows(found: list[rows.Row], file: pathlib.Path) -> None:
