@@ -67,7 +67,10 @@ def input_covariances(
     averaged, each index of a contracted axis over the uses that contract it. A lookup
     in an embedding, by a gather or by a product with one-hot vectors as made by
     `jax.nn.one_hot`, does not count as a product, so the covariance of a tied embedding
-    is that of the head's input.
+    is that of the head's input. Nor does a product that the result of `apply` does not
+    depend on. Everything else that multiplies a parameter counts as its input, even a
+    constant or what is computed from other parameters, so do not merge kernels before
+    the product.
 
     Args:
       apply: The model, which is called as ``apply(params, batch)`` and traced. Its
@@ -81,7 +84,9 @@ def input_covariances(
         parameters in the same way for all of them.
       weights: The weights of positions: a function from a batch to an array of
         nonnegative numbers whose axes are the leading axes of the batch's arrays, such
-        as a mask of shape ``[rows, positions]`` that excludes padding. Its axes are
+        as a mask of shape ``[rows, positions]`` that excludes padding. All arrays of
+        the batch with these leading axes have these weights; pad an array with other
+        positions, such as the source of an encoder, to another length. Its axes are
         followed through the program to the inputs, into scans over positions, and to
         where a gather moves positions, such as tokens to their experts. An input that
         belongs to two positions has the product of their weights. Along an axis that

@@ -222,7 +222,9 @@ class _Measure:
 
 
 def _product(equation: Any, given: list[Trait], scope: Scope) -> Step | None:
-    """Records the uses of parameters in a product."""
+    """Records the uses of parameters in a product whose result is used."""
+    if not scope.followed:
+        return None
     name = equation.primitive.name
     avals = [atom.aval for atom in equation.invars]
     operands = products.Operands(
@@ -251,7 +253,7 @@ def _product(equation: Any, given: list[Trait], scope: Scope) -> Step | None:
             lead = [trait.view.shape[axis] for axis, _ in trait.view.moving]
             dtype = jnp.promote_types(avals[product.operands[0]].dtype, jnp.float32)
             along = given[product.operands[0]].positions
-            one = positions.related(along) or set(scope.weights) <= {1}
+            one = bool(positions.known(along)) or set(scope.weights) <= {1}
             scope.sources[source] = Source(
                 (*lead, *product.lead),
                 product.length,

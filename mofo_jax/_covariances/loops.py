@@ -249,6 +249,11 @@ def analyse_while(
     asked = [*range(first), *range(second, len(given))]
     _obstruct_condition(equation, asked, given, scope, analyse)
     operands, leaving = given[first:], body.leaving(equation)
+    if jaxprs.opened(params["cond_jaxpr"])[0].outvars[0].aval.shape:
+        # The body also runs for examples whose own loop has ended.
+        reason = "it is multiplied in a loop whose length `vmap` makes differ"
+        _obstruct(body.scope, operands, scope, reason)
+        return None, results
     number = scope.number()
     exits = find_exits(body.scope, scope, operands, leaving, number, len(given))
     if not exits:
@@ -275,6 +280,12 @@ def _obstruct_condition(
     inner = Scope(scope.mesh, scope.weights)
     arguments = enter_all(given, [equation.invars[i] for i in asked], inner)
     analyse(equation.params["cond_jaxpr"], arguments, inner)
+    reason = "it is multiplied in the condition of a loop"
+    _obstruct(inner, given, scope, reason)
+
+
+def _obstruct(inner: Scope, given: list[Trait], scope: Scope, reason: str) -> None:
+    """Records a reason why the products in a jaxpr that a loop calls do not count."""
     for view in (given[use.param].view for use in inner.uses):
         if view:
-            scope.obstruct(view, "it is multiplied in the condition of a loop")
+            scope.obstruct(view, reason)

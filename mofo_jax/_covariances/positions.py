@@ -42,12 +42,12 @@ def join(first: Axes, second: Axes, rank: int) -> Axes:
       rank: The number of axes of the batch's weights.
     """
     first_moved, second_moved = _moved(first, rank), _moved(second, rank)
-    both = first_moved & _known(second) | second_moved & _known(first)
+    both = first_moved & known(second) | second_moved & known(first)
     preferred = None
     if first_moved and not second_moved & both:
-        preferred = second if first_moved <= _known(second) else first
+        preferred = second if first_moved <= known(second) else first
     elif second_moved and not first_moved & both:
-        preferred = first if second_moved <= _known(first) else second
+        preferred = first if second_moved <= known(first) else second
     return tuple(
         preferred[i] if preferred is not None and i in both else _joined(one, other)
         for i, (one, other) in enumerate(zip(first, second, strict=True))
@@ -121,7 +121,7 @@ def _is_lost(axis: tuple[Piece, ...]) -> bool:
     return any(piece.axis == LOST for piece in axis)
 
 
-def _known(axes: Axes) -> set[int]:
+def known(axes: Axes) -> set[int]:
     """Returns the numbers of the axes with known positions."""
     return {i for i, axis in enumerate(axes) if is_related(axis) and not _is_lost(axis)}
 
@@ -130,6 +130,6 @@ def _moved(axes: Axes, rank: int) -> set[int]:
     """Returns the numbers of the axes with known positions that were moved."""
     return {
         i
-        for i in _known(axes)
+        for i in known(axes)
         if any(piece.axis is not None and piece.axis >= rank for piece in axes[i])
     }

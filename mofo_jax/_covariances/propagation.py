@@ -96,6 +96,15 @@ def of_convolution(
     numbers = params["dimension_numbers"]
     result = list(pieces.unrelated(out))
     result[numbers.out_spec[0]] = axes[numbers.lhs_spec[0]]
+    before, after = numbers.lhs_spec[1], numbers.out_spec[1]
+    groups = params["feature_group_count"]
+    if groups > 1 and related([axes[before]]):
+        # `vmap` over inputs and kernels makes each row a group of features.
+        split = pieces.reshape((axes[before],), (groups, shape[before] // groups))
+        features = pieces.unrelated([out[after] // groups])[0]
+        result[after] = (
+            lost(out[after]) if split is None else pieces.join((*split[0], *features))
+        )
     spatial = zip(numbers.lhs_spec[2:], numbers.out_spec[2:], strict=True)
     for before, after in spatial:
         kept = shape[before] == out[after]
@@ -122,12 +131,19 @@ def _gather(given: list[Axes], params: Any, avals: Any, out: Any, rank: int) -> 
         axes[after] = axis if kept else reordered(axis, out.shape[after])
     others = [i for i in range(len(axes)) if i not in numbers.offset_dims]
     moved = related([given[0][axis] for axis in numbers.start_index_map])
+    batching = dict(
+        zip(
+            numbers.start_indices_batching_dims,
+            numbers.operand_batching_dims,
+            strict=True,
+        )
+    )
     for i, (before, after) in enumerate(zip(given[1][:-1], others, strict=True)):
         # Positions of the operand are in the order of the indices' values.
-        if not moved or i in numbers.start_indices_batching_dims:
-            axes[after] = before
+        if i in batching:
+            (axes[after],) = join((given[0][batching[i]],), (before,), rank)
         else:
-            axes[after] = lost(out.shape[after])
+            axes[after] = lost(out.shape[after]) if moved else before
     return tuple(axes)
 
 
@@ -173,8 +189,13 @@ def _overwrite(
 
 
 def _pad(given: list[Axes], params: Any, avals: Any, out: Any, rank: int) -> Axes:
-    edges = params["padding_config"]
-    return _resized(given[0], out.shape, [any(edge) for edge in edges])
+    edges = [any(edge) for edge in params["padding_config"]]
+    before = list(given[0])
+    if related(before):
+        # An axis of length 1 does not say whether it is a position.
+        lengths = zip(before, avals[0].shape, edges, strict=True)
+        before = [lost(2) if n == 1 and edge else axis for axis, n, edge in lengths]
+    return _resized(tuple(before), out.shape, edges)
 
 
 def _resized(axes: Axes, shape: Sequence[int], moved: Sequence[bool]) -> Axes:

@@ -1,6 +1,7 @@
 """The weights of an array's coordinates, from those of the positions."""
 
 import functools
+import itertools
 from collections.abc import Sequence
 
 import jax
@@ -95,18 +96,19 @@ def followed(axes: Axes, shapes: Sequence[Sequence[int]]) -> bool:
     """Returns whether the weights of an array's coordinates are known.
 
     They are not if positions are lost, if only a part of the digits of an index of the
-    weights is left, or if some digits belong to weights before a move of others.
+    weights is left, if some digits belong to weights before a move of others, or if it
+    is ambiguous which indices of two axes of the weights form a position.
 
     Args:
       axes: The axes of the array.
       shapes: The shapes of the weights, as for `expand`.
     """
     number, own = _latest(axes, shapes)
-    used = sum(
-        len(index)
-        for axis in range(len(shapes[number]))
-        for index in _indices(own, axis)
-    )
+    indices = [_indices(own, axis) for axis in range(len(shapes[number]))]
+    counts = [len(index) for index in indices if index]
+    if counts != sorted(counts) or sum(count > 1 for count in counts) > 1:
+        return False
+    used = sum(map(len, itertools.chain(*indices)))
     return used == sum(digit.axis is not None for digits in axes for digit in digits)
 
 

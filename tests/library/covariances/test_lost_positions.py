@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
 
+import mofo_jax
 from tests.library.covariances.hand import (
     Expected,
     check,
@@ -122,6 +124,28 @@ def interleaved(x: Any) -> Any:
     return jnp.zeros_like(x).at[..., ::2].set(first).at[..., 1::2].set(second)
 
 
+def chosen(x: Any) -> Any:
+    """Returns one of two scales of each row, by an index of the row."""
+    both = jnp.stack([x, 2 * x], 2)
+    return jax.vmap(lambda row, index: row[:, index])(both, jnp.array([0, 1, 0]))
+
+
+def convolved_by_row(x: Any) -> Any:
+    """Returns rows convolved with a kernel each."""
+
+    def convolve(row: Any, kernel: Any) -> Any:
+        return lax.conv_general_dilated(
+            row[None],
+            kernel,
+            (1,),
+            "SAME",
+            dimension_numbers=("NWC", "WIO", "NWC"),
+            feature_group_count=WIDTH,
+        )[0]
+
+    return jax.vmap(convolve)(x, jnp.float32(normal(ROWS, 3, 1, WIDTH, seed=1)))
+
+
 PAIRS = WEIGHTS[:, :, None] * WEIGHTS[:, None]
 KNOWN = {
     "moved, with its row's mean": Known(
@@ -153,6 +177,8 @@ KNOWN = {
     "written rows": Known(
         lambda x: lax.dynamic_update_slice(jnp.zeros_like(x), x, (0, 0, 0)), WEIGHTS
     ),
+    "one of two layers by row": Known(chosen, WEIGHTS),
+    "convolved by row": Known(convolved_by_row, WEIGHTS),
     "pairs": Known(lambda x: x[:, :, None] + x[:, None], PAIRS),
     "pairs in a product": Known(
         lambda x: jnp.einsum("bqd,bkd->bqkd", x, x).swapaxes(1, 2), PAIRS
@@ -177,3 +203,28 @@ def test_equal_weights_do_not_matter(name: str) -> None:
     x = np.asarray(move(jnp.float32(X)))
     actual, _ = weighted(move, X, np.ones_like(WEIGHTS))
     check(actual, {"w": Expected(mean_outer(x))})
+
+
+# A product of each with `w`.
+UNKNOWN: dict[str, Callable[[Any, Any], Any]] = {
+    "positions and other rows": lambda x, w: (x[:, :, None] + x.max(1)[None, None]) @ w,
+    "a run of all positions, in a loop": lambda x, w: lax.map(
+        lambda one: one @ w, x.reshape(-1, WIDTH)[:5]
+    ),
+    "a single row, padded": lambda x, w: jnp.pad(x, ((0, 1), (0, 0), (0, 0))) @ w,
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_the_report_says_that_positions_are_ambiguous_or_lost(name: str) -> None:
+    rows = 1 if "single" in name else ROWS
+    _, report = mofo_jax.input_covariances(
+        lambda params, batch: UNKNOWN[name](batch[0], params["w"]),
+        {"w": jnp.ones((WIDTH, 2))},
+        [(jnp.float32(X[:rows]), jnp.float32(WEIGHTS[:rows]))],
+        weights=lambda batch: batch[1],
+        return_report=True,
+    )
+    assert report == {
+        "w": "contracted along (0,), with positions that are not all known"
+    }

@@ -128,3 +128,33 @@ def test_the_report_names_a_product_in_the_condition_of_a_loop() -> None:
     reason = "it is multiplied in the condition of a loop"
     assert report["asked"] == f"no covariance: {reason}"
     check(tree, {"asked": None, "w": Expected(mean_outer(X))})
+
+
+def test_a_loop_within_vmap_has_no_covariance() -> None:
+    # It runs until the last row's loop ends, with inputs of no other row's.
+    def apply(params: Any, x: Any) -> Any:
+        def row(x: Any) -> Any:
+            def step(state: tuple[Any, Any]) -> tuple[Any, Any]:
+                return state[0] + 1, jnp.tanh(state[1] @ params["looped"])
+
+            return lax.while_loop(lambda s: s[0] < jnp.abs(s[1]).max(), step, (0, x))[1]
+
+        return jax.vmap(row)(x) @ params["w"]
+
+    params = {"looped": jnp.ones((4, 4)), "w": jnp.ones((4, 2))}
+    x = jnp.float32(normal(3, 4))
+    actual, report = mofo_jax.input_covariances(apply, params, [x], return_report=True)
+    identity = {"looped": params["looped"], "w": jnp.eye(4)}
+    check(actual, {"looped": None, "w": Expected(mean_outer(apply(identity, x)))})
+    reason = "it is multiplied in a loop whose length `vmap` makes differ"
+    assert report["looped"] == f"no covariance: {reason}"
+
+
+def test_only_products_whose_results_are_used_count() -> None:
+    x = jnp.float32(normal(3, 4))
+    actual = mofo_jax.input_covariances(
+        lambda params, x: ((2 * x) @ params["w"], x @ params["w"])[1],
+        {"w": jnp.ones((4, 2))},
+        [x],
+    )
+    check(actual, {"w": Expected(mean_outer(x))})
