@@ -96,8 +96,7 @@ def control_fraction(
       TypeError: If `factory` does not return a gradient transformation, or a number is
         of another type.
       ValueError: If an argument is invalid, at `init`, if the state depends on the
-        fraction, or, at an update that measures the
-        distance, `params` is None.
+        fraction, or, at an update that measures the distance, `params` is None.
 
     Examples:
       >>> import jax.numpy as jnp, mofo_jax, optax
@@ -125,7 +124,8 @@ def control_fraction(
         return optax.with_extra_args_support(made)
 
     def init(params: optax.Params) -> Any:
-        fraction = jnp.asarray(initial, jnp.float32)
+        # A new buffer, since the state is donated, perhaps with `initial` in it.
+        fraction = jnp.array(initial, jnp.float32)
         if _depends(lambda number: run(number).init(params), fraction):
             raise ValueError(
                 "`factory` must return a transformation whose initial state does not "

@@ -23,7 +23,7 @@ from mofo_jax._options.per_tensor import (
     find_filtered,
 )
 from mofo_jax._selection.limbs import fraction_of
-from mofo_jax._selection.patterns import Contest, rank_magnitudes
+from mofo_jax._selection.patterns import Contest, rank_magnitudes, ranked_together
 from mofo_jax._selection.select import TIES, select
 from mofo_jax._trees import like_updates
 
@@ -208,9 +208,11 @@ def _contest(
     """Builds the contest among tensors that share their blocks from their scores."""
     arrays = list(scored)
     common = jnp.result_type(*arrays)
-    tensors = tuple(
-        rank_magnitudes(array.astype(common), tensor.blocks.axes, tensor.axis_name)
-        for tensor, array in zip(group, arrays, strict=True)
+    tensors = ranked_together(
+        [
+            rank_magnitudes(array.astype(common), tensor.blocks.axes, tensor.axis_name)
+            for tensor, array in zip(group, arrays, strict=True)
+        ]
     )
     fraction = group[0].fraction
     if callable(fraction):

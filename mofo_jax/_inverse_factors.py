@@ -116,7 +116,9 @@ def _low_rank(scaled: jax.Array, rank: int, dtype: Any) -> LowRank:
     basis = lax.linalg.triangular_solve(
         jnp.linalg.cholesky(inside), v, left_side=False, lower=True, transpose_a=True
     )
-    return LowRank(rest / (1 + rest), basis.astype(dtype))
+    # In float32 at least: the diagonal is small, and its rounding would be visible.
+    diagonal = (rest / (1 + rest)).astype(jnp.promote_types(dtype, jnp.float32))
+    return LowRank(diagonal, basis.astype(dtype))
 
 
 def apply(
@@ -166,7 +168,7 @@ def _remove(factor: Factor, x: jax.Array) -> jax.Array:
     """Returns the part that is removed along the first axis."""
     if not isinstance(factor, LowRank):
         return _product(factor, x)
-    shares = factor.diagonal.reshape(-1, *[1] * (x.ndim - 1))
+    shares = factor.diagonal.reshape(-1, *[1] * (x.ndim - 1)).astype(x.dtype)
     along = _product(factor.basis.T, x)
     return shares * x + _product(factor.basis, along)
 

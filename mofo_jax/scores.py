@@ -68,10 +68,11 @@ def adam_ratio(
     _checks.check_adam(0, b2, eps, eps_root)
 
     def ratio(tensor: Tensor) -> jax.Array:
-        correction = 1 - jnp.asarray(b2, jnp.float32) ** tensor.count
+        # Not `**`, which compiles anew for each count outside of `jax.jit`.
+        correction = 1 - jax.lax.pow(jnp.asarray(b2, jnp.float32), tensor.count)
         second = _dtypes.widen(tensor.second_moment)
         root = jnp.sqrt(second / correction + eps_root)
-        return jnp.abs(_dtypes.widen(tensor.momentum)) / (root + eps)
+        return _ratio(tensor, root + eps)
 
     return Score(ratio)
 
@@ -108,7 +109,8 @@ def random(seed: int = 0) -> Score:
       2
 
     Source: the paper's randomized BCD, which draws each coordinate independently; here
-    exactly the given fraction of a block is drawn.
+    the given fraction of a block is drawn, exactly with `ties="exact"` and otherwise up
+    to equal random numbers.
     """
     _check_integer("seed", seed)
 
@@ -232,7 +234,7 @@ def gain_for_cost(
     def gain(tensor: Tensor) -> jax.Array:
         cost = _dtypes.widen(tensor.second_moment) ** exponent + eps
         # The square root has the same order and does not underflow.
-        return jnp.abs(_dtypes.widen(tensor.momentum)) / jnp.sqrt(cost)
+        return _ratio(tensor, jnp.sqrt(cost))
 
     return Score(gain)
 
@@ -270,9 +272,15 @@ def gain_for_fisher(damping: jax.typing.ArrayLike) -> Score:
 
     def gain(tensor: Tensor) -> jax.Array:
         cost = _dtypes.widen(tensor.fisher) + damping
-        return jnp.abs(_dtypes.widen(tensor.momentum)) / jnp.sqrt(cost)
+        return _ratio(tensor, jnp.sqrt(cost))
 
     return Score(gain)
+
+
+def _ratio(tensor: Tensor, cost: jax.Array) -> jax.Array:
+    """Returns |m| / cost, which is 0 without momentum even where the cost is 0."""
+    size = jnp.abs(_dtypes.widen(tensor.momentum))
+    return jnp.where(size == 0, size, size / cost)
 
 
 def _key(seed: int, number: jax.Array, tensor: Tensor) -> jax.Array:

@@ -186,6 +186,11 @@ def block_rules(
         _checks.is_integer(layer_axis) and layer_axis >= 0
     ):
         raise ValueError(f"`layer_axis` must be an integer >= 0, got {layer_axis!r}")
+    if layer_axis is not None and stacked is None and not table.stacked:
+        raise ValueError(
+            f"`layer_axis` must be None for the layout {layout!r} without `stacked`, "
+            f"since it stacks no layers, got {layer_axis!r}"
+        )
     first = table.layer_axis if layer_axis is None else layer_axis
     stacks = {
         beginning: tuple(range(first, first + number))

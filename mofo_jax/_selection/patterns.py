@@ -2,7 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from mofo_jax._options.blocks import inner_axes
 from mofo_jax._selection.limbs import LIMB, Count
 
 _STATIC = {"static": True}
+_Tree = TypeVar("_Tree")
 
 
 def magnitude_patterns(x: jax.Array) -> jax.Array:
@@ -46,6 +48,7 @@ class Ranked:
       octave: The number of patterns between a number and its double; 0 if the patterns
         are not those of floating-point numbers.
       axis_name: The mesh axes of `shard_map` that divide the blocks.
+      copies: Those of them over which the tensor is replicated.
     """
 
     arrays: tuple[jax.Array, ...]
@@ -55,6 +58,7 @@ class Ranked:
     bits: int = dataclasses.field(metadata=_STATIC)
     octave: int = dataclasses.field(default=0, metadata=_STATIC)
     axis_name: tuple[str, ...] = dataclasses.field(default=(), metadata=_STATIC)
+    copies: tuple[str, ...] = dataclasses.field(default=(), metadata=_STATIC)
 
     @property
     def inner_axes(self) -> tuple[int, ...]:
@@ -64,7 +68,8 @@ class Ranked:
     @property
     def shards(self) -> int:
         """The number of shards of `shard_map` over which a block is distributed."""
-        return lax.axis_size(self.axis_name) if self.axis_name else 1
+        own = tuple(name for name in self.axis_name if name not in self.copies)
+        return lax.axis_size(own) if own else 1
 
     @property
     def block_size(self) -> int:
@@ -75,6 +80,13 @@ class Ranked:
     def pattern_dtype(self) -> np.dtype:
         """The dtype that holds every pattern and the integer after the largest one."""
         return LIMB if self.bits < 32 else np.dtype(np.uint64)
+
+    def once(self, sums: _Tree) -> _Tree:
+        """Returns sums over a shard, zero in all but one of its copies."""
+        if not self.copies:
+            return sums
+        first = lax.axis_index(self.copies) == 0
+        return jax.tree.map(lambda x: jnp.where(first, x, jnp.zeros_like(x)), sums)
 
     def reaching(self, per_block: jax.Array) -> jax.Array:
         """Returns where the tensor's patterns reach the one given for their block."""
@@ -119,12 +131,25 @@ def differing(x: jax.Array, axis_name: tuple[str, ...]) -> tuple[str, ...]:
 
     Without `check_vma`, JAX does not know what is replicated, and all are returned.
     """
-    if not any(_varies_over(lax.axis_index(name)) for name in axis_name):
+    if not any(varies_over(lax.axis_index(name)) for name in axis_name):
         return axis_name
-    return tuple(name for name in axis_name if name in _varies_over(x))
+    return tuple(name for name in axis_name if name in varies_over(x))
 
 
-def _varies_over(x: jax.Array) -> frozenset[str]:
+def ranked_together(tensors: Sequence[Ranked]) -> tuple[Ranked, ...]:
+    """Returns tensors that share their blocks, each divided over the axes of all."""
+    names = tuple(dict.fromkeys(name for one in tensors for name in one.axis_name))
+    return tuple(
+        dataclasses.replace(
+            one,
+            axis_name=names,
+            copies=tuple(name for name in names if name not in one.axis_name),
+        )
+        for one in tensors
+    )
+
+
+def varies_over(x: jax.Array) -> frozenset[str]:
     """Returns the axes over which JAX knows that shards differ."""
     kind = jax.typeof(x)
     # JAX 0.10 has `manual_axis_type.varying` in place of `vma`.

@@ -31,7 +31,7 @@ from mofo_jax._selection.counting import (
     moments,
 )
 from mofo_jax._selection.limbs import LIMB, Count
-from mofo_jax._selection.patterns import Contest, Ranked
+from mofo_jax._selection.patterns import Contest, Ranked, varies_over
 from mofo_jax._selection.tpu_layout import in_memory_order
 
 _Tree = TypeVar("_Tree")
@@ -81,7 +81,25 @@ def search(contests: Sequence[Contest]) -> Found:
 
 def _search(contests: Sequence[Contest], form: Form) -> Found:
     """Runs the search with passes of one form."""
-    groups = _groups(contests, form)
+    # Inside `shard_map`, devices leave a loop after different numbers of passes, so a
+    # loop must not wait for devices over which the end of others in it may differ.
+    loops: dict[Any, list[_Group]] = {}
+    for group in _groups(contests, form):
+        names = group.contests[0].tensors[0].axis_name
+        loops.setdefault((names, varies_over(group.bracket.low)), []).append(group)
+    found: dict[int, Bracket] = {}
+    passes = jnp.zeros((), jnp.int32)
+    for groups in loops.values():
+        number, brackets = _loop(groups, form)
+        passes = jnp.maximum(passes, number)
+        for group, bracket in zip(groups, brackets, strict=True):
+            for g, i in enumerate(group.numbers):
+                found[i] = jax.tree.map(lambda leaf, g=g: leaf[g], bracket)
+    return Found([found[i] for i in range(len(contests))], passes)
+
+
+def _loop(groups: Sequence[_Group], form: Form) -> tuple[jax.Array, list[Bracket]]:
+    """Runs passes over groups until all are finished, and returns their number too."""
 
     def unfinished(carry: tuple[jax.Array, list[Bracket]]) -> jax.Array:
         done = [
@@ -102,12 +120,7 @@ def _search(contests: Sequence[Contest], form: Form) -> Found:
     # Under `vmap` with explicit axes, JAX 0.10 fails for a carry that is not batched.
     zero = (groups[0].bracket.low.min() & 0).astype(jnp.int32)
     start = (zero, [group.bracket for group in groups])
-    passes, brackets = lax.while_loop(unfinished, narrow, start)
-    found: dict[int, Bracket] = {}
-    for group, bracket in zip(groups, brackets, strict=True):
-        for g, i in enumerate(group.numbers):
-            found[i] = jax.tree.map(lambda leaf, g=g: leaf[g], bracket)
-    return Found([found[i] for i in range(len(contests))], passes)
+    return lax.while_loop(unfinished, narrow, start)
 
 
 def _after_a_pass(
@@ -130,7 +143,7 @@ def _after_a_pass(
     )
     if tensor.axis_name:
         add = functools.partial(lax.psum, axis_name=tensor.axis_name)
-        counts = limbs.add_up(counts, add, tensor.shards, size)
+        counts = limbs.add_up(counts, add, lax.axis_size(tensor.axis_name), size)
     return narrowed(bracket, group.wanted, thresholds, counts)
 
 
@@ -146,7 +159,9 @@ def _count(
 
     def count() -> list[Count]:
         counts = [
-            count_reaching(_read_anew(tensor, number), thresholds, size, form)
+            tensor.once(
+                count_reaching(_read_anew(tensor, number), thresholds, size, form)
+            )
             for tensor in contest.tensors
         ]
         if len(counts) == 1:
@@ -204,7 +219,8 @@ def _groups(contests: Sequence[Contest], form: Form) -> list[_Group]:
     alike: dict[Any, list[tuple[int, _Sums]]] = {}
     for i, contest in enumerate(contests):
         tensor = contest.tensors[0]
-        sums = [moments(tensor, form) for tensor in contest.tensors]
+        pairs = ((one, moments(one, form)) for one in contest.tensors)
+        sums = [(one.once(pieces), scale) for one, (pieces, scale) in pairs]
         kind = tensor.bits, tensor.octave, tensor.axis_name, len(contest.wanted)
         alike.setdefault((*kind, str(jax.typeof(sums[0][0][0]))), []).append((i, sums))
     if form == "lanes":

@@ -110,7 +110,8 @@ def scale_by_padam(
     ) -> tuple[optax.Updates, Any]:
         new_state: Any
         proposed, new_state = inner.update(updates, state, params, **extra_args)
-        correction = 1 - jnp.asarray(b2) ** new_state.count
+        # Not `**`, which compiles anew for each count outside of `jax.jit`.
+        correction = 1 - jax.lax.pow(jnp.asarray(b2), new_state.count)
 
         def redirect(step: jax.Array, nu: jax.Array, blocks: Blocks) -> jax.Array:
             nu_hat = widen(nu) / correction

@@ -69,3 +69,16 @@ def test_traced_hyperparameters_widen_no_state_and_no_update(dtype: str) -> None
     _, updates, state = run(ours, params, steps)
     assert types(updates[-1]) == types(params)
     assert types(state) == types(ours.init(params))
+
+
+def test_the_state_of_an_injected_control_can_be_donated() -> None:
+    control = optax.inject_hyperparams(
+        mofo_jax.control_fraction, static_args=("factory",)
+    )
+    optimizer = control(
+        lambda fraction: mofo_jax.mofo(0.1, update_fraction=fraction), budget=1.0
+    )
+    params = jnp.arange(1.0, 4.0)
+    update = jax.jit(optimizer.update, donate_argnums=1)
+    _, state = update(params, optimizer.init(params), params)
+    assert int(state.inner_state.count) == 1

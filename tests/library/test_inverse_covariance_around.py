@@ -285,3 +285,14 @@ def test_kernels_without_numbers() -> None:
     optimizer = mofo_jax.scale_by_inverse_covariance(covariances, block_size=2)
     actual, _ = optimizer.update(updates, optimizer.init(updates))
     assert_same_bits(actual, updates)
+
+
+def test_low_rank_of_covariances_in_float64() -> None:
+    step, made = jnp.ones((2, 8, 5), jnp.float32), []
+    for dtype in ("float32", "float64"):
+        with jax.enable_x64(dtype == "float64"):
+            matrix = jnp.asarray(covariance(8, 2), dtype)
+            optimizer = RULE(InputCovariance(matrix, (1,), (0,)), rank=2)
+            made.append(optimizer.update(step, optimizer.init(step)))
+    np.testing.assert_allclose(made[1][0], made[0][0], rtol=1e-4)
+    assert types(made[1]) == types(made[0])

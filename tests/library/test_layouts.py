@@ -241,6 +241,13 @@ def test_arguments_that_do_not_fit(arguments: tuple, words: str) -> None:
         mofo_jax.block_rules(layout, unit, **named)
 
 
+def test_an_axis_of_layers_that_a_layout_does_not_stack() -> None:
+    with pytest.raises(ValueError, match=r"`layer_axis` must be None .* 'tunix'"):
+        mofo_jax.block_rules("tunix", "layer", layer_axis=1)
+    rules = mofo_jax.block_rules("tunix", "layer", stacked="^layers/", layer_axis=1)
+    assert rules.value_at("layers/mlp/kernel") == (1,)
+
+
 def test_a_malformed_expression_is_named() -> None:
     with pytest.raises(ValueError, match="`stacked` must be a regular expression"):
         mofo_jax.block_rules("linen", "layer", stacked="(")

@@ -107,6 +107,44 @@ def test_gain_for_fisher_takes_the_information_from_the_state() -> None:
     np.testing.assert_array_equal(np.asarray(updates) != 0, mask)
 
 
+@pytest.mark.parametrize(
+    "score",
+    [
+        scores.adam_ratio(eps=0.0),
+        scores.gain_for_cost(eps=0.0),
+        scores.gain_for_fisher(0.0),
+    ],
+    ids=["adam_ratio", "gain_for_cost", "gain_for_fisher"],
+)
+def test_coordinates_without_a_gradient_rank_last(score: scores.Score) -> None:
+    gradient = jnp.array([0.0, 0.0, 0.0, 1.0, 2.0, 3.0])
+    inner = optax.chain(
+        mofo_jax.baselines.keep_fisher(gradient**2), optax.scale_by_adam()
+    )
+    optimizer = mofo_jax.momentum_filter(inner, update_fraction=0.5, score=score)
+    updates, _ = optimizer.update(gradient, optimizer.init(gradient))
+    np.testing.assert_array_equal(updates != 0, gradient != 0)
+
+
+@pytest.mark.parametrize("score", ["adam_ratio", "padam"])
+def test_an_update_outside_of_jit_compiles_once(
+    score: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    optimizer = (
+        mofo_jax.baselines.scale_by_padam(exponent=0.4)
+        if score == "padam"
+        else mofo_jax.scale_by_mofo(score=score)
+    )
+    gradient = jnp.arange(1.0, 5.0)
+    state = optimizer.init(gradient)
+    for _ in range(2):
+        _, state = optimizer.update(gradient, state)
+    with jax.log_compiles():
+        for _ in range(3):
+            _, state = optimizer.update(gradient, state)
+    assert not [text for text in caplog.messages if "Compiling" in text]
+
+
 @pytest.mark.parametrize("axes", [(), (1,)])
 def test_random_masks_change_have_exact_counts_and_are_repeatable(axes: tuple) -> None:
     params = jnp.ones((40, 50))

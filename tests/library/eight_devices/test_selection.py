@@ -122,63 +122,6 @@ def test_collectives_do_not_grow_with_the_number_of_tensors(ties: str) -> None:
     assert found(2)["all-reduce"] > 0
 
 
-@pytest.mark.parametrize("check_vma", [True, False])
-def test_shards_inside_shard_map_are_ranked_together(check_vma: bool) -> None:
-    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
-    rng = random_generator()
-    grads = {
-        "sharded": rng.normal(size=(16, 12)).astype(np.float32),
-        "replicated": rng.normal(size=10).astype(np.float32),
-    }
-    specs = {"sharded": P("x"), "replicated": P()}
-    # If JAX tracks replication, one name works for all tensors.
-    name = "x" if check_vma else mofo_jax.PathRules({"sharded": "x"}, default=())
-    optimizer = mofo_jax.mofo(1e-2, axis_name=name)
-
-    def update(grads: Any) -> Any:
-        return optimizer.update(grads, optimizer.init(grads))[0]
-
-    mapped = jax.shard_map(
-        update, mesh=mesh, in_specs=(specs,), out_specs=specs, check_vma=check_vma
-    )
-    updates = jax.jit(mapped)(grads)
-    for tensor, gradient in grads.items():
-        moved = np.asarray(updates[tensor]) != 0
-        np.testing.assert_array_equal(moved, selected(gradient, 0.15))
-
-
-def test_blocks_inside_shard_map_stay_apart() -> None:
-    mesh = jax.make_mesh((4, 2), ("layers", "x"), axis_types=(AxisType.Auto,) * 2)
-    grads = np.float32(random_generator().normal(size=(8, 12)))
-    # The other axis divides layers, which are blocks.
-    optimizer = mofo_jax.mofo(1e-2, block_axes=(0,), axis_name="x")
-    mapped = jax.shard_map(
-        lambda grads: optimizer.update(grads, optimizer.init(grads))[0],
-        mesh=mesh,
-        in_specs=P("layers", "x"),
-        out_specs=P("layers", "x"),
-    )
-    moved = np.asarray(jax.jit(mapped)(grads)) != 0
-    np.testing.assert_array_equal(moved, selected(grads, 0.15, (0,)))
-
-
-def test_random_scores_of_tensors_that_are_replicated_over_a_named_axis() -> None:
-    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
-    optimizer = mofo_jax.mofo(
-        1e-2, update_fraction=0.5, score="random", axis_name=("x", "y")
-    )
-    mapped = jax.shard_map(
-        lambda grads: optimizer.update(grads, optimizer.init(grads))[0],
-        mesh=mesh,
-        in_specs=P("x"),
-        out_specs=P("x"),
-    )
-    moved = np.asarray(jax.jit(mapped)(jnp.ones(64))) != 0
-    assert moved.sum() == 32
-    shards = moved.reshape(4, 16)
-    assert len({shard.tobytes() for shard in shards}) == 4
-
-
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 @pytest.mark.parametrize("jit", [True, False], ids=["jit", "eager"])
 def test_state_keeps_its_type_in_an_explicit_mesh(dtype: str, jit: bool) -> None:
