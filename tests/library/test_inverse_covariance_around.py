@@ -21,6 +21,7 @@ from tests.helpers import (
     run,
     selected,
     types,
+    x64,
 )
 
 RULE = mofo_jax.scale_by_inverse_covariance
@@ -290,7 +291,7 @@ def test_kernels_without_numbers() -> None:
 def test_low_rank_of_covariances_in_float64() -> None:
     step, made = jnp.ones((2, 8, 5), jnp.float32), []
     for dtype in ("float32", "float64"):
-        with jax.enable_x64(dtype == "float64"):
+        with x64(dtype == "float64"):
             matrix = jnp.asarray(covariance(8, 2), dtype)
             optimizer = RULE(InputCovariance(matrix, (1,), (0,)), rank=2)
             made.append(optimizer.update(step, optimizer.init(step)))
