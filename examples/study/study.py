@@ -23,14 +23,7 @@ from examples.study.comparing import Compared
 from examples.study.measuring import Measured, Reference, Scales
 from examples.study.methods import METHODS, OwnTexts
 from examples.study.options import Options
-from examples.study.plan import (
-    START,
-    Cell,
-    Losses,
-    Run,
-    Step,
-    steps,
-)
+from examples.study.plan import START, Cell, Losses, Run, Step, steps
 from examples.study.training import Course, Params, Trained, Trainer
 
 PROTOCOL = pathlib.Path(__file__).with_name("PROTOCOL.md")

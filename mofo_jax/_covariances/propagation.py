@@ -190,12 +190,12 @@ def _overwrite(
 
 def _pad(given: list[Axes], params: Any, avals: Any, out: Any, rank: int) -> Axes:
     edges = [any(edge) for edge in params["padding_config"]]
-    before = list(given[0])
-    if related(before):
-        # An axis of length 1 does not say whether it is a position.
-        lengths = zip(before, avals[0].shape, edges, strict=True)
-        before = [lost(2) if n == 1 and edge else axis for axis, n, edge in lengths]
-    return _resized(tuple(before), out.shape, edges)
+    # An axis of length 1 does not say whether it is a position.
+    single = [edge and n == 1 for edge, n in zip(edges, avals[0].shape, strict=True)]
+    return tuple(
+        lost(out.shape[i]) if single[i] else axis
+        for i, axis in enumerate(_resized(given[0], out.shape, edges))
+    )
 
 
 def _resized(axes: Axes, shape: Sequence[int], moved: Sequence[bool]) -> Axes:
