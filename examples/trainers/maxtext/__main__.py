@@ -3,7 +3,7 @@
 Put `examples.trainers.maxtext` between `python -m` and the module in MaxText's own
 command; the arguments after it stay the same:
 
-    python -m examples.trainers.maxtext maxtext.trainers.pre_train.train base.yml ...
+    python -m examples.trainers.maxtext maxtext.trainers.pre_train.train run_name=a ...
 """
 
 import runpy
