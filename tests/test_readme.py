@@ -1,15 +1,31 @@
-"""README.md: its length, its snippet and its commands."""
+"""README.md: its length, snippet and commands; of all pages: links and snippets."""
 
+import ast
 import pathlib
 import re
 import shlex
 
-README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGES = sorted(
+    page
+    for folder in (".", ".github", "examples/**", "tests/**")
+    for page in ROOT.glob(f"{folder}/*.md")
+)
+README = (ROOT / "README.md").read_text()
 
 
-def blocks(language: str) -> list[str]:
-    """Returns the code blocks in a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+def blocks(language: str, page: str = README) -> list[str]:
+    """Returns a page's code blocks in a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+
+
+def anchors(page: pathlib.Path) -> set[str]:
+    """Returns the names that links to a page's headings have on GitHub."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    kept = (re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings)
+    return {heading.replace(" ", "-") for heading in kept}
 
 
 def test_it_is_short() -> None:
@@ -36,8 +52,17 @@ def test_the_commands_work_with_any_supported_python() -> None:
         assert module in ("pytest", "examples.finetune")
 
 
-def test_links_have_targets() -> None:
-    root = pathlib.Path(__file__).parents[1]
-    for target in re.findall(r"\]\(([^)#]+)", README):
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_have_targets(page: pathlib.Path) -> None:
+    for target in re.findall(r"\]\(([^)]+)", page.read_text()):
         if not target.startswith("https://"):
-            assert (root / target).exists(), target
+            path, _, anchor = target.partition("#")
+            file = page.parent / path if path else page
+            assert file.exists(), target
+            assert not anchor or anchor in anchors(file), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_snippets_are_python(page: pathlib.Path) -> None:
+    for snippet in blocks("python", page.read_text()):
+        ast.parse(snippet)
