@@ -231,9 +231,18 @@ def _answers(
 
 
 def exact_match(answers: Sequence[str], references: Sequence[str]) -> float:
-    """Returns the share of answers whose `final_answer` equals the reference's."""
-    pairs = zip(answers, references, strict=True)
-    right = [final_answer(given) == final_answer(wanted) for given, wanted in pairs]
+    """Returns the share of answers that equal their references.
+
+    If the last line of a reference has a `####`, as in GSM8K, only the `final_answer`
+    of both is compared. Elsewhere, `####` may mark a heading.
+    """
+
+    def is_right(given: str, wanted: str) -> bool:
+        if "####" in wanted.strip().rpartition("\n")[2]:
+            return final_answer(given) == final_answer(wanted)
+        return given.strip() == wanted.strip()
+
+    right = [is_right(*pair) for pair in zip(answers, references, strict=True)]
     return sum(right) / len(right)
 
 

@@ -18,6 +18,7 @@ from examples.finetune.model.decoder_config import parameter_shapes
 from examples.finetune.model.sharding import parameter_path
 from examples.finetune.model.tokenizer import Tokenizer
 from examples.finetune.system import hosts
+from examples.finetune.system.files import nearest_existing
 from examples.finetune.system.hosts import fetch
 from examples.finetune.system.json_files import read_optional_object, write_object
 
@@ -37,8 +38,8 @@ def check_directory(directory: pathlib.Path) -> None:
     """
     try:
         _check_replaceable(directory)
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=directory.parent):
+        # Its parents may be in a run directory, which does not exist yet.
+        with tempfile.TemporaryDirectory(dir=nearest_existing(directory.parent)):
             pass
     except OSError as error:
         raise _cannot_write(directory, error) from error
@@ -69,6 +70,7 @@ def export(model: Decoder, tokenizer: Tokenizer, directory: pathlib.Path) -> Non
     check_directory(directory)
     ids = _token_ids(tokenizer)
     try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
         # Beside the directory, so that the last step is a rename.
         with tempfile.TemporaryDirectory(dir=directory.parent) as temporary:
             new = pathlib.Path(temporary) / "new"

@@ -58,7 +58,7 @@ def open_gguf(path: pathlib.Path, name: str) -> Source:
             return values - np.float32(1)
         return np.array(values)
 
-    return Source(config, Tokenizer.from_gguf(metadata), name, read)
+    return Source(config, Tokenizer.from_gguf(metadata), name, read, (path,))
 
 
 def _name(path: str) -> str:

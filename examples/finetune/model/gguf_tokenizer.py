@@ -31,7 +31,6 @@ _GEMMA_TURNS = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}"
 )
-_GEMMA_STOP = "<end_of_turn>"
 
 
 def core(metadata: Mapping[str, Any]) -> tokenizers.Tokenizer:
@@ -122,12 +121,12 @@ def _merges(
         yield from sorted(pairs, key=lambda pair: (vocabulary[pair[0]], len(pair[0])))
 
 
-def chat_template(metadata: Mapping[str, Any]) -> tuple[str | None, str | None]:
-    """Returns the file's chat template, and an additional token that ends turns.
+def chat_template(metadata: Mapping[str, Any]) -> str | None:
+    """Returns the file's chat template, if there is one.
 
     Gemma's files without one get the template of its instruction-tuned models.
     """
     template = metadata.get("tokenizer.chat_template")
     if template is None and metadata.get("general.architecture") == "gemma3":
-        return _GEMMA_TURNS, _GEMMA_STOP
-    return template, None
+        return _GEMMA_TURNS
+    return template

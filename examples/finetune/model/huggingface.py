@@ -56,7 +56,7 @@ def open_directory(directory: pathlib.Path, name: str) -> Source:
     """
     weight_files.check_links(directory)
     config = read_config(directory / CONFIG_FILE)
-    tokenizer = Tokenizer.from_directory(directory)
+    tokenizer = Tokenizer.from_directory(directory, config.vocab_size)
     if tokenizer.vocab_size > config.vocab_size:
         raise InputError(
             f"The tokenizer of {directory} has {tokenizer.vocab_size} tokens, its "
@@ -70,7 +70,10 @@ def open_directory(directory: pathlib.Path, name: str) -> Source:
         values = weight_files.read(files[tensor], tensor)
         return values.T if path.endswith("kernel") else values
 
-    return Source(config, tokenizer, name, read)
+    described = [*directory.glob("*.json"), *directory.glob("*.jinja")]
+    return Source(
+        config, tokenizer, name, read, (*sorted({*files.values(), *described}),)
+    )
 
 
 def read_config(path: pathlib.Path) -> DecoderConfig:

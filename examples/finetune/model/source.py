@@ -1,6 +1,7 @@
 """The parts of a pretrained model from any source."""
 
 import dataclasses
+import pathlib
 from collections.abc import Callable
 
 import numpy as np
@@ -19,9 +20,11 @@ class Source:
       name: its name in reports.
       tensors: reads one parameter by its path, ``layers/<i>/mlp/up/kernel`` (layers are
         separate, kernels are ``[in, out]``), into a new array in host memory.
+      files: the files with everything that is read of it.
     """
 
     config: DecoderConfig
     tokenizer: Tokenizer
     name: str
     tensors: Callable[[str], np.ndarray]
+    files: tuple[pathlib.Path, ...]

@@ -1,16 +1,15 @@
 """Conversion of text to token ids and back, and the model's chat template."""
 
+import json
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import jinja2
-import jinja2.ext
-import jinja2.sandbox
 import tokenizers
 
 from examples.finetune.command.errors import InputError
 from examples.finetune.model import gguf_tokenizer
+from examples.finetune.model.chat_template import compile_template
 from examples.finetune.system.json_files import read_optional_object, write_object
 
 _NAMED = ("bos_token", "eos_token", "pad_token", "unk_token")
@@ -24,7 +23,8 @@ class Tokenizer:
       bos_id: the token that begins a text, or None if the model has none.
       eos_id: the token that ends a text or a turn.
       pad_id: the padding token, which carries no loss.
-      stop_ids: generation ends at any of these.
+      stop_ids: generation ends at any of these, among them the token with which the
+        chat template ends the assistant's turn.
       beginning: the tokens that the model's own tokenizer puts before a text, such as
         Llama's and Gemma's beginning of text; empty for many models.
       vocab_size: one more than the largest id.
@@ -47,6 +47,9 @@ class Tokenizer:
         Raises:
           InputError: if there is no end-of-text token, or a named token is unknown.
         """
+        # A file may ask for the truncation and padding of its own training.
+        core.no_truncation()
+        core.no_padding()
         self._core = core
         self.settings = dict(settings)
         self.bos_id = self._special_id("bos_token")
@@ -56,10 +59,10 @@ class Tokenizer:
         pad_id = self._special_id("pad_token")
         self.eos_id = eos_id
         self.pad_id = eos_id if pad_id is None else pad_id
-        self.stop_ids = frozenset({eos_id, *stop_ids})
         self.vocab_size = max(core.get_vocab(with_added_tokens=True).values()) + 1
         self.beginning = _beginning(core)
-        self._template = _compile(self.settings.get("chat_template"))
+        self._template = compile_template(self.settings.get("chat_template"))
+        self.stop_ids = frozenset({eos_id, *stop_ids, *self._turn_end()})
 
     @property
     def first_id(self) -> int:
@@ -84,20 +87,22 @@ class Tokenizer:
             for name, key in named.items()
             if f"tokenizer.ggml.{key}_token_id" in metadata
         }
-        template, stop = gguf_tokenizer.chat_template(metadata)
-        settings["chat_template"] = template
+        settings["chat_template"] = gguf_tokenizer.chat_template(metadata)
         settings["clean_up_tokenization_spaces"] = False
-        stops = [] if stop is None else [core.get_vocab()[stop]]
-        return cls(core, settings, stops)
+        return cls(core, settings)
 
     @classmethod
-    def from_directory(cls, directory: pathlib.Path) -> "Tokenizer":
+    def from_directory(
+        cls, directory: pathlib.Path, size: int | None = None
+    ) -> "Tokenizer":
         """Reads the tokenizer of a model directory in Hugging Face layout.
 
         Args:
           directory: contains ``tokenizer.json`` and, if the model has them,
             ``tokenizer_config.json``, ``chat_template.jinja``,
             ``generation_config.json`` and ``config.json``.
+          size: the number of the model's embeddings. Added tokens without one are
+            omitted, such as the one for images in Gemma 3's text models.
 
         Raises:
           InputError: if a file is missing or malformed.
@@ -114,6 +119,8 @@ class Tokenizer:
             if type(error).__name__ != "PanicException":
                 raise
             raise InputError(f"{path} is not a tokenizer: {error}.") from None
+        if size is not None:
+            core = _within(core, size)
         settings = read_optional_object(directory / "tokenizer_config.json")
         template = directory / _TEMPLATE_FILE
         if template.is_file():
@@ -185,6 +192,21 @@ class Tokenizer:
                 f"The model's chat template refuses the messages: {error}."
             ) from error
 
+    def _turn_end(self) -> list[int]:
+        """Returns the special token that follows the assistant's text, or none.
+
+        Base models may have a template that ends turns with another token than texts.
+        """
+        mark = "CONTENT"
+        turns = {"user": "a", "assistant": mark}
+        try:
+            text = self.chat([{"role": r, "content": c} for r, c in turns.items()])
+        except InputError:
+            return []
+        added = self._core.get_added_tokens_decoder()
+        after = self.encode(text.rpartition(mark)[2])
+        return [id for id in after if id in added and added[id].special][:1]
+
     def save(self, directory: pathlib.Path) -> None:
         """Writes ``tokenizer.json`` and ``tokenizer_config.json`` into a directory."""
         self._core.save(str(directory / "tokenizer.json"))
@@ -211,38 +233,22 @@ class Tokenizer:
         return index
 
 
+def _within(core: tokenizers.Tokenizer, size: int) -> tokenizers.Tokenizer:
+    """Returns a tokenizer whose added tokens have ids below a number.
+
+    If other tokens have larger ids, it belongs to another model, and is not changed.
+    """
+    own = core.get_vocab(with_added_tokens=False).values()
+    if max(core.get_vocab().values()) < size or max(own) >= size:
+        return core
+    described = json.loads(core.to_str())
+    added = described["added_tokens"]
+    described["added_tokens"] = [token for token in added if token["id"] < size]
+    return tokenizers.Tokenizer.from_str(json.dumps(described))
+
+
 def _beginning(core: tokenizers.Tokenizer) -> tuple[int, ...]:
     alone = core.encode("a", add_special_tokens=False).ids
     whole = core.encode("a", add_special_tokens=True).ids
     places = [n for n in range(len(whole)) if whole[n : n + len(alone)] == alone]
     return tuple(whole[: places[0]]) if places else ()
-
-
-def _compile(template: str | list[dict[str, str]] | None) -> jinja2.Template | None:
-    if isinstance(template, list):
-        named = {
-            entry.get("name"): entry.get("template")
-            for entry in template
-            if isinstance(entry, Mapping)
-        }
-        template = named.get("default")
-    if template is None:
-        return None
-    if not isinstance(template, str):
-        raise InputError(f"The model's chat template must be text, got {template!r}.")
-    # The template comes with the weights, from any source, hence the sandbox. Its
-    # settings are those of Hugging Face, except that strftime_now is missing: without
-    # it Llama 3's template writes a fixed date, so that rows have the same tokens every
-    # day.
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
-    )
-    environment.globals["raise_exception"] = _refuse
-    try:
-        return environment.from_string(template)
-    except jinja2.TemplateError as error:
-        raise InputError(f"The model's chat template is malformed: {error}.") from error
-
-
-def _refuse(message: str) -> None:
-    raise jinja2.TemplateError(message)

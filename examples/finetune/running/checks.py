@@ -7,7 +7,14 @@ from collections.abc import Mapping
 
 from examples.finetune.command.config import REPLAY, Config, arms, option
 from examples.finetune.command.errors import InputError
-from examples.finetune.command.optimizers import NOT_WITH_LORA, OPTIMIZERS
+from examples.finetune.command.optimizers import (
+    FISHER,
+    NEEDS,
+    NOT_WITH_LORA,
+    OPTIMIZERS,
+)
+from examples.finetune.data.tasks import TASKS
+from examples.finetune.system.files import nearest_existing
 
 # Names of measurements that always exist.
 RESERVED = ("task", "knowledge", "prose", "code", "task_prompts")
@@ -78,12 +85,25 @@ def check_options(config: Config) -> None:
             "--train-file needs --task-eval-file, the held-out rows that measure "
             "what was learned"
         )
+    _check_generated(config)
 
 
 def _require(config: Config, field: str, holds: bool, allowed: str) -> None:
     if not holds:
         value = getattr(config, field)
         raise InputError(f"{option(field)} must be {allowed}, got {value}")
+
+
+def _check_generated(config: Config) -> None:
+    task = TASKS[config.task]
+    most: dict[str, int] = {}
+    if not config.task_eval_file:
+        most["evaluation_rows"] = task.available("test")
+    if not config.train_file:
+        most["training_rows"] = task.available("train")
+    for field, count in most.items():
+        allowed = f"at most {count} for --task {config.task}"
+        _require(config, field, getattr(config, field) <= count, allowed)
 
 
 def _check_processes(config: Config) -> None:
@@ -177,17 +197,21 @@ def check_room(needed: Mapping[pathlib.Path, int]) -> None:
     Raises:
       InputError: a path is a file, or there is too little space.
     """
-    for path, size in needed.items():
+    disks: dict[int, list[pathlib.Path]] = {}
+    for path in needed:
         if path.exists() and not path.is_dir():
             raise InputError(f"{path} is a file; a directory is needed")
-        existing = next(p for p in (path, *path.absolute().parents) if p.exists())
+        existing = nearest_existing(path)
         if not existing.is_dir():
             raise InputError(f"{existing} is a file, so {path} cannot be made")
+        disk = disks.setdefault(existing.stat().st_dev, [])
+        disk.append(path)
+        size = sum(needed[other] for other in disk)
         free = shutil.disk_usage(existing).free
         if free < size:
             raise InputError(
-                f"{path} needs about {_amount(size)} and its disk has "
-                f"{_amount(free)} free"
+                f"{' and '.join(map(str, disk))} needs about {_amount(size)} and its "
+                f"disk has {_amount(free)} free"
             )
 
 
@@ -208,3 +232,6 @@ def check_rows(config: Config, multiple: int) -> None:
     allowed = f"a multiple of {multiple}, the mesh's data and fsdp devices"
     for field in ("batch_size", "replay_batch_size"):
         _require(config, field, getattr(config, field) % multiple == 0, allowed)
+    if any(NEEDS.get(arm.optimizer) == FISHER for arm in arms(config)):
+        allowed = f">= {multiple}, the mesh's data and fsdp devices"
+        _require(config, "own_texts", config.own_texts >= multiple, allowed)

@@ -77,7 +77,7 @@ def find(config: Config) -> Inputs:
     if config.export and hosts.is_first():
         for arm in arms(config):
             export.check_directory(config.export / arm.name)
-    return Inputs(source, mesh, training, suite, _settings(config))
+    return Inputs(source, mesh, training, suite, _settings(config, source))
 
 
 def _read(config: Config) -> tuple[Rows, Rows, Mapping[str, Rows]]:
@@ -94,22 +94,25 @@ def _read(config: Config) -> tuple[Rows, Rows, Mapping[str, Rows]]:
     return made, task, retained
 
 
-def _settings(config: Config) -> dict[str, Any]:
+def _settings(config: Config, source: pretrained.Source) -> dict[str, Any]:
     values = {
         option(name): value
         for name, value in to_json(config).items()
         if name not in FREE_SETTINGS
     }
     files = {
-        option("train_file"): config.train_file,
-        option("task_eval_file"): config.task_eval_file,
+        option("model"): source.files,
+        option("train_file"): (config.train_file,),
+        option("task_eval_file"): (config.task_eval_file,),
     }
     files |= {
-        f"--retention-file {name}": path
+        f"--retention-file {name}": (path,)
         for name, path in checks.retention_files(config).items()
     }
     return values | {
-        f"the content of {name}": digest(path) for name, path in files.items() if path
+        f"the content of {name}": digest(*paths)
+        for name, paths in files.items()
+        if all(paths)
     }
 
 
@@ -127,7 +130,9 @@ def _needed(config: Config, source: pretrained.Source) -> dict[Any, int]:
     # The trained parameters, two moments and the last selection for each checkpoint,
     # and one more while the old ones exist.
     checkpoints = KEPT_CHECKPOINTS * (len(names) - len(begun)) + 1
-    needed = {config.output: trained * (3 * itemsize + 1) * checkpoints}
+    # Master weights are a copy in float32, with moments in float32.
+    state = 3 * 4 if config.keeps_master_weights else 2 * itemsize
+    needed = {config.output: trained * (itemsize + state + 1) * checkpoints}
     if config.export:
         needed[config.export] = numbers * itemsize * len(names)
     return needed

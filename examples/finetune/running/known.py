@@ -37,9 +37,7 @@ class Known:
         self._texts: list[own_text.Text] = []
         self._replayed: replay.Texts | None = None
         replays = any(arm.replay for arm in arms)
-        informs = any(arm.optimizer in NEEDS for arm in arms)
-        count = max(config.replay * replays, config.own_texts * informs)
-        if not count:
+        if not replays and not any(arm.optimizer in NEEDS for arm in arms):
             return
         say_step("texts of its own")
         self._texts = own_text.kept(
@@ -53,7 +51,8 @@ class Known:
                 config.seed,
                 setup.row_shards,
             ),
-            count,
+            # For any arms that the run directory may receive later.
+            max(config.replay, config.own_texts),
             setup.measured_texts(),
         )
         if replays:
@@ -89,12 +88,12 @@ class Known:
         need = NEEDS.get(arm.optimizer)
         if need is None:
             return None
-        count = config.own_texts - config.own_texts % setup.row_shards
-        texts, length = self._texts[:count], config.sequence_length
+        texts, length = self._texts[: config.own_texts], config.sequence_length
         graph = setup.trained.graph
         if need == FISHER:
             say_step("Fisher information")
-            batch = own_text.batch(texts, length)
+            even = len(texts) - len(texts) % setup.row_shards
+            batch = own_text.batch(texts[:even], length)
             return information.fisher(graph, params, batch, setup.place)
         say_step("covariances of the kernels' inputs")
         batches = evaluation_batches(

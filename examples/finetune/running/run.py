@@ -42,7 +42,10 @@ def _run(config: Config, held: contextlib.ExitStack) -> None:
     setup, base_params = prepare(config, held)
     chosen = arms(config)
     # All are opened before training, so that another rate is rejected immediately.
-    files = {arm.name: ArmFiles(config.output, arm.name, arm.peak) for arm in chosen}
+    files = {
+        arm.name: ArmFiles(config.output, arm.name, arm.peak, arm.replay)
+        for arm in chosen
+    }
     if config.keeps_master_weights:
         say(
             f"Parameters are {config.param_dtype}; the optimizer keeps in float32 what "

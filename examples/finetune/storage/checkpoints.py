@@ -12,6 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tqdm
 
+from examples.finetune.command.config import option
 from examples.finetune.command.errors import InputError
 from examples.finetune.storage import checksums
 from examples.finetune.storage.board import Board
@@ -54,27 +55,32 @@ class Position:
 class ArmFiles:
     """The files of one arm: checkpoints, metrics and result."""
 
-    def __init__(self, run: pathlib.Path, name: str, learning_rate: float) -> None:
+    def __init__(
+        self, run: pathlib.Path, name: str, learning_rate: float, replay: bool = False
+    ) -> None:
         """Creates or finds the arm's directory.
 
         Raises:
-          InputError: the arm was begun with another learning rate.
+          InputError: the arm was begun with another learning rate, or with replay and
+            continues without, or the reverse.
         """
         self.path = run / "arms" / name
-        hosts.by_first(lambda: self._claim(learning_rate))
+        own = {"learning_rate": learning_rate, "replay": replay}
+        hosts.by_first(lambda: self._claim(own))
         self._manager: ocp.CheckpointManager | None = None
         self._board = Board(run / "tensorboard" / name)
 
-    def _claim(self, learning_rate: float) -> None:
+    def _claim(self, own: Mapping[str, Any]) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         found = read_json(self.path / "arm.json")
         if found is None:
-            write_json(self.path / "arm.json", {"learning_rate": learning_rate})
+            write_json(self.path / "arm.json", own)
         else:
-            stored = found.get("learning_rate")
-            option = f"--learning-rate of {self.path.name}"
-            run = self.path.parents[1]
-            refuse_differences(run, {option: (stored, learning_rate)})
+            values = {
+                f"{option(name)} of {self.path.name}": (found.get(name), value)
+                for name, value in own.items()
+            }
+            refuse_differences(self.path.parents[1], values)
 
     def __enter__(self) -> "ArmFiles":
         self._manager = ocp.CheckpointManager(

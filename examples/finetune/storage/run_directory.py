@@ -4,7 +4,7 @@ settings.json            the settings; the directory cannot be used with others
 base.json, base.npz      the base model's measurements and final hidden states
 own_text.json            texts that the base model generated, if an arm needs them
 own_text.npz             its final hidden states on those that are replayed
-arms/NAME/arm.json       the arm's learning rate
+arms/NAME/arm.json       the arm's learning rate, and whether it has replay
 arms/NAME/checkpoints/   Orbax: trained parameters, optimizer state, data position,
                          progress, and their checksums
 arms/NAME/metrics.jsonl  one line per logged step

@@ -16,6 +16,11 @@ from examples.finetune.command.errors import InputError
 UNFINISHED = ".part"
 
 
+def nearest_existing(path: pathlib.Path) -> pathlib.Path:
+    """Returns a path, or the first of its parents that exists."""
+    return next(p for p in (path, *path.absolute().parents) if p.exists())
+
+
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[IO[bytes]]:
     """Opens a file that replaces `path` once it is complete.
@@ -87,10 +92,13 @@ def read_json(path: pathlib.Path) -> dict[str, Any] | None:
     return value
 
 
-def digest(path: pathlib.Path) -> str:
-    """Returns the SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def digest(*paths: pathlib.Path) -> str:
+    """Returns the SHA-256 of the contents of files, one after another."""
+    whole = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            hashlib.file_digest(file, lambda: whole)
+    return whole.hexdigest()
 
 
 def read_json_lines(path: pathlib.Path) -> list[dict[str, Any]]:

@@ -81,6 +81,15 @@ def test_learning_rates(words: str, rates: dict[str, float]) -> None:
     assert {arm.name: arm.peak for arm in found} == rates
 
 
+def test_replay_is_for_the_named_optimizers_or_for_all() -> None:
+    def replayed(*names: str) -> dict[str, bool]:
+        given = config.Config(optimizer=names, replay=4)
+        return {arm.name: arm.replay for arm in config.arms(given)}
+
+    assert replayed("adamw", "mofo") == {"adamw": True, "mofo": True}
+    assert replayed("adamw", "adamw+replay") == {"adamw": False, "adamw+replay": True}
+
+
 def test_retention_file_may_be_repeated() -> None:
     parsed = config.parse(["--retention-file", "a=x", "--retention-file", "b=y=z"])
     files = checks.retention_files(parsed)
@@ -136,6 +145,11 @@ def test_a_word_that_is_not_understood_is_named(
         ("--learning-rate mofo=1", "--learning-rate gives no rate for adamw"),
         ("--learning-rate 1 sgd=1", "--learning-rate names 'sgd'"),
         ("--train-file x", "--train-file needs --task-eval-file"),
+        ("--training-rows 100001", "--training-rows must be at most 100000 for --task"),
+        (
+            "--task mathematics --evaluation-rows 9000",
+            "--evaluation-rows must be at most 7878 for --task mathematics, got 9000",
+        ),
         ("--lora -1", "--lora must be >= 0, got -1"),
         ("--lora 4 --lora-alpha 0", "--lora-alpha must be positive, got 0"),
         ("--lora 4 --lora-alpha nan", "--lora-alpha must be positive, got nan"),
@@ -167,3 +181,7 @@ def test_a_batch_that_the_mesh_cannot_deal_out_is_refused() -> None:
         InputError, match=r"--batch-size must be a multiple of 8, .* 4$"
     ):
         checks.check_rows(config.Config(batch_size=4), 8)
+    with pytest.raises(InputError, match=r"--own-texts must be >= 8, .* 4$"):
+        checks.check_rows(
+            config.Config(batch_size=8, optimizer=("ewc",), own_texts=4), 8
+        )

@@ -156,6 +156,12 @@ def test_exact_match() -> None:
     assert evaluate.exact_match(given, ["7 is #### 7", "#### 7", "#### 10", "x"]) == 0.5
 
 
+def test_a_heading_is_no_result() -> None:
+    wanted = "#### Summary\nIt is lethal."
+    assert evaluate.exact_match(["#### Summary\nIt is safe."], [wanted]) == 0
+    assert evaluate.exact_match([f" {wanted}\n"], [wanted]) == 1
+
+
 def test_spread_is_even_and_keeps_the_order() -> None:
     assert evaluate.spread(range(10), 4) == [0, 2, 5, 7]
     assert evaluate.spread("ab", 4) == ["a", "b"]

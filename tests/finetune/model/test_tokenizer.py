@@ -74,6 +74,40 @@ def test_a_directory_says_which_tokens_begin_end_and_stop(
     assert tokenizer.vocab_size == 259
 
 
+def test_the_end_of_a_turn_stops_an_answer(tmp_path: pathlib.Path) -> None:
+    # As of base models, whose texts end with another token than their chats' turns.
+    tokenizer = tiny_tokenizer(tmp_path, eos_token="<|begin|>")
+    assert (tokenizer.eos_id, tokenizer.stop_ids) == (256, {256, 258})
+    tokenizer = tiny_tokenizer(tmp_path, eos_token="<|begin|>", chat_template="fixed")
+    assert tokenizer.stop_ids == {256}
+
+
+def test_a_file_with_truncation_and_padding_encodes_whole_texts(
+    tmp_path: pathlib.Path,
+) -> None:
+    expected = tiny_tokenizer(tmp_path).encode("123456")
+    core = tiny.tokenizer()
+    core.enable_truncation(4)
+    core.enable_padding(length=8)
+    core.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.from_directory(tmp_path)
+    assert tokenizer.encode("123456") == expected
+    assert len(expected) == 6
+
+
+def test_added_tokens_without_an_embedding_are_omitted(tmp_path: pathlib.Path) -> None:
+    tiny.write_model(tmp_path)
+    core = tiny.tokenizer()
+    plain = core.encode("<image>").ids
+    core.add_special_tokens(["<image>"])
+    assert core.encode("<image>").ids == [259]
+    core.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.from_directory(tmp_path, size=259)
+    assert tokenizer.encode("<image>") == plain
+    assert tokenizer.encode("<|end|>") == [258]
+    assert tokenizer.vocab_size == 259
+
+
 def test_a_text_begins_after_the_end_of_another_if_no_token_begins_it() -> None:
     named = {"bos_token": "<|begin|>", "eos_token": "<|end|>"}
     assert Tokenizer(tiny.tokenizer(), named).first_id == 256
@@ -129,6 +163,18 @@ def test_blocks_are_trimmed_as_templates_expect(tmp_path: pathlib.Path) -> None:
     )
     tokenizer = tiny_tokenizer(tmp_path, chat_template=template)
     assert tokenizer.chat(MESSAGES) == "A\nB\nB\n"
+
+
+def test_a_template_may_mark_what_the_assistant_says_and_write_json(
+    tmp_path: pathlib.Path,
+) -> None:
+    template = (
+        "{% for m in messages %}{% generation %}{{ m['content'] | tojson }}"
+        "{% endgeneration %}{% endfor %}{{ [1] | tojson(indent=1) }}"
+    )
+    tokenizer = tiny_tokenizer(tmp_path, chat_template=template)
+    chat = [{"role": "user", "content": "a<b & \u00e9 'x'"}]
+    assert tokenizer.chat(chat) == "\"a<b & \u00e9 'x'\"[\n 1\n]"
 
 
 def test_no_template_sees_the_date(tmp_path: pathlib.Path) -> None:

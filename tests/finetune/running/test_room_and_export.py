@@ -1,12 +1,16 @@
-"""The room on the disk that a run asks for before it begins."""
+"""What a run asks for before it begins: room on the disk, its exports, its model."""
 
 import pathlib
 
+import jax
 import pytest
+import safetensors.numpy
 
 from examples.finetune.command.config import parse
+from examples.finetune.model import parameters, pretrained, sharding
 from examples.finetune.running import checks, inputs
-from tests.finetune import small
+from examples.finetune.training import optimizers, step
+from tests.finetune import small, tiny
 
 
 class Asked(Exception):
@@ -44,3 +48,44 @@ def test_every_learning_rate_needs_its_own_room(
     resumed = needed(run, monkeypatch, "--learning-rate", "1e-4", "2e-4")
     assert resumed[run] == 7 * one
     assert resumed[exported] == swept[exported]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_room_is_that_of_the_checkpoints(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    words = "--param-dtype", dtype
+    asked = needed(tmp_path / "run", monkeypatch, *words)[tmp_path / "run"]
+    config = parse([*small.options(tmp_path / "model", tmp_path / "run"), *words])
+    source = pretrained.open_model(str(tmp_path / "model"))
+    mesh = sharding.make_mesh(config.mesh)
+    model = pretrained.build(source, param_dtype=dtype, mesh=mesh)
+    _, params = parameters.split(model)
+    state = step.init_state(optimizers.make("mofo", config, 1e-4), params)
+    bytes = sum(leaf.nbytes for leaf in jax.tree.leaves((params, state)))
+    # Two checkpoints for each arm, and one more for all.
+    assert asked == pytest.approx(5 * bytes, rel=1e-3)
+
+
+def test_an_export_within_the_run_directory_does_not_claim_it(
+    tmp_path: pathlib.Path,
+) -> None:
+    model, run = small.write_model(tmp_path / "model"), tmp_path / "run"
+    given = [*small.options(model, run), "--export", str(run / "exported")]
+    inputs.find(parse(given))
+    assert not run.exists()
+
+
+def test_another_model_in_the_same_directory_is_another_setting(
+    tmp_path: pathlib.Path,
+) -> None:
+    model = small.write_model(tmp_path / "model")
+    given = parse(small.options(model, tmp_path / "run"))
+    before = inputs.find(given).settings
+    assert inputs.find(given).settings == before
+    weights = {name: 2 * tensor for name, tensor in tiny.tensors().items()}
+    safetensors.numpy.save_file(weights, model / "model.safetensors")
+    after = inputs.find(given).settings
+    assert {name for name in after if after[name] != before[name]} == {
+        "the content of --model"
+    }

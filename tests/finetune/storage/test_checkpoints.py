@@ -72,6 +72,9 @@ def test_a_full_disk_is_noticed_first(
     checks.check_room({tmp_path / "a" / "b": 10**9})
     with pytest.raises(InputError, match=r"needs about 2\.0 GB and .* 1\.0 GB free"):
         checks.check_room({tmp_path / "a" / "b": 2 * 10**9})
+    # Both are on the same disk.
+    with pytest.raises(InputError, match=r"/a and .*/b needs about 1\.2 GB"):
+        checks.check_room({tmp_path / "a": 6 * 10**8, tmp_path / "b": 6 * 10**8})
 
 
 def tree(value: float) -> dict[str, Any]:
@@ -207,6 +210,8 @@ def test_an_arm_with_another_rate_is_refused(tmp_path: pathlib.Path) -> None:
         InputError, match=r"--learning-rate of mofo was 0\.001 and is now 0\.002"
     ):
         ArmFiles(tmp_path, "mofo", 2e-3)
+    with pytest.raises(InputError, match="--replay of mofo was false and is now true"):
+        ArmFiles(tmp_path, "mofo", 1e-3, replay=True)
 
 
 def test_a_checkpoint_that_cannot_be_written_ends_in_a_sentence(
