@@ -1,15 +1,18 @@
-"""What a run asks for before it begins: room on the disk, its exports, its model."""
+"""What a run checks and asks for first: room on the disk, exports, model, texts."""
 
 import pathlib
+from typing import Any
+from unittest import mock
 
 import jax
 import pytest
 import safetensors.numpy
 
-from examples.finetune.command.config import parse
+from examples.finetune.command.config import Arm, Config, parse
 from examples.finetune.model import parameters, pretrained, sharding
 from examples.finetune.running import checks, inputs
-from examples.finetune.training import optimizers, step
+from examples.finetune.running.known import Known
+from examples.finetune.training import optimizers, own_text, step
 from tests.finetune import small, tiny
 
 
@@ -89,3 +92,19 @@ def test_another_model_in_the_same_directory_is_another_setting(
     assert {name for name in after if after[name] != before[name]} == {
         "the content of --model"
     }
+
+
+def test_the_texts_suffice_for_arms_that_are_added_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def kept(run: Any, writer: Any, count: int, measured: Any) -> list[own_text.Text]:
+        asked.append(count)
+        return []
+
+    asked: list[int] = []
+    monkeypatch.setattr(own_text, "kept", kept)
+    setup: Any = mock.MagicMock()
+    setup.config = Config(replay=12, own_texts=8)
+    for name in ("adamw", "inverse_covariance", "ewc"):
+        Known(setup, None, [Arm(name, name, 1e-3, replay=False)])
+    assert asked == [12, 12]

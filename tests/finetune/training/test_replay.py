@@ -3,7 +3,6 @@
 import dataclasses
 import pathlib
 from typing import Any
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +18,6 @@ from examples.finetune.evaluation import token_losses
 from examples.finetune.model import parameters, pretrained, sharding
 from examples.finetune.model.attention import causal_mask
 from examples.finetune.model.pretrained import Source
-from examples.finetune.running.known import Known
 from examples.finetune.storage import checksums
 from examples.finetune.storage.checkpoints import ArmFiles
 from examples.finetune.training import own_text, replay, train
@@ -262,22 +260,6 @@ def test_an_interrupted_arm_with_replay_ends_as_an_unbroken_one(
     assert once("broken") == unbroken
     assert divergences[0] == divergences[1]
     assert divergences[0][0] < 1e-6 < divergences[0][-1]
-
-
-def test_the_texts_suffice_for_arms_that_are_added_later(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def kept(run: Any, writer: Any, count: int, measured: Any) -> list[own_text.Text]:
-        asked.append(count)
-        return []
-
-    asked: list[int] = []
-    monkeypatch.setattr(own_text, "kept", kept)
-    setup: Any = mock.MagicMock()
-    setup.config = dataclasses.replace(CONFIG, replay=12, own_texts=8)
-    for name in ("adamw", "inverse_covariance", "ewc"):
-        Known(setup, None, [Arm(name, name, 1e-3, replay=False)])
-    assert asked == [12, 12]
 
 
 def test_texts_are_kept_and_share_no_passage_with_those_that_are_measured(
