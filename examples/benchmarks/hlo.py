@@ -104,14 +104,25 @@ def _collective(line: str) -> dict[str, int]:
     found = _COLLECTIVE.search(line)
     if not found:
         return {}
-    sizes = [
-        math.prod(map(int, filter(None, sides.split(",")))) * int(bits or 8) // 8
-        for bits, sides in _ARRAY.findall(found[1])
-    ]
-    # The start of an asynchronous collective also returns its operand.
+    # The start of an asynchronous collective returns its operands before its results.
     both = found[3] and found[2] != "all-reduce"
-    size = max(sizes, default=0) if both else sum(sizes)
+    size = sum(
+        math.prod(map(int, filter(None, sides.split(",")))) * int(bits or 8) // 8
+        for bits, sides in _ARRAY.findall(_elements(found[1])[1] if both else found[1])
+    )
     return {"collectives": 1, "collective_bytes": size}
+
+
+def _elements(type: str) -> list[str]:
+    """Returns the types of a tuple's elements."""
+    found, depth = [""], 0
+    for character in type[1:-1]:
+        depth += (character in "([{") - (character in ")]}")
+        if character == "," and not depth:
+            found.append("")
+        else:
+            found[-1] += character
+    return found
 
 
 def _kinds(line: str) -> list[str]:

@@ -7,7 +7,8 @@
     results = simple_evaluate(model=model, tasks=["arc_easy"])
 
 Texts are tokenised and cut as in the harness's own class for Hugging Face models, so
-that the figures are comparable.
+that the figures are comparable. Only for rolling log-likelihoods of models whose
+tokenizer begins texts with a token, that class has it twice.
 """
 
 import collections

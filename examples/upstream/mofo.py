@@ -103,12 +103,19 @@ def momentum_filter(
         k = _num_selected(update_fraction, momentum.size)
         return jnp.where(_are_largest(momentum, k), update, jnp.zeros_like(update))
 
+    def is_field(path, value):
+        del value
+        return isinstance(path[-1], optax.tree_utils.NamedTupleKey)
+
     def update_fn(updates, state, params=None, **extra_args):
         updates, state = inner.update(updates, state, params, **extra_args)
-        trace = optax.tree.get(state, "trace")
-        momenta = optax.tree.get(state, "mu", trace)
-        if momenta is None:
-            raise ValueError("`inner` must keep a momentum named `mu` or `trace`")
+        # Parameters may have these names too.
+        trace = optax.tree.get(state, "trace", filtering=is_field)
+        momenta = optax.tree.get(state, "mu", trace, filtering=is_field)
+        if jax.tree.structure(momenta) != jax.tree.structure(updates):
+            raise ValueError(
+                "`inner` must keep a momentum named `mu` or `trace` of every tensor"
+            )
         return jax.tree.map(keep, updates, momenta), state
 
     return optax.GradientTransformationExtraArgs(inner.init, update_fn)

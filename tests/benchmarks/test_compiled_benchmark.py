@@ -88,12 +88,24 @@ def test_instructions_are_counted_in_loops_and_in_all() -> None:
     }
 
 
-def test_operands_of_an_asynchronous_start_are_not_counted() -> None:
-    line = (
-        "  %s = (bf16[2,3]{1,0}, bf16[8,3]{1,0}) all-gather-start(%p), dimensions={0}"
-    )
-    text = f"ENTRY %main (p: bf16[2,3]) -> bf16[8,3] {{\n{line}\n}}"
-    assert hlo.traffic(text)["collective_bytes"] == 2 * 8 * 3
+@pytest.mark.parametrize(
+    ("start", "size"),
+    [
+        ("(bf16[2,3]{1,0}, bf16[8,3]{1,0}) all-gather-start(%p)", 2 * 8 * 3),
+        (
+            "((f32[8]{0}, f32[2,8]{1,0:T(2,128)}), "
+            "(f32[64]{0}, f32[16,8]{1,0:T(8,128)})) all-gather-start(%p, %q)",
+            4 * (64 + 16 * 8),
+        ),
+        ("((f32[64]{0}), f32[8]{0}) reduce-scatter-start(%p)", 4 * 8),
+        ("(f32[8]{0}, f32[8]{0}, u32[], u32[]) collective-permute-start(%p)", 4 * 8),
+    ],
+)
+def test_operands_of_an_asynchronous_start_are_not_counted(
+    start: str, size: int
+) -> None:
+    text = f"ENTRY %main (p: f32[8]) -> f32[8] {{\n  %s = {start}, dimensions={{0}}\n}}"
+    assert hlo.traffic(text)["collective_bytes"] == size
 
 
 BUFFERS = """\

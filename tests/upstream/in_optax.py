@@ -16,7 +16,8 @@ BASES = (
 IMPORTS = """\
 from optax._src import alias
 from optax._src import base
-import optax.tree"""
+import optax.tree
+import optax.tree_utils"""
 
 
 def source() -> str:

@@ -154,6 +154,23 @@ def test_a_state_without_momentum_is_an_error() -> None:
         optimizer.update(jnp.ones(3), optimizer.init(jnp.ones(3)))
 
 
+def test_a_momentum_of_some_tensors_only_is_an_error() -> None:
+    parts = {"a": optax.adam(0.1), "b": optax.sgd(0.1)}
+    optimizer = mofo.momentum_filter(optax.partition(parts, {"x": "a", "y": "b"}))
+    params = {"x": jnp.ones(3), "y": jnp.ones(3)}
+    with pytest.raises(ValueError, match=r"a momentum .* of every tensor"):
+        optimizer.update(params, optimizer.init(params))
+
+
+@pytest.mark.parametrize("name", ["mu", "trace"])
+def test_a_parameter_may_have_the_name_of_a_momentum(name: str) -> None:
+    params = {name: jnp.arange(1.0, 9.0), "other": jnp.ones(4)}
+    ours, theirs = mofo.mofo(1e-2), mofo_jax.mofo(1e-2)
+    actual, _ = ours.update(params, ours.init(params), params)
+    desired, _ = theirs.update(params, theirs.init(params), params)
+    assert_same_bits(actual, desired)
+
+
 def test_too_large_tensors_are_an_error() -> None:
     large = jax.ShapeDtypeStruct((2**16, 2**15), jnp.float32)
     with pytest.raises(ValueError, match=r"2\*\*31 elements or more: \(65536, 32768\)"):

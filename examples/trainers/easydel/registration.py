@@ -21,17 +21,22 @@ import mofo_jax
 
 @dataclasses.dataclass
 class MoFOConfig(AdamWConfig):
-    """EasyDeL's options of AdamW, and those of MoFO.
+    """EasyDeL's options of AdamW, and those of `mofo_jax.mofo`.
 
-    EasyDeL applies `weight_decay` after the optimizer, to every coordinate. For MoFO's
-    decay, which applies to selected coordinates only, set `weight_decay` to 0 and set
-    `selected_decay`.
+    EasyDeL applies `weight_decay` after the optimizer, to every coordinate, with
+    `weight_decay_mask`. For MoFO's decay, which applies to selected coordinates only,
+    set `weight_decay` to 0 and set `selected_decay` and `selected_decay_mask`.
     """
 
-    update_fraction: float = 0.15
-    score: str = "momentum"
+    update_fraction: Any = 0.15
+    block_axes: Any = None
+    dense: Any = False
+    score: Any = "momentum"
     ties: str = "all"
+    unselected_scale: float = 0.0
+    nu_dtype: Any = None
     selected_decay: float = 0.0
+    selected_decay_mask: Any = None
 
 
 @register_optimizer("mofo")
@@ -47,8 +52,10 @@ class MoFOOptimizer(OptimizerBuilder):
             field.name: getattr(self.config, field.name)
             for field in dataclasses.fields(self.config)
         }
-        decay = options.pop("selected_decay")
-        return mofo_jax.mofo(scheduler, weight_decay=decay, **options)
+        decay, mask = (
+            options.pop(name) for name in ("selected_decay", "selected_decay_mask")
+        )
+        return mofo_jax.mofo(scheduler, weight_decay=decay, mask=mask, **options)
 
 
 @dataclasses.dataclass

@@ -13,9 +13,15 @@ from collections.abc import Sequence
 from matplotlib import pyplot
 
 
-def losses(path: pathlib.Path) -> list[float]:
-    """Returns the loss of each step of a run."""
-    return [json.loads(row)["learning/loss"] for row in path.read_text().splitlines()]
+def losses(path: pathlib.Path) -> dict[int, float]:
+    """Returns the loss of each step of a run, of repeated steps the last.
+
+    Rows of evaluations, which MaxText writes to the same file, have no such loss.
+    """
+    rows = map(json.loads, path.read_text().splitlines())
+    return {
+        int(row["step"]): row["learning/loss"] for row in rows if "learning/loss" in row
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -26,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     figure, axes = pyplot.subplots(figsize=(6, 3.5), layout="constrained")
     for path in given.metrics:
-        axes.plot(losses(path), label=path.stem)
+        found = losses(path)
+        axes.plot(list(found), list(found.values()), label=path.stem)
     axes.set(xlabel="step", ylabel="training loss")
     axes.legend()
     figure.savefig(given.output, dpi=120)

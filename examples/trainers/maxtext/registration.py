@@ -68,9 +68,18 @@ class _Branch:
 
 
 def block_axes(config: Any) -> Any:
-    """Returns the axes of MaxText's tensors that index blocks."""
+    """Returns the axes of MaxText's tensors that index blocks.
+
+    Raises:
+      ValueError: with pipeline parallelism, blocks are not whole tensors.
+    """
     if config.mofo_block == "tensor":
         return None
+    if config.using_pipeline_parallelism:
+        raise ValueError(
+            "mofo_block must be 'tensor' with pipeline parallelism, which stacks "
+            f"layers by stages, got {config.mofo_block!r}"
+        )
     return mofo_jax.block_rules(
         "maxtext", config.mofo_block, layer_axis=config.param_scan_axis
     )
@@ -121,7 +130,9 @@ def with_mofo(get_optimizer: Any, make: Make) -> Any:
 
 
 def register(make: Make = make_mofo) -> None:
-    """Makes MaxText accept `opt_type=mofo` in all of its programs.
+    """Makes MaxText accept `opt_type=mofo`.
+
+    Its programs for reinforcement learning always use AdamW.
 
     Args:
       make: makes the optimizer from MaxText's configuration, the schedule of the

@@ -2,6 +2,7 @@
 
 import pathlib
 
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -56,6 +57,13 @@ def test_a_configuration_names_it() -> None:
     import draccus  # pyright: ignore[reportMissingImports]
 
     config = {"type": "mofo", "learning_rate": 1e-4, "update_fraction": 0.3}
+    config |= {"score": "update", "ties": "exact"}
     decoded = draccus.decode(levanter_runs.registration.OptimizerConfig, config)
     assert isinstance(decoded, levanter_runs.registration.MoFOConfig)
     assert (decoded.learning_rate, decoded.update_fraction) == (1e-4, 0.3)
+    # All of its coordinates are tied.
+    params = {"stacked": {"kernel": jnp.ones((2, 20))}}
+    optimizer = decoded.build(10)
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    moved = np.asarray(updates["stacked"]["kernel"]) != 0
+    np.testing.assert_array_equal(moved.sum(axis=1), [6, 6])

@@ -17,7 +17,7 @@ from tests.helpers import assert_same_bits, selected
 from tests.trainers.maxtext import maxtext_runs
 
 # Imported after the check for MaxText.
-from examples.trainers.maxtext import registration  # isort: skip
+from examples.trainers.maxtext import curves, registration  # isort: skip
 from maxtext.configs import pyconfig  # isort: skip  # pyright: ignore[reportMissingImports]
 from maxtext.optimizers import optimizers  # isort: skip  # pyright: ignore[reportMissingImports]
 
@@ -37,7 +37,7 @@ def command(folder: pathlib.Path, *words: str) -> list[str]:
 def test_the_command_line_trains_like_the_patched_maxtext(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Metrics and parameters equal those of MaxText's own program with our patch.
+    # The losses equal those of MaxText's own program with our patch.
     ours, patched = tmp_path / "ours", tmp_path / "patched"
     package = pathlib.Path(sys.modules["maxtext"].__path__[0])
     shutil.copytree(package, patched / "src" / "maxtext")
@@ -86,9 +86,8 @@ PARAMS = {
 
 def moved(*arguments: str) -> tuple[np.ndarray, np.ndarray]:
     """Returns the coordinates of kernel and scale that a step moves."""
-    optimizer = optimizers.get_optimizer(
-        configure("opt_type=mofo", *arguments), optax.constant_schedule(1e-2)
-    )
+    config = configure("opt_type=mofo", *arguments)  # Registers MoFO.
+    optimizer = optimizers.get_optimizer(config, optax.constant_schedule(1e-2))
     updates, _ = optimizer.update(gradients(), optimizer.init(PARAMS), PARAMS)
     kernel, scale = jax.tree.leaves(updates, is_leaf=None)[::-1]
     return np.asarray(kernel) != 0, np.asarray(scale) != 0
@@ -129,6 +128,51 @@ def test_more_options_reach_the_optimizer() -> None:
     assert scale.all() and not kernel.all()
     by_chance, _ = moved("mofo_score=random", "mofo_block=tensor")
     assert np.any(by_chance != selected(kernel_and_scale()[0], 0.15))
+
+
+def test_all_options_are_those_of_the_library() -> None:
+    given = {"adam_b1": 0.8, "adam_b2": 0.9, "adam_eps": 1e-3, "adam_eps_root": 1e-4}
+    given |= {"adam_weight_decay": 0.2, "mu_dtype": "bfloat16"}
+    given |= {"mofo_score": "update", "mofo_ties": "exact", "mofo_decay": "all"}
+    words = [f"{name}={value}" for name, value in given.items()]
+    schedule = optax.constant_schedule(1e-2)
+    config = configure("opt_type=mofo", "adamw_mask=[scale$]", *words)
+    masked = {"decoder": {"layers": True, "decoder_norm": False}}
+    desired = mofo_jax.mofo(
+        schedule,
+        *(0.8, 0.9, 1e-3, 1e-4, "bfloat16", 0.2, masked),
+        block_axes=mofo_jax.PathRules({"layers": (1,)}, default=()),
+        score="update",
+        ties="exact",
+        decay="all",
+    )
+    steps = []
+    for optimizer in (optimizers.get_optimizer(config, schedule), desired):
+        state, updates = optimizer.init(PARAMS), None
+        for _ in range(2):
+            updates, state = optimizer.update(gradients(), state, PARAMS)
+        steps.append((updates, optax.tree.get(state, "mu")))
+    assert_same_bits(*steps)
+
+
+def test_blocks_are_whole_tensors_with_pipeline_parallelism() -> None:
+    config = configure("opt_type=mofo")
+
+    class Pipelined:
+        using_pipeline_parallelism = True
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(config, name)
+
+    with pytest.raises(ValueError, match="mofo_block must be 'tensor' with pipeline"):
+        registration.block_axes(Pipelined())
+
+
+def test_losses_are_read_by_step(tmp_path: pathlib.Path) -> None:
+    rows = ['{"step": 5, "learning/loss": 2.0}', '{"step": 5, "eval/total_loss": 9.0}']
+    rows += ['{"step": 6, "learning/loss": 1.5}', '{"step": 6, "learning/loss": 1.0}']
+    (tmp_path / "a.jsonl").write_text("\n".join(rows))
+    assert curves.losses(tmp_path / "a.jsonl") == {5: 2.0, 6: 1.0}
 
 
 @pytest.mark.parametrize(
