@@ -45,12 +45,14 @@ def unrounded(
         wide = jax.tree.map(lambda g: _at_least(g, dtype), updates)
 
         def widen(adams: optax.ScaleByAdamState) -> optax.ScaleByAdamState:
-            # Optax multiplies the second moment by a Python number, which would round
-            # the product to a narrow dtype. It is real, even for complex gradients.
+            # Optax multiplies the moments by Python numbers, which would round these
+            # and the products to a narrow dtype.
+            mu = jax.tree.map(lambda g, m: _at_least(m, g.dtype), wide, adams.mu)
+            # It is real, even for complex gradients.
             nu = jax.tree.map(
                 lambda g, v: jnp.asarray(v, jnp.finfo(g.dtype).dtype), wide, adams.nu
             )
-            return adams._replace(nu=nu)
+            return adams._replace(mu=mu, nu=nu)
 
         steps, new_state = unrounded.update(
             wide, _map_adam(widen, state), params, **extra_args

@@ -1,7 +1,7 @@
 """A filter around any transformation, which moves only the top fraction."""
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -56,7 +56,8 @@ def momentum_filter(
     block and :math:`k = \max(1, \lfloor \alpha n \rfloor)`. The state is that of
     `inner`; the filter adds none. Selection is exact, uses no sort, and selects the
     same coordinates under any sharding, in Auto and Explicit meshes. Explicit axes must
-    not divide a part of `AxisParts`.
+    not divide a part of `AxisParts`, and must divide the block axes of tensors that
+    share blocks in the same way.
 
     A NaN momentum ranks above infinity, so that divergence remains visible. The
     momentum is ranked as `inner` returns it, before it is cast to the dtype of the
@@ -72,8 +73,8 @@ def momentum_filter(
         equals NumPy's float64 product for blocks of fewer than 2**29 coordinates, and
         differs from it by at most 1 for larger ones. Traced values outside of (0, 1]
         are clipped.
-      block_axes: The axes of each tensor that index separate blocks. None or `()` makes
-        a whole tensor one block, as in the paper; `(0,)` makes each layer of a
+      block_axes: The axes of each tensor that index separate blocks. `()`, the default,
+        makes a whole tensor one block, as in the paper; `(0,)` makes each layer of a
         `[layers, ...]` tensor a block; `(AxisParts(1, 9),)` splits axis 1 into 9 runs,
         such as the heads of a kernel that merges heads and head dimensions in one axis.
         Tensors with the same name share their blocks: `"model"` for all tensors makes
@@ -164,8 +165,12 @@ def momentum_filter(
             )
             return _scored(rank, shown).reshape(tensor.blocks.shape)
 
+        @functools.cache
+        def count() -> jax.Array:
+            return step_count(state, "`update_fraction` is a schedule")
+
         groups = find_filtered(options, updates)
-        contests = [_contest(group, map(ranked, group), state) for group in groups]
+        contests = [_contest(group, map(ranked, group), count) for group in groups]
         masks = select(contests, ties)
         zero = lax.optimization_barrier(jnp.zeros((), np.float32))
         for group, contest, selected in zip(groups, contests, masks, strict=True):
@@ -203,7 +208,9 @@ def _scored(rank: scores.Function, tensor: scores.Tensor) -> jax.Array:
 
 
 def _contest(
-    group: Sequence[Filtered], scored: Iterable[jax.Array], state: optax.OptState
+    group: Sequence[Filtered],
+    scored: Iterable[jax.Array],
+    count: Callable[[], jax.Array],
 ) -> Contest:
     """Builds the contest among tensors that share their blocks from their scores."""
     arrays = list(scored)
@@ -216,7 +223,7 @@ def _contest(
     )
     fraction = group[0].fraction
     if callable(fraction):
-        fraction = fraction(step_count(state, "`update_fraction` is a schedule"))
+        fraction = fraction(count())
         if jnp.ndim(fraction):
             raise ValueError(
                 "`update_fraction` must return a number, got an array of shape "

@@ -57,9 +57,9 @@ def mofo(
     `optax.adamw` with the same arguments, so that either optimizer can resume from a
     checkpoint of the other, and a static ``update_fraction=1`` is bitwise identical to
     `optax.adamw`. Pass `weight_decay` to both: its default is 0 here and 1e-4 in
-    `optax.adamw`. This holds for gradients that are no wider than the parameters: the
-    state keeps its dtypes, while that of `optax.adamw` takes the dtype of wider
-    gradients.
+    `optax.adamw`. This holds if gradients, and decay rates that are arrays, are no
+    wider than the parameters: the state keeps its dtypes, while that of `optax.adamw`
+    takes the wider dtype.
 
     With a `mu_dtype` narrower than the gradients, momenta are ranked as the update uses
     them, before they are rounded for the state.
@@ -80,7 +80,7 @@ def mofo(
         less than half a unit in its last place, so that it never decreases, and it
         increases only if a squared gradient is several times as large. The update is
         computed in the wider of `nu_dtype` and the dtype of the gradients, and the
-        moment is rounded afterwards.
+        moments are rounded afterwards.
       nesterov: Whether to use Nesterov's momentum in the update. Coordinates are ranked
         by the ordinary momentum in either case.
       update_fraction: The paper's alpha, in (0, 1]; see `momentum_filter`.

@@ -60,6 +60,7 @@ class Moments:
     def __init__(self, state: optax.OptState, updates: optax.Updates) -> None:
         self._state, self._updates = state, updates
         self._found: dict[Moment, list[list[jax.Array]]] = {}
+        self._count: jax.Array | None = None
 
     def find(self, moment: Moment, index: int) -> jax.Array:
         """Returns the moment of one leaf.
@@ -91,7 +92,9 @@ class Moments:
         Raises:
           ValueError: If the state holds no step count.
         """
-        return step_count(self._state, "`score` depends on the step")
+        if self._count is None:
+            self._count = step_count(self._state, "`score` depends on the step")
+        return self._count
 
 
 def _by_leaf(

@@ -122,6 +122,7 @@ def random(seed: int = 0) -> Score:
         return jax.random.uniform(
             key,
             jnp.shape(tensor.gradient),
+            jnp.float32,
             minval=1e-6,
             out_sharding=kind if explicit else None,
         )
@@ -189,7 +190,7 @@ def random_tensors(
         stage = (tensor.count - 1) // every if every else jnp.zeros((), np.int32)
         key = _key(seed, stage, dataclasses.replace(tensor, axis_name=()))
         lengths = tuple(shape[axis] for axis in kept)
-        numbers = jax.random.uniform(key, lengths, minval=1e-6)
+        numbers = jax.random.uniform(key, lengths, jnp.float32, minval=1e-6)
         others = inner_axes(len(shape), kept)
         # Zeros like the gradient give the sum the gradient's sharding.
         zeros = jnp.zeros_like(tensor.gradient, jnp.float32)
@@ -285,7 +286,8 @@ def _ratio(tensor: Tensor, cost: jax.Array) -> jax.Array:
 
 def _key(seed: int, number: jax.Array, tensor: Tensor) -> jax.Array:
     """Returns a PRNG key for a tensor and a number, different in each shard."""
-    key = jax.random.fold_in(jax.random.key(seed), number)
+    # Numbers of JAX's other generators may depend on the sharding.
+    key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), number)
     key = jax.random.fold_in(key, tensor.index)
     for name in differing(tensor.gradient, tensor.axis_name):
         key = jax.random.fold_in(key, jax.lax.axis_index(name))

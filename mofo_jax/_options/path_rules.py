@@ -184,6 +184,8 @@ class Kind(Generic[T]):
             values = []
         else:
             values = jax.tree.leaves(option, is_leaf=self.is_value)
+        if option is None:
+            values = [None]
         for value in values:
             if not self.is_value(value):
                 raise ValueError(f"`{self.name}` must be {self.allowed}, got {value!r}")

@@ -43,6 +43,7 @@ class Filtered(NamedTuple):
       fraction: The share of each block that moves, a number or a schedule.
       blocks: The division of its coordinates into blocks.
       axis_name: The mesh axes of `shard_map` that divide its blocks.
+      spec: The Explicit mesh axes that divide its block axes.
     """
 
     number: int
@@ -50,6 +51,7 @@ class Filtered(NamedTuple):
     fraction: Fraction
     blocks: Blocks
     axis_name: tuple[str, ...]
+    spec: tuple[Any, ...]
 
 
 def find_filtered(options: Options, updates: optax.Updates) -> list[list[Filtered]]:
@@ -72,7 +74,10 @@ def find_filtered(options: Options, updates: optax.Updates) -> list[list[Filtere
         if dense[i] or everything or jnp.size(leaf) == 0:
             continue
         axis_name = (axis_name,) if isinstance(axis_name, str) else axis_name
-        tensor = Filtered(i, path, fraction, blocks, axis_name)
+        spec = jax.typeof(leaf).sharding.spec
+        whole = blocks.shape == jnp.shape(leaf)  # without `AxisParts`
+        along = tuple(spec[axis] for axis in blocks.axes) if whole else ()
+        tensor = Filtered(i, path, fraction, blocks, axis_name, along)
         sharing = found.setdefault(blocks.name or i, [])
         if sharing:
             _check_shared(sharing[0], tensor)
@@ -102,6 +107,11 @@ def _check_shared(first: Filtered, other: Filtered) -> None:
             "`axis_name`",
             first.axis_name == other.axis_name,
             (first.axis_name, other.axis_name),
+        ),
+        (
+            "Explicit sharding of `block_axes`",
+            first.spec == other.spec,
+            (first.spec, other.spec),
         ),
     ):
         if not same:

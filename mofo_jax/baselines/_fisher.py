@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from mofo_jax import _checks
+from mofo_jax import _checks, _dtypes
 from mofo_jax._options.path_rules import named_leaves, place
 
 
@@ -92,7 +92,8 @@ def keep_fisher(fisher: optax.Params) -> optax.GradientTransformationExtraArgs:
       fisher: A tree of non-negative arrays with the structure and shapes of the
         parameters, as returned by `fisher_information`. Under `optax.masked` or
         `optax.partition` it may have arrays for all parameters, or for the trained
-        ones.
+        ones. If several processes hold them together, call `init` outside of
+        `jax.jit`, where they would be constants.
 
     Returns:
       An `optax.GradientTransformationExtraArgs`.
@@ -211,7 +212,9 @@ def scale_by_natural_gradient(
         del params, extra_args
         check_fisher(state.fisher, updates)
         count = optax.safe_increment(state.count)
-        mu = optax.tree.update_moment(updates, state.mu, b1, 1)
+        # Products with the decay rate are not rounded to a narrow dtype.
+        gradients, mu = jax.tree.map(_dtypes.widen, (updates, state.mu))
+        mu = optax.tree.update_moment(gradients, mu, b1, 1)
         mu_hat = optax.tree.bias_correction(mu, b1, count)
         steps = jax.tree.map(lambda m, f: m / (f + damping), mu_hat, state.fisher)
         new_state = ScaleByNaturalGradientState(count, mu, state.fisher)

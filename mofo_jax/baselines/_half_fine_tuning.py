@@ -60,7 +60,8 @@ def half_fine_tuning(
 
     This is `momentum_filter` with one block per category, a fraction of one half and
     `scores.random_tensors`. It trains half of the coordinates of each category, to
-    within the size of one tensor.
+    within the size of one tensor. To wrap it with `optax.inject_hyperparams`, pass
+    ``static_args=("seed", "every")``.
 
     Args:
       inner: Any transformation that keeps a `count`.

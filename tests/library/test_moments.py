@@ -8,7 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from mofo_jax import _moments
+import mofo_jax
+from mofo_jax import _filter, _moments
 
 PARAMS = {"a": jnp.arange(1.0, 5.0), "b": {"c": jnp.ones((2, 3)), "none": None}}
 LABELS = {"a": "first", "b": "second"}
@@ -128,6 +129,27 @@ def test_the_count_is_that_of_the_updates_seen() -> None:
     for number in range(3):
         assert count(state) == number
         _, state = tx.update(PARAMS, state)
+
+
+@pytest.mark.parametrize("option", ["schedule", "score"])
+def test_the_count_is_found_once_for_all_tensors(
+    monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    def step_count(*given: Any) -> jax.Array:
+        found.append(given)
+        return jnp.zeros((), jnp.int32)
+
+    found: list[Any] = []
+    options: dict[str, Any] = {
+        "schedule": {"update_fraction": optax.constant_schedule(0.5)},
+        "score": {"score": "random"},
+    }
+    for module in (_filter, _moments):
+        monkeypatch.setattr(module, "step_count", step_count)
+    optimizer = mofo_jax.mofo(0.1, **options[option])
+    params = {name: jnp.ones(4) for name in "abc"}
+    optimizer.update(params, optimizer.init(params))
+    assert len(found) == 1
 
 
 def test_a_field_of_other_shapes_is_no_momentum() -> None:

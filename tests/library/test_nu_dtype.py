@@ -16,6 +16,7 @@ from tests.helpers import (
     assert_same_bits,
     float32_zoo,
     gradients_like,
+    random_generator,
     run,
     selected,
     types,
@@ -110,6 +111,34 @@ def test_a_second_moment_in_bfloat16_stalls_and_in_float32_does_not() -> None:
         np.testing.assert_allclose(np.float32(state.nu), risen, rtol=1e-4)
         state = second_moment(optimizer, state, zeros)
         np.testing.assert_allclose(np.float32(state.nu), fallen, rtol=1e-4)
+
+
+NARROW: dict[str, Callable[..., Any]] = {
+    "mofo": functools.partial(mofo_jax.scale_by_mofo, nu_dtype="float32"),
+    "natural gradient": functools.partial(
+        mofo_jax.baselines.scale_by_natural_gradient, jnp.ones(50), damping=1.0
+    ),
+}
+
+
+@pytest.mark.parametrize("b1", [0.9, 0.99])
+@pytest.mark.parametrize("name", NARROW)
+def test_a_momentum_in_bfloat16_is_only_rounded_for_the_state(
+    name: str, b1: float
+) -> None:
+    gradients = 1 + random_generator(0).normal(size=(300, 50))
+    gradients = jnp.asarray(gradients, "bfloat16")
+    optimizer = NARROW[name](b1=b1)
+
+    def step(state: Any, gradient: Any) -> Any:
+        return optimizer.update(gradient, state)[1], None
+
+    state, _ = jax.lax.scan(step, optimizer.init(gradients[0]), gradients)
+    m = np.zeros(50, DTYPES["bfloat16"])
+    for gradient in np.asarray(gradients, np.float32):
+        m = np.float32(b1) * np.float32(m) + np.float32(1 - b1) * gradient
+        m = m.astype(DTYPES["bfloat16"])
+    np.testing.assert_allclose(np.float32(state.mu), np.float32(m), rtol=2.0**-7)
 
 
 def test_it_can_be_injected() -> None:

@@ -11,9 +11,9 @@ import pytest
 
 import mofo_jax
 from mofo_jax import scores
-from tests.helpers import few, random_generator, selected
+from tests.helpers import assert_same_bits, few, random_generator, selected, x64
 
-B1, B2, EPS = 0.9, 0.99, 0.05
+B1, B2, EPS, EPS_ROOT = 0.9, 0.99, 0.05, 0.3
 
 
 class Adam:
@@ -35,7 +35,7 @@ class Adam:
     @property
     def step(self) -> np.ndarray:
         """Adam's direction."""
-        root = np.sqrt(self.second / (1 - B2**self.count)) + EPS
+        root = np.sqrt(self.second / (1 - B2**self.count) + EPS_ROOT) + EPS
         return self.momentum / (1 - B1**self.count) / root
 
 
@@ -79,6 +79,7 @@ def test_each_score_ranks_as_it_is_defined(name: str, axes: tuple) -> None:
         B1,
         B2,
         EPS,
+        EPS_ROOT,
         weight_decay=0.1,
         update_fraction=0.4,
         score=score,
@@ -215,9 +216,29 @@ def test_scores_pass_through_inject_hyperparams() -> None:
         mofo_jax.mofo, hyperparam_dtype=jnp.float32, static_args=()
     )
     score = scores.Score(lambda tensor: tensor.gradient)
-    gradient = jnp.array([3.0, -1.0, 2.0, 0.5])
+    gradients = jnp.array([[3.0, -1.0, 2.0, 0.5], [2.0, -1.0, -3.0, 0.5]])
     for given in (score, "adam_ratio", "random"):
         optimizer = injected(1.0, update_fraction=0.5, score=given)
-        state = optimizer.init(gradient)
-        updates, _ = jax.jit(optimizer.update)(gradient, state, gradient)
-        assert int(jnp.count_nonzero(updates)) == (4 if given == "adam_ratio" else 2)
+        state, update = optimizer.init(gradients[0]), jax.jit(optimizer.update)
+        _, state = update(gradients[0], state, gradients[0])
+        updates, _ = update(gradients[1], state, gradients[1])
+        moved = np.flatnonzero(updates)
+        assert len(moved) == 2
+        # Steady gradients have the largest ratios.
+        assert given != "adam_ratio" or list(moved) == [1, 3]
+
+
+@pytest.mark.parametrize("score", [scores.random(3), scores.random_tensors(3)])
+def test_random_scores_depend_on_no_configuration_of_jax(score: Any) -> None:
+    params = {str(i): jnp.ones(20, jnp.float32) for i in range(8)}
+    optimizer = mofo_jax.mofo(0.1, update_fraction=0.5, block_axes="model", score=score)
+
+    def moved() -> dict[str, np.ndarray]:
+        updates, _ = optimizer.update(params, optimizer.init(params))
+        return {name: np.flatnonzero(update) for name, update in updates.items()}
+
+    expected = moved()
+    with jax.default_prng_impl("unsafe_rbg"):
+        assert_same_bits(moved(), expected)
+    with x64():
+        assert_same_bits(moved(), expected)

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import mofo_jax
 from mofo_jax import AxisParts
@@ -142,3 +144,17 @@ def test_invalid_shared_or_divided_blocks(options: dict[str, Any], words: str) -
 def test_invalid_blocks(value: Any) -> None:
     with pytest.raises(ValueError, match="`block_axes` must be a"):
         moved(gradients(), block_axes=value)
+
+
+def test_explicit_shardings_of_shared_blocks_must_be_alike() -> None:
+    mesh = jax.make_mesh((1,), ("x",), axis_types=(AxisType.Explicit,))
+    optimizer = mofo_jax.mofo(0.1, block_axes=("layer", 0))
+    with jax.set_mesh(mesh):
+        kernel = jax.device_put(jnp.ones((4, 6)), NamedSharding(mesh, P("x")))
+        scale = jax.device_put(jnp.ones((4, 2)), NamedSharding(mesh, P(None, "x")))
+        params = {"kernel": kernel, "scale": scale}
+        words = (
+            r"'layer' must have the same Explicit sharding .* \('x',\) and \(None,\)"
+        )
+        with pytest.raises(ValueError, match=words):
+            jax.jit(optimizer.update)(params, optimizer.init(params))
