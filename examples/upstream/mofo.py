@@ -68,8 +68,7 @@ def momentum_filter(
     Runs ``inner`` and sets its updates to zero for all other coordinates, as in
     :func:`optax.contrib.mofo`. The selection is exact for every dtype and sharding.
     Coordinates that tie with the last selected one are selected too, and NaN ranks
-    above infinity. A momentum is read once for each bit of a magnitude, which is 31
-    times for ``float32``.
+    above infinity. A momentum is read once per bit, 31 times for ``float32``.
 
     Args:
       inner: A transformation whose state has a momentum, ``mu`` or ``trace``.
@@ -103,19 +102,15 @@ def momentum_filter(
         k = _num_selected(update_fraction, momentum.size)
         return jnp.where(_are_largest(momentum, k), update, jnp.zeros_like(update))
 
-    def is_field(path, value):
-        del value
+    def is_field(path, _):  # A parameter may have the name of a momentum.
         return isinstance(path[-1], optax.tree_utils.NamedTupleKey)
 
     def update_fn(updates, state, params=None, **extra_args):
         updates, state = inner.update(updates, state, params, **extra_args)
-        # Parameters may have these names too.
         trace = optax.tree.get(state, "trace", filtering=is_field)
         momenta = optax.tree.get(state, "mu", trace, filtering=is_field)
         if jax.tree.structure(momenta) != jax.tree.structure(updates):
-            raise ValueError(
-                "`inner` must keep a momentum named `mu` or `trace` of every tensor"
-            )
+            raise ValueError("`inner` must keep a momentum of all tensors")
         return jax.tree.map(keep, updates, momenta), state
 
     return optax.GradientTransformationExtraArgs(inner.init, update_fn)
@@ -160,11 +155,9 @@ def mofo(
       b2: Exponential decay rate of the second moment.
       eps: Added to the denominator outside of the square root.
       eps_root: Added inside of the square root.
-      mu_dtype: The dtype of the first moment, which is ranked in this dtype.
-        ``None`` for that of the parameters.
+      mu_dtype: Dtype of the first moment and its ranking; ``None`` for the parameters'.
       weight_decay: Strength of the decay of the coordinates that are selected.
-      weight_decay_mask: A tree of booleans that is a prefix of the parameters, True
-        where they are decayed, or a callable that returns it.
+      weight_decay_mask: A tree prefix of booleans, or a callable that returns it.
       nesterov: Whether to use Nesterov momentum. The first moment is ranked.
       update_fraction: The fraction of each parameter tensor to update, in (0, 1].
 

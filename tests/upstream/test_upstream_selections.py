@@ -158,7 +158,7 @@ def test_a_momentum_of_some_tensors_only_is_an_error() -> None:
     parts = {"a": optax.adam(0.1), "b": optax.sgd(0.1)}
     optimizer = mofo.momentum_filter(optax.partition(parts, {"x": "a", "y": "b"}))
     params = {"x": jnp.ones(3), "y": jnp.ones(3)}
-    with pytest.raises(ValueError, match=r"a momentum .* of every tensor"):
+    with pytest.raises(ValueError, match="must keep a momentum of all tensors"):
         optimizer.update(params, optimizer.init(params))
 
 

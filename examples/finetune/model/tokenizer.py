@@ -238,12 +238,18 @@ def _within(core: tokenizers.Tokenizer, size: int) -> tokenizers.Tokenizer:
 
     If other tokens have larger ids, it belongs to another model, and is not changed.
     """
-    own = core.get_vocab(with_added_tokens=False).values()
-    if max(core.get_vocab().values()) < size or max(own) >= size:
+    added = core.get_added_tokens_decoder()
+    beyond = {token for token, id in core.get_vocab().items() if id >= size}
+    if not beyond or not beyond <= {token.content for token in added.values()}:
         return core
     described = json.loads(core.to_str())
-    added = described["added_tokens"]
-    described["added_tokens"] = [token for token in added if token["id"] < size]
+    described["added_tokens"] = [
+        token for token in described["added_tokens"] if token["content"] not in beyond
+    ]
+    vocabulary = described["model"]["vocab"]
+    if isinstance(vocabulary, dict):  # It may have the added tokens too.
+        for token in beyond:
+            vocabulary.pop(token, None)
     return tokenizers.Tokenizer.from_str(json.dumps(described))
 
 

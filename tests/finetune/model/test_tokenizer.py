@@ -95,13 +95,20 @@ def test_a_file_with_truncation_and_padding_encodes_whole_texts(
     assert len(expected) == 6
 
 
-def test_added_tokens_without_an_embedding_are_omitted(tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize("listed", [False, True])
+def test_added_tokens_without_an_embedding_are_omitted(
+    tmp_path: pathlib.Path, listed: bool
+) -> None:
     tiny.write_model(tmp_path)
     core = tiny.tokenizer()
     plain = core.encode("<image>").ids
     core.add_special_tokens(["<image>"])
     assert core.encode("<image>").ids == [259]
-    core.save(str(tmp_path / "tokenizer.json"))
+    described = json.loads(core.to_str())
+    if listed:
+        added = {token["content"]: token["id"] for token in described["added_tokens"]}
+        described["model"]["vocab"] |= added
+    (tmp_path / "tokenizer.json").write_text(json.dumps(described))
     tokenizer = Tokenizer.from_directory(tmp_path, size=259)
     assert tokenizer.encode("<image>") == plain
     assert tokenizer.encode("<|end|>") == [258]
