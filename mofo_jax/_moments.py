@@ -1,5 +1,6 @@
 """Moments and step counts, found anywhere in the state of an optimizer."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -60,7 +61,6 @@ class Moments:
     def __init__(self, state: optax.OptState, updates: optax.Updates) -> None:
         self._state, self._updates = state, updates
         self._found: dict[Moment, list[list[jax.Array]]] = {}
-        self._count: jax.Array | None = None
 
     def find(self, moment: Moment, index: int) -> jax.Array:
         """Returns the moment of one leaf.
@@ -86,15 +86,14 @@ class Moments:
             f"which must hold a tree named {' or '.join(moment.names)}, {moment.advice}"
         )
 
+    @functools.cached_property
     def count(self) -> jax.Array:
-        """Returns the number of updates, including the current one.
+        """The number of updates, including the current one.
 
         Raises:
           ValueError: If the state holds no step count.
         """
-        if self._count is None:
-            self._count = step_count(self._state, "`score` depends on the step")
-        return self._count
+        return step_count(self._state, "`score` depends on the step")
 
 
 def _by_leaf(

@@ -62,7 +62,7 @@ class Tensor:
         Raises:
           ValueError: If the inner transformation's state holds no step count.
         """
-        return self._moments.count()
+        return self._moments.count
 
     @property
     def param(self) -> jax.Array:

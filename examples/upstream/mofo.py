@@ -157,7 +157,7 @@ def mofo(
       eps_root: Added inside of the square root.
       mu_dtype: Dtype of the first moment and its ranking; ``None`` for the parameters'.
       weight_decay: Strength of the decay of the coordinates that are selected.
-      weight_decay_mask: A tree prefix of booleans, or a callable that returns it.
+      weight_decay_mask: A prefix tree, True where to decay, or a callable returning it.
       nesterov: Whether to use Nesterov momentum. The first moment is ranked.
       update_fraction: The fraction of each parameter tensor to update, in (0, 1].
 

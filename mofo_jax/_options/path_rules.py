@@ -182,10 +182,10 @@ class Kind(Generic[T]):
                 values.append(option.default)
         elif _checks.is_function(option) and not self.is_value(option):
             values = []
+        elif option is None:
+            values = [None]  # An empty tree to JAX, but no value for any leaf.
         else:
             values = jax.tree.leaves(option, is_leaf=self.is_value)
-        if option is None:
-            values = [None]
         for value in values:
             if not self.is_value(value):
                 raise ValueError(f"`{self.name}` must be {self.allowed}, got {value!r}")

@@ -92,8 +92,7 @@ def keep_fisher(fisher: optax.Params) -> optax.GradientTransformationExtraArgs:
       fisher: A tree of non-negative arrays with the structure and shapes of the
         parameters, as returned by `fisher_information`. Under `optax.masked` or
         `optax.partition` it may have arrays for all parameters, or for the trained
-        ones. If several processes hold them together, call `init` outside of
-        `jax.jit`, where they would be constants.
+        ones. If several processes hold them together, `init` must not be jitted.
 
     Returns:
       An `optax.GradientTransformationExtraArgs`.
@@ -217,11 +216,8 @@ def scale_by_natural_gradient(
         mu = optax.tree.update_moment(gradients, mu, b1, 1)
         mu_hat = optax.tree.bias_correction(mu, b1, count)
         steps = jax.tree.map(lambda m, f: m / (f + damping), mu_hat, state.fisher)
-        new_state = ScaleByNaturalGradientState(count, mu, state.fisher)
-        return (
-            optax.tree.cast_like(steps, updates),
-            optax.tree.cast_like(new_state, state),
-        )
+        new = ScaleByNaturalGradientState(count, mu, state.fisher)
+        return optax.tree.cast_like(steps, updates), optax.tree.cast_like(new, state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

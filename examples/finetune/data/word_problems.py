@@ -13,11 +13,10 @@ import itertools
 import operator
 import random
 from collections.abc import Iterator, Sequence
-from typing import Literal, get_args
+from typing import get_args
 
+from examples.finetune.data.records import Split
 from examples.finetune.data.templates import TEMPLATES, Template
-
-Split = Literal["train", "test"]
 
 OPERATIONS = {
     "+": operator.add,

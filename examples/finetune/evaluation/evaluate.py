@@ -236,14 +236,12 @@ def exact_match(answers: Sequence[str], references: Sequence[str]) -> float:
     If the last line of a reference has a `####`, as in GSM8K, only the `final_answer`
     of both is compared. Elsewhere, `####` may mark a heading.
     """
-
-    def is_right(given: str, wanted: str) -> bool:
-        if "####" in wanted.strip().rpartition("\n")[2]:
-            return final_answer(given) == final_answer(wanted)
-        return given.strip() == wanted.strip()
-
-    right = [is_right(*pair) for pair in zip(answers, references, strict=True)]
-    return sum(right) / len(right)
+    right = 0
+    for given, wanted in zip(answers, references, strict=True):
+        last = wanted.strip().rpartition("\n")[2]
+        read = final_answer if "####" in last else str.strip
+        right += read(given) == read(wanted)
+    return right / len(references)
 
 
 def final_answer(text: str) -> str:
