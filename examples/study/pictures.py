@@ -48,6 +48,7 @@ def _fronts(found: Compared, task: str, steps: int) -> matplotlib.figure.Figure:
     deciding = {run.method for run in runs if run.seed in plan.SEEDS}
     drawn = deciding or {run.method for run in runs}
     methods = [name for name in METHODS if name in drawn]
+    best = min(found.losses[run] for run in runs if run.method in drawn)
     for axes, measure in zip(panels, PANELS, strict=True):
         for number, method in enumerate(methods):
             again, color = divmod(number, len(COLORS))
@@ -55,7 +56,8 @@ def _fronts(found: Compared, task: str, steps: int) -> matplotlib.figure.Figure:
             _lines(axes, found, (task, method, steps), measure, style)
         axes.axvline(level, color=BASE_COLOR, linewidth=0.8, linestyle="--")
         axes.set(xlabel="task loss (left: learned more)", ylabel=_label(measure))
-        axes.set_xlim(*_shown(found, task, steps, level))
+        # The tables have the runs that are not near the level.
+        axes.set_xlim(best - 0.2 * (level - best), level + 3 * (level - best))
         axes.grid(alpha=0.3)
         if measure.ratio:
             axes.set_yscale("log")
@@ -111,17 +113,6 @@ def _plain(found: Compared, run: Run, measure: Measure) -> float:
 def _label(measure: Measure) -> str:
     unit = "nats per token"
     return f"{measure.title} ({unit})"
-
-
-def _shown(found: Compared, task: str, steps: int, level: float) -> tuple[float, float]:
-    """Returns the task losses near the level; the tables have the others."""
-    runs: Sequence[float] = [
-        loss
-        for run, loss in found.losses.items()
-        if (run.task, run.steps) == (task, steps)
-    ]
-    best = float(np.min(runs))
-    return best - 0.2 * (level - best), level + 3 * (level - best)
 
 
 def why(rows: Sequence[Row], path: pathlib.Path) -> None:

@@ -6,6 +6,7 @@ where, and on which axes, layers are stacked. A tensor that no expression matche
 block, or one block per layer if its layers are stacked.
 """
 
+import re
 from typing import Any, NamedTuple
 
 from mofo_jax import _checks
@@ -195,7 +196,7 @@ def block_rules(
     stacks = {
         beginning: tuple(range(first, first + number))
         for beginning, number in (
-            table.stacked if stacked is None else {stacked: 1}
+            table.stacked if stacked is None else {_scoped(stacked): 1}
         ).items()
     }
     rules: dict[str, Any] = {}
@@ -207,6 +208,14 @@ def block_rules(
         rules[f"(?:^|/){end}$"] = divided
     rules |= stacks
     return PathRules(rules, default=())
+
+
+def _scoped(expression: str) -> str:
+    """Returns an expression with flags for all of it, such as `(?i)`, as a group.
+
+    Such flags may only begin a whole expression, and would apply to what follows.
+    """
+    return re.sub(r"(?s)^\(\?([aimsux]+)\)(.*)", r"(?\1:\2)", expression)
 
 
 def _counts_of_heads(

@@ -189,6 +189,15 @@ def test_other_names_of_stacks() -> None:
     check(rules, tree, {"params/encoder/tower/w": L})
 
 
+def test_flags_of_stacks_apply_to_their_paths_alone() -> None:
+    rules = mofo_jax.block_rules("nnx", "head", stacked="(?i)^tower/|^top/")
+    name = "attention/query/kernel"
+    for beginning in ("tower", "Tower", "TOP"):
+        assert rules.value_at(f"{beginning}/{name}") == (0, 2)
+        assert rules.value_at(f"{beginning}/{name.upper()}") == (0,)
+    assert rules.value_at(f"other/{name}") == (1,)
+
+
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_layers_on_another_axis(axis: int) -> None:
     shape = [D, H]
