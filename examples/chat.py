@@ -66,15 +66,16 @@ def _talk(options: Options) -> None:
     # JAX is imported only here, so that --help is answered at once.
     from rich.console import Console
 
-    from examples.finetune.evaluation.conversation import Speaker
+    from examples.finetune.evaluation.conversation import Speaker, TooLong
 
     console = Console()
+    typed = sys.stdin.isatty()
     speakers = {
         "before": Speaker.load(options.before, options.compute_dtype),
         "after": Speaker.load(options.model, options.compute_dtype),
     }
-    for message in _messages(console):
-        if not message or not console.is_terminal:
+    for message in _messages(console, typed):
+        if not message or not typed:
             for speaker in speakers.values():
                 speaker.forget()
         if not message:
@@ -82,13 +83,18 @@ def _talk(options: Options) -> None:
         most = options.max_new_tokens
         answers = [speaker.answer(message, most) for speaker in speakers.values()]
         titles = [f"{when}: {each.name}" for when, each in speakers.items()]
-        _show(console, titles, answers)
+        try:
+            _show(console, titles, answers)
+        except TooLong as error:
+            if not typed:
+                raise
+            console.print(error, markup=False)
 
 
-def _messages(console: Any) -> Iterator[str]:
+def _messages(console: Any, typed: bool) -> Iterator[str]:
     while True:
         try:
-            text = console.input("[bold]> [/bold]") if sys.stdin.isatty() else input()
+            text = console.input("[bold]> [/bold]") if typed else input()
         except EOFError:
             return
         yield text.strip()

@@ -115,7 +115,7 @@ def read(data: pathlib.Path | None, tokenizer: Tokenizer, budget: Budget) -> Tex
         name: spread(found, budget.text_items)
         for name, found in (("prose", prose), ("code", code))
     }
-    asked = choices.encode(retention.knowledge_questions(), tokenizer.encode)
+    asked = choices.encode(retention.knowledge_questions(), tokenizer)
     healing = Task(neutral, [], reader.longest("prose"), {})
     questions = spread(asked, budget.questions)
     return Texts(tasks, retained, questions, healing)

@@ -58,7 +58,7 @@ def test_knowledge_equals_our_own_scorer(
     model: Decoder, tokenizer: Tokenizer, placed: Placed
 ) -> None:
     found = evaluated(model, tokenizer, "general_knowledge", ITEMS)
-    asked = choices.encode(knowledge_questions()[:ITEMS], tokenizer.encode)
+    asked = choices.encode(knowledge_questions()[:ITEMS], tokenizer)
     batches = choices.batches(asked, 8, tokenizer.pad_id)
     own = (placed.graph, placed.params)
     accuracy = choices.accuracy(*own, asked, batches, placed.place)
@@ -107,7 +107,7 @@ def test_merging_tokenizers_cut_items_as_our_own_scorer(tokenizer: Tokenizer) ->
     merging = Tokenizer(core, {"eos_token": "<|end|>"})
     harnessed = NnxLlama.__new__(NnxLlama)
     harnessed._placed = Placed({}, {}, dict, merging, 1, 1)
-    encoded = choices.encode(questions, merging.encode)
+    encoded = choices.encode(questions, merging)
     for row, question in zip(encoded, questions, strict=True):
         context = f"Question: {question.question}\nAnswer:"
         for ids, choice in zip(row.choices, question.choices, strict=True):

@@ -52,6 +52,32 @@ def test_the_command_shows_both_models(
     assert shown.count("before: one") == shown.count("after: other") == 2
 
 
+class Keyboard(io.StringIO):
+    """An input that a person types."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_conversation_that_has_become_too_long_can_go_on(
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = str(small.write_model(tmp_path / "one"))
+    options = ["--model", model, "--before", model, "--max-new-tokens", "3"]
+    said = f"Hello\n{'long ' * 100}\nAgain\n"
+    monkeypatch.setattr("sys.stdin", Keyboard(said))
+    assert chat.main(options) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "begin a new one with an empty line, or send a shorter message" in shown
+    assert shown.count("before: one") == 3
+    # Without a person, nothing else would tell that an answer is missing.
+    monkeypatch.setattr("sys.stdin", io.StringIO(said))
+    assert chat.main(options) == 2
+    assert "and the context of one" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -2,10 +2,10 @@
 
     python -m tests.hosts.program WATCH ARGUMENTS...
 
-WATCH is JSON with the keys `report`, the file for the observations; `signal`, a step and
-the number of a signal that the process sends to itself after that step's checkpoint;
-`copy`, a directory to which the run's is copied after the checkpoint of step 2;
-`train_only`, to measure nothing.
+WATCH is JSON with the keys `report`, the file for the observations; `signal`, a step
+and the number of a signal that the process sends to itself after that step's
+checkpoint; `copy`, a directory to which the run's is copied after the checkpoint of
+step 2; `train_only`, to measure nothing.
 """
 
 import functools

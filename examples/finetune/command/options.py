@@ -51,8 +51,9 @@ class First:
     # Optimizers to compare, one arm each. NAME+replay is an arm with --replay.
     optimizer: tuple[str, ...] = OPTIMIZERS
     # Peak learning rates: a number for all optimizers, NAME=RATE for one, or both. An
-    # optimizer with several rates has an arm for each, called NAME@RATE. By default,
-    # the best rate on the default task, or 1e-4.
+    # optimizer with several rates has an arm for each, called NAME@RATE; one that was
+    # trained as NAME before is trained again. By default, the best rate on the default
+    # task, or 1e-4.
     learning_rate: tuple[str, ...] = ()
     # Optimizer steps of each arm.
     steps: int = STEPS
@@ -104,9 +105,9 @@ class Optimizing:
     schedule: Literal["cosine", "constant"] = "cosine"
     # Steps during which the learning rate rises linearly to its peak.
     warmup_steps: int = WARMUP_STEPS
-    # Decay of the first moment, in [0, 1).
+    # Decay of the first moment, in [0, 1). Lion always has 0.9.
     b1: float = 0.9
-    # Decay of the second moment, in [0, 1).
+    # Decay of the second moment, in [0, 1). Lion's other decay is always 0.99.
     b2: float = 0.999
     # Added to the root of the second moment.
     eps: float = 1e-8

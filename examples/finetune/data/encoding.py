@@ -134,7 +134,7 @@ def _encode(row: Mapping[str, Any], tokenizer: ChatTokenizer) -> Example:
         return Example((), ids, (True,) * len(ids), "")
     prompt, completion = row["prompt"], row["completion"]
     ids = tokenizer.encode_from_start(prompt)
-    learned = _following(ids, prompt, prompt + completion, tokenizer)
+    learned = following(ids, prompt, prompt + completion, tokenizer)
     learned = [*learned, tokenizer.eos_id]
     loss = (False,) * len(ids) + (True,) * len(learned)
     return Example(tuple(ids), (*ids, *learned), loss, completion)
@@ -159,9 +159,9 @@ def _encode_chat(
                 "it cannot be split into turns: the model's chat template renders the"
                 f" messages before message {turn} differently once it follows"
             )
-        given = _following(ids, text, prompt, tokenizer)
+        given = following(ids, text, prompt, tokenizer)
         ids, loss = ids + given, loss + [False] * len(given)
-        answer = _following(ids, prompt, through, tokenizer)
+        answer = following(ids, prompt, through, tokenizer)
         answer_start, completion, text = len(ids), message["content"], through
         ids, loss = ids + answer, loss + _answer_loss(answer, tokenizer.stop_ids)
     end = max((place for place, learn in enumerate(loss) if learn), default=-1) + 1
@@ -177,7 +177,7 @@ def _answer_loss(answer: Sequence[int], stop_ids: frozenset[int]) -> list[bool]:
     return [place < learned for place in range(len(answer))]
 
 
-def _following(
+def following(
     ids: Sequence[int], text: str, longer: str, tokenizer: ChatTokenizer
 ) -> list[int]:
     """Returns the tokens of `longer` that follow `ids`, those of its beginning `text`.

@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 
 from examples.finetune.data.batches import Batch, round_up
+from examples.finetune.data.encoding import ChatTokenizer, following
 from examples.finetune.data.retention import Question
 from examples.finetune.model.sharding import Place
 from examples.finetune.system.hosts import fetch
@@ -41,26 +42,23 @@ class Row(NamedTuple):
         return len(self.prompt) + sum(map(len, self.choices))
 
 
-def encode(
-    questions: Sequence[Question],
-    encode_text: Callable[[str], list[int]],
-    beginning: Sequence[int] = (),
-) -> list[Row]:
+def encode(questions: Sequence[Question], tokenizer: ChatTokenizer) -> list[Row]:
     """Tokenises questions as `Question: ...`, `Answer:` and each choice after a space.
 
     Args:
       questions: questions with four choices each.
-      encode_text: the tokenizer's encoding, which adds nothing to the text.
-      beginning: the tokens before a text, see `tokenizer.Tokenizer`.
+      tokenizer: the model's tokenizer.
     """
-    return [
-        Row(
-            [*beginning, *encode_text(f"Question: {question.question}\nAnswer:")],
-            [encode_text(f" {choice}") for choice in question.choices],
-            question.answer,
-        )
-        for question in questions
-    ]
+    rows = []
+    for question in questions:
+        prompt = f"Question: {question.question}\nAnswer:"
+        ids = tokenizer.encode_from_start(prompt)
+        choices = [
+            following(ids, prompt, f"{prompt} {choice}", tokenizer)
+            for choice in question.choices
+        ]
+        rows.append(Row(ids, choices, question.answer))
+    return rows
 
 
 def batches(

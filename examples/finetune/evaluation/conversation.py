@@ -13,6 +13,10 @@ from examples.finetune.model import pretrained
 from examples.finetune.model.tokenizer import Tokenizer
 
 
+class TooLong(InputError):
+    """A conversation is longer than the model's context."""
+
+
 @dataclasses.dataclass
 class Speaker:
     """A model, and what has been said.
@@ -56,7 +60,7 @@ class Speaker:
         self.said.clear()
 
     def answer(self, message: str, max_new_tokens: int) -> Iterator[str]:
-        """Answers a message; both are then part of the conversation.
+        """Answers a message; after the last token, both are part of the conversation.
 
         Args:
           message: of the user.
@@ -66,17 +70,18 @@ class Speaker:
           The text of the answer so far, after each token.
 
         Raises:
-          InputError: the model has no chat template, or the conversation has become
-            longer than its context.
+          InputError: the model has no chat template.
+          TooLong: the conversation would be longer than the model's context.
         """
-        self.said.append({"role": "user", "content": message})
-        text = self.tokenizer.chat(self.said, add_generation_prompt=True)
+        said = [*self.said, {"role": "user", "content": message}]
+        text = self.tokenizer.chat(said, add_generation_prompt=True)
         prompt = self.tokenizer.encode(text)
         room = min(max_new_tokens, self.longest - len(prompt))
         if room < 1:
-            raise InputError(
+            raise TooLong(
                 f"The conversation has {len(prompt)} tokens, and the context of "
-                f"{self.name} {self.longest}; begin a new one with an empty line"
+                f"{self.name} {self.longest}; begin a new one with an empty line, or "
+                "send a shorter message"
             )
         ids: list[int] = []
         for token in stream(
@@ -88,4 +93,5 @@ class Speaker:
         ):
             ids.append(token)
             yield self.tokenizer.decode(ids)
-        self.said.append({"role": "assistant", "content": self.tokenizer.decode(ids)})
+        answer = {"role": "assistant", "content": self.tokenizer.decode(ids)}
+        self.said = [*said, answer]

@@ -106,7 +106,7 @@ def make_suite(
         )
 
     asked = spread(retention.knowledge_questions(), config.knowledge_questions)
-    rows = choices.encode(asked, tokenizer.encode, tokenizer.beginning)
+    rows = choices.encode(asked, tokenizer)
     held_out = list(task[: config.evaluation_rows])
     return Suite(
         task=token_set("task", held_out),

@@ -133,7 +133,8 @@ def _gemma3(raw: Mapping[str, Any], common: Mapping[str, Any]) -> dict[str, Any]
     local = (raw.get("rope_parameters") or {}).get("sliding_attention") or {}
     theta = local.get("rope_theta") or raw.get("rope_local_base_freq") or 1e4
     # The default of transformers, not that of the other families.
-    base = {} if "rope_theta" in raw or _rope(raw) else {"rope_theta": 1e6}
+    given = "rope_theta" in raw or "rope_theta" in _rope(raw)
+    base = {} if given else {"rope_theta": 1e6}
     return {
         **base,
         "qk_norm": True,

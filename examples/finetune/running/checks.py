@@ -233,5 +233,4 @@ def check_rows(config: Config, multiple: int) -> None:
     for field in ("batch_size", "replay_batch_size"):
         _require(config, field, getattr(config, field) % multiple == 0, allowed)
     if any(NEEDS.get(arm.optimizer) == FISHER for arm in arms(config)):
-        allowed = f">= {multiple}, the mesh's data and fsdp devices"
-        _require(config, "own_texts", config.own_texts >= multiple, allowed)
+        _require(config, "own_texts", config.own_texts % multiple == 0, allowed)

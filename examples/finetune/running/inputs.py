@@ -1,5 +1,6 @@
 """The user's input to a run, read and checked before any long work."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -22,8 +23,11 @@ from examples.finetune.running import checks
 from examples.finetune.storage.checkpoints import KEPT_CHECKPOINTS
 from examples.finetune.system import hosts
 from examples.finetune.system.files import digest
+from examples.finetune.training import replay
 
 Rows = Sequence[Mapping[str, Any]]
+
+_log = logging.getLogger(__name__)
 
 
 class Inputs(NamedTuple):
@@ -73,11 +77,26 @@ def find(config: Config) -> Inputs:
         )
     )
     suite = evaluate.make_suite(config, source.tokenizer, task, retained, rows)
+    _warn_of_cut_answers(suite)
     checks.check_room(_needed(config, source))
     if config.export and hosts.is_first():
         for arm in arms(config):
             export.check_directory(config.export / arm.name)
-    return Inputs(source, mesh, training, suite, _settings(config, source))
+    return Inputs(source, mesh, training, suite, _settings(config, source, rows))
+
+
+def _warn_of_cut_answers(suite: evaluate.Suite) -> None:
+    most = suite.max_new_tokens
+    lengths = [len(suite.tokenizer.encode(text)) for text in suite.references]
+    longer = sum(length > most for length in lengths)
+    if most and longer:
+        _log.warning(
+            "%d of %d right answers have more than --max-new-tokens %d tokens, and "
+            "cannot be matched",
+            longer,
+            len(lengths),
+            most,
+        )
 
 
 def _read(config: Config) -> tuple[Rows, Rows, Mapping[str, Rows]]:
@@ -94,12 +113,19 @@ def _read(config: Config) -> tuple[Rows, Rows, Mapping[str, Rows]]:
     return made, task, retained
 
 
-def _settings(config: Config, source: pretrained.Source) -> dict[str, Any]:
+def _settings(
+    config: Config, source: pretrained.Source, row_shards: int
+) -> dict[str, Any]:
     values = {
         option(name): value
         for name, value in to_json(config).items()
         if name not in FREE_SETTINGS
     }
+    if config.replay:
+        # The default depends on the mesh, and a run may continue on another.
+        values[option("replay_batch_size")] = replay.rows_of_step(
+            config.batch_size, row_shards, config.replay_batch_size
+        )
     files = {
         option("model"): source.files,
         option("train_file"): (config.train_file,),

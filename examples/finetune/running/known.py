@@ -92,8 +92,7 @@ class Known:
         graph = setup.trained.graph
         if need == FISHER:
             say_step("Fisher information")
-            even = len(texts) - len(texts) % setup.row_shards
-            batch = own_text.batch(texts[:even], length)
+            batch = own_text.batch(texts, length)
             return information.fisher(graph, params, batch, setup.place)
         say_step("covariances of the kernels' inputs")
         batches = evaluation_batches(

@@ -159,9 +159,9 @@ def markdown(
         *_markdown_table(moved),
         "",
         "Selected are the coordinates whose update is not zero, in the mean over the "
-        "logged steps. A coordinate has ever moved if its value is not the base "
-        "model's. The relative distance is divided by the norm of the base model's "
-        "tensors.",
+        f"logged steps. {_about_updates(config)}A coordinate has ever moved if its "
+        "value is not the base model's. The relative distance is divided by the norm "
+        "of the base model's tensors.",
     ]
     if samples:
         lines += ["", "## Answers before and after"]
@@ -180,6 +180,17 @@ def _counted(base: Mapping[str, Any]) -> str:
         f"Exact match is of {counts['task']} answers, and accuracy of "
         f"{counts['knowledge']} questions. "
     )
+
+
+def _about_updates(config: Config) -> str:
+    if config.keeps_master_weights:
+        return (
+            f"Updates that {config.param_dtype} rounds to zero, which the optimizer "
+            "keeps for later steps, do not count. "
+        )
+    if config.unselected_scale:
+        return "With --unselected-scale, the others count too. "
+    return ""
 
 
 def _about_lora(config: Config) -> list[str]:

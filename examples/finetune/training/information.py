@@ -1,7 +1,8 @@
 """Information about the base model for optimizers, from texts that it generates.
 
-No other data is needed. The texts are distributed like the model's predictions, as the
-Fisher information requires.
+No other data is needed. Apart from the tokens of the chat template between two turns,
+the texts are distributed like the model's predictions, as the Fisher information
+requires.
 """
 
 from collections.abc import Iterable, Mapping
@@ -32,7 +33,7 @@ def fisher(graph: nnx.GraphDef, params: Any, texts: Batch, place: Place) -> Any:
 
     Returns:
       A tree like `params`, float32: the mean over texts of the squared gradient of the
-      log-likelihood, per token that the model generated.
+      log-likelihood, per token that carries loss.
     """
 
     def log_likelihood(params: Any, sample: dict[str, jax.Array]) -> jax.Array:

@@ -92,11 +92,14 @@ def of_run(params: Any, start: Any) -> dict[str, Any]:
 def of_steps(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Returns the means of the measurements of `of_step` over an arm's logged steps.
 
+    Skipped steps do not count, unless there are no others.
+
     Returns:
       `moved_fraction`, whose "per_step" is the share of coordinates that a step moved;
       `selected_share` by kind of tensor; `mask_overlap`, None if no step with a
       previous one was logged.
     """
+    rows = [row for row in rows if not row.get("skipped")] or rows
     kinds = [key for key in rows[0] if key.startswith(_SELECTED)]
     overlaps = [row["mask_overlap"] for row in rows if "mask_overlap" in row]
     return {

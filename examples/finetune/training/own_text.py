@@ -4,8 +4,9 @@ They are generated once and stored in the run directory. A third of them begin w
 token that begins a text. A third are conversations in the model's chat template, in
 which the model generates the user's turn as well as its own. A third continue the
 openings in `openings.txt`, which are of many kinds, because knowledge that the texts do
-not show is not represented. Every token is sampled from the model's predictions. Texts
-that share a passage with those on which forgetting is measured are discarded.
+not show is not represented. All tokens but those of openings and of the template are
+sampled from the model's predictions. Texts that share a passage with those on which
+forgetting is measured are discarded.
 """
 
 import pathlib
@@ -42,7 +43,7 @@ class Text(NamedTuple):
 
     Attributes:
       ids: its tokens.
-      given: the number of first tokens that the model did not generate.
+      given: the number of tokens before the first that the model generated.
     """
 
     ids: list[int]
@@ -50,7 +51,7 @@ class Text(NamedTuple):
 
     @property
     def example(self) -> Example:
-        """The text as an example, of which the model learns what it generated."""
+        """The text as an example, with loss on all tokens but the first `given`."""
         loss = tuple(place >= self.given for place in range(len(self.ids)))
         return Example((), tuple(self.ids), loss, "")
 
@@ -91,8 +92,6 @@ class Writer(NamedTuple):
         key = jax.random.key(self.seed)
         for number in range(ROUNDS):
             missing = count - len(kept)
-            if not missing:
-                return kept
             drawn = self._drawn(missing, jax.random.fold_in(key, number))
             kept += [
                 text
@@ -100,6 +99,8 @@ class Writer(NamedTuple):
                 if len(text.ids) > text.given + 1
                 and passages.isdisjoint(_passages(text.ids))
             ]
+            if len(kept) == count:
+                return kept
         raise InputError(
             f"The base model wrote {len(kept)} texts of its own where {count} are "
             "needed, and else empty ones; ask for fewer, or for longer sequences"
@@ -231,6 +232,6 @@ def batch(texts: Sequence[Text], length: int) -> Batch:
 
     Returns:
       `tokens`, `segments` and `positions` as in `batches.training_batches`, and
-      `loss_mask`, which is true for tokens that the model generated.
+      `loss_mask`, which is true for all tokens but the first `given` of each text.
     """
     return padded([text.example for text in texts], len(texts), length)

@@ -120,7 +120,11 @@ def gradients(
             given,
         )
         first = jax.tree.map(lambda x: x[0], parts)
-        nothing = optax.tree.zeros_like(jax.eval_shape(sums, first))
+        # Summed in float32, since bfloat16 loses small terms beside a large sum.
+        nothing = jax.tree.map(
+            lambda x: _at_least_float32(jnp.zeros(x.shape, x.dtype)),
+            jax.eval_shape(sums, first),
+        )
 
         def add(total: Any, parts: Any) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, total, sums(parts)), None
@@ -128,7 +132,7 @@ def gradients(
         (found, total), _ = jax.lax.scan(add, nothing, parts)
     counts = {"loss": count, "replay_kl": written}
     means = {name: x / counts[name] for name, x in found.items()}
-    return means, jax.tree.map(lambda x: (x / count).astype(x.dtype), total)
+    return means, jax.tree.map(lambda x, p: (x / count).astype(p.dtype), total, params)
 
 
 def _at_least_float32(x: jax.Array) -> jax.Array:

@@ -95,19 +95,22 @@ def train(
             params, state, metrics = step(params, state, given.place(batch), term)
             tokens = position.tokens + token_count(batch)
             position = dataclasses.replace(position, step=number, tokens=tokens)
-            skips.add(number, batch, metrics.pop("finite"))
+            skips.add(number, batch, finite := metrics.pop("finite"))
             stopping = _stopping(asked(), logged)
             due = number % config.checkpoint_every == 0 or number == config.steps
             if logged or due or stopping:
                 position = skips.counted(position)
             if logged:
                 values = {name: float(value) for name, value in metrics.items()}
-                if number == 1:  # No step before it.
+                skipped = not finite
+                # The number of steps before this one that the optimizer made.
+                made = number - 1 - (position.skipped - skipped)
+                if skipped or not made:  # Two selections are compared.
                     del values["mask_overlap"]
                 position, speeds = meter.read(position)
-                values["learning_rate"] = float(np.asarray(rate(number - 1)))
+                values["learning_rate"] = float(np.asarray(rate(made)))
                 row = {"arm": arm.name, "step": number, "tokens": tokens}
-                files.log({**row, **values, **speeds})
+                files.log({**row, "skipped": skipped, **values, **speeds})
                 speed = speeds["tokens_per_second"]
                 bar.set_postfix_str(f"loss {values['loss']:.3f}, {speed:,.0f} tokens/s")
             bar.update()

@@ -181,7 +181,7 @@ def test_a_batch_that_the_mesh_cannot_deal_out_is_refused() -> None:
         InputError, match=r"--batch-size must be a multiple of 8, .* 4$"
     ):
         checks.check_rows(config.Config(batch_size=4), 8)
-    with pytest.raises(InputError, match=r"--own-texts must be >= 8, .* 4$"):
+    with pytest.raises(InputError, match=r"--own-texts must be a multiple of 8, .* 4$"):
         checks.check_rows(
             config.Config(batch_size=8, optimizer=("ewc",), own_texts=4), 8
         )

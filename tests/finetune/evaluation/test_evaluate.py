@@ -14,6 +14,7 @@ from examples.finetune.model import parameters, pretrained
 from examples.finetune.model.pretrained import Source
 from examples.finetune.storage import checksums
 from tests.finetune import small
+from tests.finetune.data.test_encoding import Letters, SpacePrefix
 
 Built = tuple[Any, dict[str, Any]]
 
@@ -128,11 +129,13 @@ def test_choices_that_share_a_prompt_score_as_alone(base: Built) -> None:
     assert found == pytest.approx(right.mean())
 
 
-def test_a_choice_is_encoded_behind_a_space() -> None:
+@pytest.mark.parametrize("tokenizer", [Letters(), SpacePrefix()])
+def test_a_choice_is_encoded_behind_a_space(tokenizer: Letters) -> None:
     question = evaluate.retention.Question("Q?", ("a", "b", "c", "d"), 3, "topic")
-    (row,) = choices.encode([question], lambda text: list(text.encode()))
-    assert bytes(row.prompt) == b"Question: Q?\nAnswer:"
-    assert [bytes(ids) for ids in row.choices] == [b" a", b" b", b" c", b" d"]
+    (row,) = choices.encode([question], tokenizer)
+    assert row.prompt == tokenizer.encode("Question: Q?\nAnswer:")
+    texts = [tokenizer.decode(ids) for ids in row.choices]
+    assert texts == [" a", " b", " c", " d"]
     assert row.answer == 3
 
 

@@ -14,6 +14,7 @@ from flax import nnx
 from examples.finetune.model import export, parameters
 from examples.finetune.model.attention import causal_mask, init_cache
 from examples.finetune.model.decoder import Decoder
+from examples.finetune.model.families import read
 from examples.finetune.model.pretrained import Source, build, open_model
 from tests.finetune import families, logits, reference
 from tests.finetune.tiny import forward
@@ -69,6 +70,15 @@ def test_the_reference_notices_what_is_missing(
     ids_BxT = families.token_ids()
     found_TxV = forward(model, ids_BxT, np.ones_like(ids_BxT))[0]
     assert logits.difference(found_TxV, stored["logits"]) > 1e-2
+
+
+@pytest.mark.parametrize("name", families.CONFIGS)
+def test_scaling_does_not_change_the_usual_base_of_rotations(name: str) -> None:
+    raw = {**families.CONFIGS[name], "rope_parameters": None}
+    raw.pop("rope_theta", None)
+    scaled = raw | {"rope_scaling": {"rope_type": "linear", "factor": 8.0}}
+    usual = 1e6 if raw["model_type"] == "gemma3_text" else 1e4
+    assert read(raw).rope_theta == read(scaled).rope_theta == usual
 
 
 @pytest.mark.skipif(

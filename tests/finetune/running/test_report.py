@@ -107,6 +107,21 @@ def test_writes_everything(tmp_path: pathlib.Path) -> None:
     assert "````text\n```python\n2\n```\n````" in text
 
 
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({}, "logged steps. A coordinate has ever moved"),
+        ({"param_dtype": "bfloat16"}, "Updates that bfloat16 rounds to zero"),
+        ({"unselected_scale": 0.1}, "With --unselected-scale, the others count too."),
+    ],
+)
+def test_says_which_coordinates_count_as_selected(
+    tmp_path: pathlib.Path, changed: dict[str, Any], said: str
+) -> None:
+    report.write(Config(output=tmp_path, **changed), BASE, ARMS, {}, METRICS)
+    assert said in (tmp_path / "report.md").read_text()
+
+
 def test_bars_are_intervals_over_the_items_that_were_judged(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,6 @@
 """What a run checks and asks for first: room on the disk, exports, model, texts."""
 
+import json
 import pathlib
 from typing import Any
 from unittest import mock
@@ -92,6 +93,35 @@ def test_another_model_in_the_same_directory_is_another_setting(
     assert {name for name in after if after[name] != before[name]} == {
         "the content of --model"
     }
+
+
+def test_replayed_texts_that_follow_from_the_mesh_are_a_setting(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = small.write_model(tmp_path / "model")
+    words = [*small.options(model, tmp_path / "run"), "--batch-size", "4"]
+    found = []
+    for shards in (1, 4):
+        monkeypatch.setattr(sharding, "row_shards", lambda mesh, n=shards: n)
+        given = parse([*words, "--replay", "6"])
+        found.append(inputs.find(given).settings["--replay-batch-size"])
+    assert found == [2, 4]
+    assert inputs.find(parse(words)).settings["--replay-batch-size"] == 0
+
+
+@pytest.mark.parametrize(("most", "warns"), [(3, True), (9, False), (0, False)])
+def test_answers_that_would_be_cut_are_reported(
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture, most: int, warns: bool
+) -> None:
+    rows = [{"question": "Which?", "answer": text} for text in ("no", "yes, that")]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    model = small.write_model(tmp_path / "model")
+    words = [*small.options(model, tmp_path / "run"), "--max-new-tokens", str(most)]
+    files = ["--train-file", str(path), "--task-eval-file", str(path)]
+    inputs.find(parse([*words, *files]))
+    said = f"1 of 2 right answers have more than --max-new-tokens {most} tokens"
+    assert (said in caplog.text) == warns
 
 
 def test_the_texts_suffice_for_arms_that_are_added_later(

@@ -272,3 +272,15 @@ def test_the_command_runs_with_them(tmp_path: pathlib.Path) -> None:
     text = (output / "report.md").read_text()
     for name in names:
         assert name in text
+
+
+@pytest.mark.parametrize("kind", ["cosine", "constant"])
+def test_the_rate_rises_to_its_peak_and_then_falls_or_stays(kind: Any) -> None:
+    config = dataclasses.replace(CONFIG, schedule=kind, steps=10, warmup_steps=3)
+    rate = optimizers.schedule(config, 0.8)
+    rates = [float(np.asarray(rate(step))) for step in range(11)]
+    np.testing.assert_allclose(rates[:4], [0.2, 0.4, 0.6, 0.8], rtol=1e-6)
+    progress = np.arange(8) / 7
+    falling = 0.4 * (1 + np.cos(np.pi * progress))
+    expected = falling if kind == "cosine" else np.full(8, 0.8)
+    np.testing.assert_allclose(rates[3:], expected, rtol=1e-5, atol=1e-7)

@@ -263,7 +263,10 @@ def test_an_interrupted_arm_with_replay_ends_as_an_unbroken_one(
 
 
 def test_texts_are_kept_and_share_no_passage_with_those_that_are_measured(
-    model: Model, tiny_source: Source, tmp_path: pathlib.Path
+    model: Model,
+    tiny_source: Source,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     writer = own_text.Writer(
         model.graph, model.base, tiny_source.tokenizer, model.place, 64, seed=5
@@ -283,6 +286,9 @@ def test_texts_are_kept_and_share_no_passage_with_those_that_are_measured(
     longest = max(written, key=lambda text: len(text.ids))
     measured = [[7, 8, *longest.ids, 9]]
     assert longest not in writer.texts(12, measured)
+    # The last round counts too.
+    monkeypatch.setattr(own_text, "ROUNDS", 1)
+    assert writer.texts(1) == written[:1]
     # Texts may be too short for a conversation and for every opening.
     short = writer._replace(length=3, row_multiple=4).texts(5)
     assert [(text.given, len(text.ids)) for text in short] == [(1, 3)] * 5
