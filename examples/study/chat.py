@@ -9,6 +9,7 @@ import jax
 from examples.finetune.data.batches import LENGTH_STEP, round_up
 from examples.finetune.data.encoding import Example
 from examples.finetune.evaluation import generate
+from examples.finetune.model.sharding import row_shards
 from examples.finetune.system.files import read_json_lines, write_json_lines
 from examples.finetune.system.hosts import fetch
 from examples.study.texts import instructions
@@ -83,7 +84,8 @@ def written(
     """
     length = round_up(max(map(len, prompts)), LENGTH_STEP)
     stops = tuple(sorted(trainer.source.tokenizer.stop_ids))
-    batch = generate.padded(prompts, len(prompts), length, stops[0])
+    rows = round_up(len(prompts), row_shards(trainer.mesh))
+    batch = generate.padded(prompts, rows, length, stops[0])
     placed = trainer.place(batch)
     made = generate.decode(
         trainer.graph,
@@ -95,4 +97,5 @@ def written(
         key=jax.random.key(seed),
         temperature=temperature,
     )
-    return [generate.until(ids, stops, keep_stop=True) for ids in fetch(made)]
+    kept = fetch(made)[: len(prompts)]
+    return [generate.until(ids, stops, keep_stop=True) for ids in kept]

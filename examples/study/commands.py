@@ -23,8 +23,8 @@ def run(options: Options) -> pathlib.Path:
     """
     deadline = time.monotonic() + options.hours * 3600
     study = open_study(options)
-    plan = study.plan()
-    while (found := next(missing(study.losses(), plan), None)) is not None:
+    # The plan anew for each run, since the comparator depends on earlier ones.
+    while found := next(missing(study.losses(), study.plan()), None):
         step, next_ = found
         seconds = _seconds(study, next_)
         if seconds > deadline - time.monotonic():

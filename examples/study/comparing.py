@@ -103,7 +103,8 @@ class Compared:
         """Returns a measure of a run, for each draw of the items."""
         row, start = self.rows[run], self.starts[run.task]
         if measure.kind == "margins":
-            rises = np.array(row["margins"]) - np.array(start["margins"])
+            after, before = (np.array(r["margins"], float) for r in (row, start))
+            rises = after - before
             return evidence.mean(measure.name, rises, [1] * len(rises))
         name = run.task if measure.name == PROMPTS else measure.name
         counts = start["counts"][name][measure.kind]
@@ -115,6 +116,11 @@ class Compared:
     def budget(self) -> Budget:
         """Returns the sizes of the runs."""
         return BUDGETS[next(iter(self.rows.values()))["key"]["budget"]]
+
+    @property
+    def model(self) -> str | None:
+        """Returns the model's name; None without rows."""
+        return next((row["key"]["model"] for row in self.rows.values()), None)
 
     def level(self, task: str, steps: int) -> Values:
         """Returns the task loss of the comparison, for each draw of the items."""

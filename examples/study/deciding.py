@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 
+from examples.finetune.model.packaged import DEFAULT_MODEL
 from examples.study import evidence, plan
 from examples.study.comparing import CODE, OWN, PROSE, PROSE_RISE, Compared, Measure
 from examples.study.evidence import Estimate, Seeds
@@ -25,8 +26,11 @@ Place = Literal["behind", "ahead", "neither"]
 def comparator(found: Compared, task: str, steps: int) -> str | None:
     """Returns the method that all others are compared with.
 
-    It is AdamW, or a control that is better. None before the controls are complete.
+    It is AdamW, or a control that is better. None before the controls are complete. For
+    other models than the first, it is the same.
     """
+    if found.model not in (None, DEFAULT_MODEL):
+        return plan.COMPARATOR
     cells = [
         plan.Cell(task, name, steps, seed)
         for seed in plan.CONTROL_SEEDS

@@ -36,18 +36,18 @@ def draws(name: str, size: int) -> np.ndarray:
 
 
 def mean(
-    name: str, sums: Sequence[float] | np.ndarray, counts: Sequence[int]
+    name: str, sums: Sequence[float | None] | np.ndarray, counts: Sequence[int]
 ) -> Values:
     """Returns the mean per token on a set.
 
     Args:
       name: the name of the set.
-      sums: for each item, the sum over its tokens.
+      sums: for each item, the sum over its tokens; None in stored rows is NaN.
       counts: the number of tokens of each item.
     """
     drawn = draws(name, len(sums))
     totals = np.array(counts, float)[drawn].sum(axis=1)
-    return np.array(sums)[drawn].sum(axis=1) / totals
+    return np.array(sums, float)[drawn].sum(axis=1) / totals
 
 
 class Seeds(NamedTuple):
@@ -151,5 +151,5 @@ def bracketing(losses: Sequence[float], level: float) -> int | None:
 
 def rises(row: Mapping[str, Any], start: Mapping[str, Any], name: str) -> np.ndarray:
     """Returns the increase of each item's loss, summed over its tokens."""
-    after, before = (np.array(r["sets"][name]["losses"]) for r in (row, start))
+    after, before = (np.array(r["sets"][name]["losses"], float) for r in (row, start))
     return after - before

@@ -65,7 +65,7 @@ class Method:
       longer: factor of the number of optimizer steps, to compare at equal time with
         methods whose steps take longer.
       frozen: top-level names of the parameters that are not trained.
-      own_texts: the texts by the start, for a method that uses some.
+      own_texts: the texts by the start for covariances and replay.
       replay_every: one step in this many replays these texts; 0 for none.
     """
 
@@ -81,9 +81,9 @@ class Method:
     replay_every: int = 0
 
     @property
-    def uses_texts(self) -> bool:
-        """Whether the method uses texts by the start."""
-        return self.optimizer in NEEDS or self.replay_every > 0
+    def uses_covariances(self) -> bool:
+        """Whether the method uses the covariances of the kernels' inputs."""
+        return NEEDS.get(self.optimizer) == COVARIANCES
 
     def trained_steps(self, steps: int) -> int:
         """Returns the optimizer steps of a run that the plan lists with `steps`."""
@@ -103,7 +103,8 @@ class Method:
         Rate, seed and length are not among them.
         """
         config = self.config(0)
-        texts = self.own_texts.key() if self.uses_texts else {}
+        uses_texts = self.uses_covariances or self.replay_every
+        texts = self.own_texts.key() if uses_texts else {}
         forms = {
             name: getattr(config, name)
             for name in FORMS
@@ -113,7 +114,7 @@ class Method:
         longer = {"longer": round(self.longer, 4)} if self.longer != 1 else {}
         decisive = {name: getattr(config, name) for name in DECISIVE}
         decisive["strength"] = strength(config, self.optimizer)
-        if NEEDS.get(self.optimizer) == COVARIANCES:
+        if self.uses_covariances:
             decisive["damping"] = config.covariance_damping
         return {
             **texts,

@@ -48,7 +48,8 @@ class Options:
     task: tuple[str, ...] = ()
     """Only runs of these tasks; all by default."""
     step: tuple[str, ...] = ()
-    """Only these steps of the protocol, named as --plan prints them."""
+    """Only these steps of the protocol, named as --plan prints them. For another model,
+    confirmation has what the first model chose."""
     method: tuple[str, ...] = ()
     """Only runs of these methods; all by default."""
     model: str = "smollm2-135m-instruct"

@@ -29,7 +29,11 @@ CANDIDATES += ("inverse_behind_mofo", "inverse_filtered", "inverse_weak_filtered
 # The chosen settings: the rule alone, and with MoFO.
 RULE = ("inverse_weak",)
 COMBINED = ("inverse_weak_filtered",)
-MOST_RATES = 5  # most rates that a cell may try
+MOST_RATES = 5  # most rates that a cell may try without learning enough
+# The lowest rate of the grid whose name in the rows has all of its digits.
+LOWEST_RATE = 1e-4 / 2**8
+# The comparator that the controls chose on the first model, for other models.
+COMPARATOR = "adamw_batch"
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -127,8 +131,9 @@ def bracket(known: Mapping[float, float], wanted: float) -> tuple[float, float] 
       known: task losses by rate, ascending.
       wanted: the task loss.
     """
+    best = min(known, key=lambda rate: known[rate], default=0.0)
     for low in known:
-        if known[low] >= wanted >= known.get(2 * low, math.inf):
+        if 2 * low <= best and known[low] >= wanted >= known.get(2 * low, math.inf):
             return low, 2 * low
     return None
 
@@ -139,13 +144,13 @@ def next_rate(
     """Returns the rate that a cell tries next; None if it is complete or failed."""
     if not known:
         return first
-    if bracket(known, wanted) or len(known) >= MOST_RATES:
+    if bracket(known, wanted):
         return None
     best = min(known, key=lambda rate: known[rate])
     if known[best] <= wanted:
-        return min(known) / 2
+        return min(known) / 2 if min(known) > LOWEST_RATE else None
     # No run has learned enough, so the search continues at the best end.
-    return _beyond(known, best)
+    return _beyond(known, best) if len(known) < MOST_RATES else None
 
 
 def first_rate(losses: Losses, cell: Cell) -> float:

@@ -4,11 +4,13 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from examples.finetune.command.errors import InputError
 from examples.finetune.system.files import read_json_lines, write_json_lines
 from examples.study.plan import START, Run
 
 Row = dict[str, Any]
 NAME = "rows.jsonl"
+SAME_LOSS = 1e-4  # greatest difference of the task loss of one start, by rounding
 
 
 def file_of(
@@ -61,6 +63,29 @@ def task_loss(row: Row, start: Row) -> float:
     if None in losses:
         return float("inf")
     return sum(losses) / sum(start["counts"][task]["losses"])
+
+
+def check_start(path: pathlib.Path, kept: Row, measured: Mapping[str, Any]) -> None:
+    """Checks that the start is that of the stored rows.
+
+    It is made again if the cache is lost, and devices and versions differ in rounding.
+
+    Args:
+      path: the file of the rows.
+      kept: the start's stored row.
+      measured: the start's new measurements.
+
+    Raises:
+      InputError: their task losses differ.
+    """
+    task = run_of(kept).task
+    count = sum(kept["counts"][task]["losses"])
+    before, now = (sum(one["sets"][task]["losses"]) / count for one in (kept, measured))
+    if not abs(now - before) <= SAME_LOSS:
+        raise InputError(
+            f"The start's loss on {task} is {now:.6f}, and {before:.6f} in {path}; "
+            "give the --cache of those rows, or another --output"
+        )
 
 
 def comparable(rows: Sequence[Row]) -> list[Row]:

@@ -73,10 +73,12 @@ class Study:
         self._replays: dict[tuple[OwnTexts, int], tuple[list[Text], Any]] = {}
         self._scales: dict[str, tuple[Scales, Reference]] = {}
         self._unstored: list[rows.Row] = []
-        for name in options.task:
+        given = [("task", name) for name in options.task]
+        given += [("screen", options.screen)] if options.screen else []
+        for option, name in given:
             if name not in self.texts.tasks:
                 known = ", ".join(self.texts.tasks)
-                raise InputError(f"--task must be of {known}, got {name!r}")
+                raise InputError(f"--{option} must be of {known}, got {name!r}")
 
     @functools.cached_property
     def trainer(self) -> Trainer:
@@ -216,11 +218,14 @@ class Study:
         given = self.key(run), [item.ids for item in self.chats]
         digest = hashlib.sha256(json.dumps(given).encode()).hexdigest()[:16]
         file = start.in_cache(self.options.cache, f"hidden-{digest}.npz")
-        if file.exists() and self.row(run):
+        kept = self.row(run)
+        if file.exists() and kept:
             return Reference(head, token_losses.load_hidden(file))
         say(f"Measuring the start on {task}")
         reference = Reference(head, {})
         measured = scales.measure(params, task, reference, start=True)
+        if kept and not self.options.only:
+            rows.check_start(self.file, kept, measured)
         token_losses.save_hidden(file, reference.hidden)
         about = {"counts": scales.counts(), "about": self.task(task).about}
         self._keep(run, measured | about, began)

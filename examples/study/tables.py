@@ -93,7 +93,26 @@ def _against(found: Compared, seeds: Sequence[int], *, timed: bool = False) -> L
         ]
         if body:
             lines += [f"### {task}, {steps} steps", "", *table(heads, body), ""]
+            lines += _failed(found, task, steps, seeds)
     return lines[:-1] or ["No method has rows of these seeds yet."]
+
+
+def _failed(found: Compared, task: str, steps: int, seeds: Sequence[int]) -> Lines:
+    """Names the methods whose search for the primary level ended without it."""
+    runs = [run for run in found.rows if (run.task, run.steps) == (task, steps)]
+    cells = {
+        plan.Cell(task, run.method, steps, run.seed): METHODS[run.method].title
+        for run in sorted(runs)
+        if run.seed in seeds
+    }
+    failed = [
+        f"{title} with seed {cell.seed}"
+        for cell, title in cells.items()
+        if plan.next_run(found.losses, cell) is None
+        and found.share == PRIMARY
+        and found.at(cell, PROSE) is None
+    ]
+    return [f"The level is not reached by {', '.join(failed)}.", ""] if failed else []
 
 
 def settings(found: Compared) -> Lines:
@@ -104,7 +123,9 @@ def settings(found: Compared) -> Lines:
     body = []
     for run in sorted(found.rows):
         method = METHODS.get(run.method)
-        if method is None or not method.uses_texts or run.seed != plan.PILOT_SEED:
+        if method is None or run.seed != plan.PILOT_SEED:
+            continue
+        if not (method.uses_covariances and math.isfinite(found.losses[run])):
             continue
         against = {m: found.at_own_loss(run, m) for m in MEASURES}
         if against[PROSE] is not None:

@@ -12,8 +12,8 @@ OWN = "adamw"
 
 def decided(found: Compared) -> Lines:
     """Returns the comparator, and the outcome of the claims."""
-    tasks = dict.fromkeys(task for task, _ in found.lengths)
-    main = next(iter(tasks), None)
+    tasks = {task for task, _ in found.lengths}
+    main = next((task for task in deciding.TASKS if task in tasks), None)
     if main is None:
         return ["No pilot is done yet."]
     short = min(steps for task, steps in found.lengths if task == main)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from examples.finetune.model.packaged import DEFAULT_MODEL
 from examples.study.methods import METHODS
 from examples.study.plan import START, Run
 from examples.study.rows import Row
@@ -23,7 +24,7 @@ def _key(run: Run) -> dict[str, Any]:
         "run": str(run),
         "method": {} if run.method == START else METHODS[run.method].key(),
         "budget": "smallest",
-        "model": "tiny",
+        "model": DEFAULT_MODEL,
         "data": "0",
         "protocol": "0",
     }

@@ -184,3 +184,8 @@ def test_the_best_control_becomes_the_comparator():
         kept = [row for row in made if f"/{name}/" not in row["key"]["run"]]
         assert deciding.comparator(Compared(kept), TASK, STEPS) is None
     assert deciding.comparator(Compared([made_rows.start()]), TASK, STEPS) is None
+    assert deciding.comparator(Compared([]), TASK, STEPS) is None
+    # The controls were run on the first model.
+    for row in made:
+        row["key"]["model"] = "gemma3-270m"
+    assert deciding.comparator(Compared(made), TASK, STEPS) == "adamw_batch"

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from examples.finetune.command.errors import InputError
 from examples.study import evidence, measuring, pictures, plan, tables, verdicts
 from examples.study.comparing import (
     CODE,
@@ -17,9 +18,10 @@ from examples.study.comparing import (
     PROSE,
     PROSE_RISE,
     Compared,
+    summary,
 )
 from examples.study.plan import Cell, Run
-from examples.study.rows import comparable
+from examples.study.rows import check_start, comparable
 from tests.study import made_rows
 from tests.study.made_rows import STEPS, TASK
 
@@ -214,6 +216,36 @@ def test_a_method_that_does_not_reach_the_level_has_no_line():
     assert found.at(Cell(TASK, "adamw_b2", STEPS, 11), PROSE) is None
     text = "\n".join(tables.first(found))
     assert "MoFO 0.15 | 3 |" in text and "b2" not in text
+    # It is named once the search for it has ended.
+    rows.append(made_rows.row("adamw_b2", 5e-5, 1.4, 0.01, seed=11))
+    assert "b2" not in "\n".join(tables.first(Compared(rows)))
+    rows.append(made_rows.row("adamw_b2", 2e-4, 1.4, 0.01, seed=11))
+    text = "\n".join(tables.first(Compared(rows)))
+    assert "The level is not reached by AdamW, b2 = 0.95 with seed 11." in text
+
+
+def test_a_run_that_diverged_is_in_no_table():
+    rows = made_rows.rows()
+    text = tables.markdown(Compared(rows), [])
+    for method in ("inverse", "replay", "mofo"):
+        row = made_rows.row(method, 4e-4, 1.0, 0.01)
+        for measured in row["sets"].values():
+            measured.update({name: [None, None] for name in measured})
+        rows.append(row | {"margins": [None, None]})
+    assert tables.markdown(Compared(rows), []) == text
+    shown = summary(rows[-1], rows[0])
+    assert shown["task loss"] == math.inf and math.isnan(shown[PROSE.title])
+
+
+def test_another_start_is_no_start_of_these_rows(tmp_path: pathlib.Path):
+    kept = made_rows.start()
+    check_start(tmp_path, kept, made_rows.start())
+    other = made_rows.start()
+    other["sets"][TASK]["losses"][0] += 0.01
+    with pytest.raises(
+        InputError, match=r"on docstrings is 2\.002000, and 2\.000000 in"
+    ):
+        check_start(tmp_path, kept, other)
 
 
 def test_every_row_is_in_the_tables():

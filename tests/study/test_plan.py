@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import pathlib
+from typing import Any
 
 import pytest
 
@@ -64,11 +65,24 @@ def test_a_cell_that_cannot_learn_enough_gives_up():
     assert list(known) == [5e-5, 1e-4, 2e-4]
 
 
+def test_a_cell_that_learns_enough_at_every_rate_goes_on():
+    # Such as a pilot whose best rate is high.
+    known = {1e-4 * 2.0**k: 0.1 - 0.01 * k for k in range(-3, 5)}
+    assert plan.next_rate(known, 0.5, 1e-4) == 1e-4 / 16
+    while (rate := plan.next_rate(known, 0.5, 1e-4)) is not None:
+        known = {rate: 0.1, **known}
+        run = CELL.at(rate)
+        assert rows.parse(str(run)) == run
+    assert rows.parse(str(CELL.at(min(known) / 2))) != CELL.at(min(known) / 2)
+
+
 def test_a_bracket_is_where_a_higher_rate_learns_more():
     # Beyond the best rate the level is crossed again.
     known = {5e-5: 1.2, 1e-4: 1.0, 2e-4: 1.3}
     assert plan.bracket(known, 1.1) == (5e-5, 1e-4)
     assert plan.bracket({1e-4: 1.0, 2e-4: 1.3}, 1.1) is None
+    # A higher rate learned more than the best one's neighbour.
+    assert plan.bracket({1e-4: 0.8, 2e-4: 1.0, 4e-4: 0.85}, 0.9) is None
 
 
 def test_seeds_begin_where_others_ended():
@@ -182,9 +196,14 @@ def test_the_plan_has_hours(
     assert "--step must be of pilots, choice, " in capsys.readouterr().err
 
 
-def test_an_unknown_task_is_refused(tmp_path: pathlib.Path, tiny_model: pathlib.Path):
-    given = study.Options(model=str(tiny_model), output=tmp_path, task=("cooking",))
+@pytest.mark.parametrize(
+    ("option", "name"), [("task", ("cooking",)), ("screen", "cooking")]
+)
+def test_an_unknown_task_is_refused(
+    tmp_path: pathlib.Path, tiny_model: pathlib.Path, option: str, name: Any
+):
+    given = study.Options(model=str(tiny_model), output=tmp_path, **{option: name})
     with pytest.raises(
-        InputError, match=r"--task must be of json, docstrings, got 'cooking'"
+        InputError, match=rf"--{option} must be of json, docstrings, got 'cooking'"
     ):
         study.Study(given, study.budget_of(given))

@@ -215,6 +215,12 @@ def test_own_texts_have_the_wanted_kinds_and_temperature(
     assert all(text.ids[:3] == message for text in write(4, "message"))
     assert all(text.ids[:3] != message for text in write(4, "opening"))
     assert [text.given == 1 for text in write(4)] == [True, False, False, True]
+    # The rows may have to be divided over devices.
+    prompts = [text.ids[: text.given] for text in texts]
+    given = trainer, start, prompts, 5, 0
+    alone = chat.written(*given, temperature=1e-6)
+    monkeypatch.setattr(chat, "row_shards", lambda mesh: 4)
+    assert chat.written(*given, temperature=1e-6) == alone
     # At a low temperature, every token is the likeliest one.
     cold = write(2, "opening", temperature=1e-6)
     greedy = generate.answers(

@@ -116,6 +116,27 @@ def test_another_row_gives_another_digest(tmp_path: pathlib.Path, tiny_source: S
     assert after[0] != before[0] and after[1] == before[1]
 
 
+def test_a_token_for_rare_words_is_a_word_to_models_that_have_one(
+    tmp_path: pathlib.Path, tiny_source: Source, monkeypatch: pytest.MonkeyPatch
+):
+    write_data(tmp_path)
+    path = tmp_path / "wikitext2_test.txt"
+    path.write_text(path.read_text().replace(" ", " <end> ", 9))
+    tokenizer = tiny_source.tokenizer
+    special = "<|end|>"
+    assert len(tokenizer.encode(special)) == 1 < len(tokenizer.encode("<end>"))
+
+    def prose() -> str:
+        found = texts.read(tmp_path, tokenizer, BUDGET).neutral.training
+        return "".join(tokenizer.decode(example.ids) for example in found)
+
+    monkeypatch.setattr(texts, "UNKNOWN", "<end>")
+    assert "<end>" in prose()
+    path.write_text(path.read_text().replace("<end>", special))
+    monkeypatch.setattr(texts, "UNKNOWN", special)
+    assert "|end|" in prose()
+
+
 def test_a_missing_file_is_named(tmp_path: pathlib.Path, tiny_source: Source):
     write_data(tmp_path)
     (tmp_path / "wikitext2_test.txt").unlink()
