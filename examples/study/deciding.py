@@ -27,7 +27,7 @@ def comparator(found: Compared, task: str, steps: int) -> str | None:
     """Returns the method that all others are compared with.
 
     It is AdamW, or a control that is better. None before the controls are complete. For
-    other models than the first, it is the same.
+    other models, it is that of the first.
     """
     if found.model not in (None, DEFAULT_MODEL):
         return plan.COMPARATOR
