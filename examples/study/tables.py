@@ -99,6 +99,8 @@ def _against(found: Compared, seeds: Sequence[int], *, timed: bool = False) -> L
 
 def _failed(found: Compared, task: str, steps: int, seeds: Sequence[int]) -> Lines:
     """Names the methods whose search for the primary level ended without it."""
+    if found.share != PRIMARY:
+        return []  # Rates are not searched for other levels.
     runs = [run for run in found.rows if (run.task, run.steps) == (task, steps)]
     cells = {
         plan.Cell(task, run.method, steps, run.seed): METHODS[run.method].title
@@ -108,9 +110,7 @@ def _failed(found: Compared, task: str, steps: int, seeds: Sequence[int]) -> Lin
     failed = [
         f"{title} with seed {cell.seed}"
         for cell, title in cells.items()
-        if plan.next_run(found.losses, cell) is None
-        and found.share == PRIMARY
-        and found.at(cell, PROSE) is None
+        if plan.next_run(found.losses, cell) is None and found.at(cell, PROSE) is None
     ]
     return [f"The level is not reached by {', '.join(failed)}.", ""] if failed else []
 

@@ -81,7 +81,7 @@ def test_a_bracket_is_where_a_higher_rate_learns_more():
     known = {5e-5: 1.2, 1e-4: 1.0, 2e-4: 1.3}
     assert plan.bracket(known, 1.1) == (5e-5, 1e-4)
     assert plan.bracket({1e-4: 1.0, 2e-4: 1.3}, 1.1) is None
-    # A higher rate learned more than the best one's neighbour.
+    # Nor does it count where the loss falls again beyond it.
     assert plan.bracket({1e-4: 0.8, 2e-4: 1.0, 4e-4: 0.85}, 0.9) is None
 
 

@@ -183,14 +183,15 @@ def _counted(base: Mapping[str, Any]) -> str:
 
 
 def _about_updates(config: Config) -> str:
+    said = ""
     if config.keeps_master_weights:
-        return (
+        said += (
             f"Updates that {config.param_dtype} rounds to zero, which the optimizer "
             "keeps for later steps, do not count. "
         )
     if config.unselected_scale:
-        return "With --unselected-scale, the others count too. "
-    return ""
+        said += "With --unselected-scale, the others count too. "
+    return said
 
 
 def _about_lora(config: Config) -> list[str]:

@@ -113,6 +113,10 @@ def test_writes_everything(tmp_path: pathlib.Path) -> None:
         ({}, "logged steps. A coordinate has ever moved"),
         ({"param_dtype": "bfloat16"}, "Updates that bfloat16 rounds to zero"),
         ({"unselected_scale": 0.1}, "With --unselected-scale, the others count too."),
+        (
+            {"param_dtype": "bfloat16", "unselected_scale": 0.1},
+            "do not count. With --unselected-scale, the others count too.",
+        ),
     ],
 )
 def test_says_which_coordinates_count_as_selected(
