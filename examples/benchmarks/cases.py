@@ -72,17 +72,20 @@ def cases(
     Args:
       topology: the name of the topology.
       mesh: its devices.
-      layers: the number of layers of the 7B Llama, whose full size is 32.
+      layers: the number of layers of the 7B Llama, of which there are 32; other models
+        have the same share of theirs.
       training_layers: the number of layers in the training step without a scan, which
         takes minutes to compile for each of them.
     """
     if mesh.size > SMALL:
         return {
-            f"pod training step, {name}": lambda config=config: on_pod(config, mesh)
+            f"pod training step, {name}{_some(config, layers)}": lambda config=config: (
+                on_pod(_reduced(config, layers), mesh)
+            )
             for name, config in {"7B": LLAMA_7B, "70B": LLAMA_70B}.items()
         }
-    config = dataclasses.replace(LLAMA_7B, num_layers=layers)
-    few = dataclasses.replace(LLAMA_7B, num_layers=min(layers, training_layers))
+    config = _reduced(LLAMA_7B, layers)
+    few = _reduced(LLAMA_7B, min(layers, training_layers))
     tree = llama(config)
     found: dict[str, Callable[[], Case]] = {
         f"bare step, {_layers(config)}": lambda: on_tree(tree, mesh, clips=False),
@@ -100,11 +103,12 @@ def cases(
             _HEADS, mesh, clips=False
         )
     for name in ("SmolLM2-135M", "Llama 1.2B", "Llama 7B"):
-        found[f"inverse covariance, {name}"] = lambda name=name: inverse_covariance(
-            covariances.MODELS[name], mesh
+        model = covariances.MODELS[name]
+        found[f"inverse covariance, {name}{_some(model, layers)}"] = (
+            lambda model=model: inverse_covariance(_reduced(model, layers), mesh)
         )
-    found["inverse covariance, training step, Llama 7B"] = lambda: in_training(
-        covariances.MODELS["Llama 7B"], mesh
+    found[f"inverse covariance, training step, Llama 7B{_some(LLAMA_7B, layers)}"] = (
+        lambda: in_training(config, mesh)
     )
     if topology == "v5p:4x4x4":  # Other devices have too little memory.
         found["bare step, shards of 2^32"] = lambda: on_tree(
@@ -119,6 +123,18 @@ _HEADS = whole(
     *[(64, 2048, 32, 64), (64, 2048, 8, 64), (64, 2048, 8, 64)],
     *[(64, 32, 64, 2048), (64, 2048, 8)],
 )
+
+
+def _reduced(config: DecoderConfig, layers: int) -> DecoderConfig:
+    """Returns a model with the share of layers that `layers` are of the 7B Llama."""
+    some = max(1, config.num_layers * layers // LLAMA_7B.num_layers)
+    return dataclasses.replace(config, num_layers=some)
+
+
+def _some(config: DecoderConfig, layers: int) -> str:
+    """Returns what the name of a case has if not all layers are compiled."""
+    whole, some = config.num_layers, _reduced(config, layers).num_layers
+    return "" if some == whole else f" with {some} of {whole} layers"
 
 
 def _layers(config: DecoderConfig) -> str:

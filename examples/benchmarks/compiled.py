@@ -144,7 +144,7 @@ def main(
 
     Args:
       topology: such as v5p:4x4x4, v5e:2x4 or h100:1x8.
-      layers: number of layers of the 7B Llama.
+      layers: number of layers of the 7B Llama; other models have the same share.
       training_layers: number of layers of the training step without a scan.
       only: compile only the cases whose names contain this; empty for all.
     """

@@ -6,6 +6,8 @@ a model, so nothing is trained and no accelerator is needed. The part `compiled`
 """
 
 import dataclasses
+import functools
+import sys
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +22,8 @@ from jax.sharding import NamedSharding
 import mofo_jax
 from examples.benchmarks.results import Entry
 from examples.benchmarks.trees import LLAMA_1B, LLAMA_7B, SMOLLM2_135M
+from examples.finetune.command.errors import InputError
+from examples.finetune.command.status import exit_status
 from examples.finetune.model.decoder import Decoder
 from examples.finetune.model.decoder_config import DecoderConfig
 from examples.finetune.training import information
@@ -144,6 +148,10 @@ def main(
     ):
         table.add_column(heading)
     for name in models:
+        if name not in MODELS:
+            known = ", ".join(MODELS)
+            raise InputError(f"--models must be among {known}, got {name!r}")
+    for name in models:
         for form, row in costs(abstract_model(MODELS[name])).items():
             table.add_row(
                 *(name, form, f"{1e-6 * row['bytes']:.0f}", f"{row['share']:.3f}"),
@@ -153,4 +161,7 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main, prog="python -m examples.benchmarks.covariances")
+    command = functools.partial(
+        tyro.cli, main, prog="python -m examples.benchmarks.covariances"
+    )
+    sys.exit(exit_status(command, "nothing is stored."))

@@ -82,8 +82,9 @@ def _lines(device: str, found: Sequence[Found], sentence: str) -> Iterator[str]:
         for _, name, entry in _measured(found, part):
             yield from _rows(_label(part, name, entry), entry, speed)
     yield (
-        "\nA step has to read and write at least the GB in the table; dividing them by "
-        "its time gives the share of the copy's bandwidth.\n"
+        "\nA step that reads the whole momentum in every pass reads and writes the GB "
+        "in the table. Dividing them by its time gives the share of the copy's "
+        "bandwidth.\n"
     )
     for _, name, entry in _measured(found, "selections"):
         seconds = " and ".join(f"{s:.1f}" for s in entry["compile_seconds"].values())

@@ -12,7 +12,7 @@ from flax import nnx
 
 from examples.finetune.command.config import Config
 from examples.finetune.command.options import LEARNING_RATES
-from examples.finetune.data.batches import Batch, training_batches
+from examples.finetune.data.batches import Batch, round_up, training_batches
 from examples.finetune.data.encoding import encode_rows
 from examples.finetune.data.tasks import TASKS
 from examples.finetune.model import parameters, pretrained, sharding
@@ -22,6 +22,7 @@ from examples.finetune.training.optimizers import make
 from examples.finetune.training.step import init_state, make_step
 
 OPTIMIZERS = ("adamw", "mofo")
+# The rows of a batch, at least; their number is a multiple of that of the devices.
 BATCH_SIZE = 8
 # The first step includes the compilation, and the second warms up caches.
 UNCOUNTED = 2
@@ -32,7 +33,7 @@ class Problem(NamedTuple):
 
     Attributes:
       name: the model's name.
-      tokens: tokens per row; a batch has `BATCH_SIZE` rows.
+      tokens: tokens per row.
       config: the settings of the run.
       graph: the model's structure.
       params: the model's parameters, with stacked layers.
@@ -57,7 +58,7 @@ def pretrained_problem(model: str, tokens: int) -> Problem:
     Raises:
       InputError: the model is invalid or cannot be fetched.
     """
-    config = Config(model=model, batch_size=BATCH_SIZE, sequence_length=tokens)
+    config = Config(model=model, batch_size=_rows(), sequence_length=tokens)
     source = pretrained.open_model(model)
     built = pretrained.build(
         source, scan_layers=config.scan_layers, mesh=sharding.make_mesh(config.mesh)
@@ -83,14 +84,14 @@ def random_problem(sizes: DecoderConfig, tokens: int) -> Problem:
       sizes: the sizes of the Llama.
       tokens: tokens per row.
     """
-    config = Config(batch_size=BATCH_SIZE, sequence_length=tokens)
+    config = Config(batch_size=_rows(), sequence_length=tokens)
     mesh = sharding.make_mesh(config.mesh)
     graph, params = parameters.split(
         Decoder(sizes, rngs=nnx.Rngs(0), scan_layers=config.scan_layers, mesh=mesh)
     )
     params = jax.device_put(params, sharding.param_shardings(params, mesh))
     rng = np.random.default_rng(0)
-    shape = BATCH_SIZE, tokens
+    shape = config.batch_size, tokens
 
     def batches() -> Iterator[Batch]:
         while True:
@@ -102,6 +103,10 @@ def random_problem(sizes: DecoderConfig, tokens: int) -> Problem:
             }
 
     return Problem("random weights", tokens, config, graph, params, batches())
+
+
+def _rows() -> int:
+    return round_up(BATCH_SIZE, sharding.row_shards(sharding.make_mesh(Config().mesh)))
 
 
 class Arm:

@@ -18,8 +18,8 @@ _CALLED = re.compile(
 _BODY = re.compile(r" while\(.*body=%?([\w.\-]+)")
 _KINDS = {"all-reduce": "all_reduce", "all-gather": "all_gather"}
 _COLLECTIVE = re.compile(
-    r" = (.+?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)"
-    r"(-start)?\("
+    r" = (.+?) (all-reduce|all-gather|reduce-scatter|(?:ragged-)?all-to-all|"
+    r"collective-permute|collective-broadcast)(-start)?\("
 )
 # JAX 0.12 puts a page before the kind.
 _TEMPORARY = re.compile(

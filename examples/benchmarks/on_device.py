@@ -1,4 +1,4 @@
-"""Checks and measures MoFO on one GPU or TPU host, in at most six minutes.
+"""Checks and measures MoFO on one GPU or TPU host, in about six minutes.
 
 Run it with `python -m examples.benchmarks.on_device`. It does the following, in order:
 
@@ -22,11 +22,13 @@ import os
 import pathlib
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import tyro
 
+from examples.benchmarks import results
 from examples.benchmarks.results import Entry, Found, Results, attempted
 from examples.benchmarks.trees import (
     LLAMA_7B,
@@ -37,9 +39,12 @@ from examples.benchmarks.trees import (
 )
 from examples.finetune.command.config import Config
 from examples.finetune.command.errors import InputError
+from examples.finetune.command.status import exit_status
 from examples.finetune.model.decoder_config import DecoderConfig
 
 PROGRAM = "python -m examples.benchmarks.on_device"
+RESULTS = pathlib.Path(__file__).parent / "results"
+TRIALS = pathlib.Path("runs/on_device")
 # The parameters, both moments and gradients take this many bytes per coordinate.
 BYTES = 16
 # The share of the free memory to fill, which leaves room for temporaries.
@@ -48,10 +53,11 @@ SHARE = 0.93
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Checks and measures MoFO on one GPU or TPU host, in at most six minutes."""
+    """Checks and measures MoFO on one GPU or TPU host, in about six minutes."""
 
-    output: pathlib.Path = pathlib.Path(__file__).parent / "results"
-    """Directory of the JSON file and the page."""
+    output: pathlib.Path | None = None
+    """Directory of the JSON file and the page; by default the results of this program
+    or, in miniature, runs/on_device."""
     model: str = Config.model
     """Model of the training steps, as in examples.finetune. If the default model cannot
     be fetched, a model of the same size with random weights is used."""
@@ -121,7 +127,7 @@ class Case(NamedTuple):
 
 def cases(options: Options) -> Iterator[Case]:
     """Yields all measurements in order, the most informative first."""
-    from examples.benchmarks import selections
+    from examples.benchmarks import selections, timing
 
     sizes = MINIATURE if options.miniature else FULL
     tensors = selections.SMALL if options.miniature else selections.LARGE
@@ -133,7 +139,7 @@ def cases(options: Options) -> Iterator[Case]:
         )
 
     first, *others = selections.FORMS
-    yield Case("bandwidth", "copy", lambda: bandwidth(sizes.copied))
+    yield Case("bandwidth", "copy", lambda: timing.bandwidth(sizes.copied))
     yield form(first)
     for number, (name, tree) in enumerate(sizes.trees.items()):
         yield _steps(name, tree, sizes.rounds)
@@ -143,26 +149,6 @@ def cases(options: Options) -> Iterator[Case]:
         yield _steps("as many as fit", None, sizes.rounds)
     for name in others:
         yield form(name)
-
-
-def bandwidth(size: int) -> Entry:
-    """Times a program that reads one array of `size` bytes and writes another."""
-    import jax
-    import jax.numpy as jnp
-
-    from examples.benchmarks import timing
-
-    x = jnp.ones(size // 4, jnp.float32)
-    # A plain copy may be done by a copy engine instead of a kernel.
-    negative = jax.jit(jnp.negative)
-    taken = timing.interleaved(
-        {"copy": lambda: negative(x).block_until_ready()},
-        rounds=20,
-        seconds=5.0,
-        description="copying",
-    )
-    row = timing.rows(taken, "copy")["copy"]
-    return {"bytes": 2 * size, "seconds": row["seconds"], "rounds": row["rounds"]}
 
 
 def training(options: Options, sizes: Sizes) -> Entry:
@@ -193,7 +179,7 @@ def training(options: Options, sizes: Sizes) -> Entry:
         different.extend(
             f"step {number}, {name}"
             for name in selections.differences(
-                mofo.selected(), momenta, axes, steps.FRACTION
+                mofo.selected(), momenta, axes, problem.config.update_fraction
             )
         )
 
@@ -201,7 +187,7 @@ def training(options: Options, sizes: Sizes) -> Entry:
     counted = {name: times[fine_tuning.UNCOUNTED :] for name, times in taken.items()}
     entry = {
         "model": problem.name,
-        "rows": fine_tuning.BATCH_SIZE,
+        "rows": problem.config.batch_size,
         "tokens": sizes.tokens,
         "selections": compared,
         "different": different,
@@ -237,7 +223,8 @@ def measure(options: Options, put: Callable[[str, str, Entry], None]) -> list[Fo
 
     Args:
       options: the command's options.
-      put: a function that stores an entry, given its part and case.
+      put: a function that stores an entry, given its part and case. It is called as
+        soon as the case ends.
 
     Returns:
       The entries, in order.
@@ -252,7 +239,13 @@ def measure(options: Options, put: Callable[[str, str, Entry], None]) -> list[Fo
                 "skipped": f"left out: the limit is {options.minutes:g} minutes"
             }
         else:
-            entry = attempted(case)
+            try:
+                entry = attempted(case)
+            except Exception as error:
+                # The machine may be borrowed, and the other cases are still of use.
+                traceback.print_exc()
+                reason = f"{type(error).__name__}: {results.first_line(error)}"
+                entry = {"skipped": f"failed with {reason}"}
             longest = max(longest, time.monotonic() - began)
         put(part, name, entry)
         found.append(Found(part, name, entry))
@@ -270,26 +263,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not any(name in os.environ for name in variables):
         # JAX takes three quarters of a GPU's memory unless it is told otherwise.
         os.environ[variables[0]] = "0.95"
-    try:
-        if not options.minutes > 0:
-            raise InputError(f"--minutes must be above 0, got {options.minutes:g}")
-        if options.model != Config.model:
-            from examples.finetune.model.pretrained import open_model
+    held = True
 
-            open_model(options.model)
-        import jax
+    def work() -> None:
+        nonlocal held
+        held = _run(options)
 
-        from examples.benchmarks import device_page
+    sys.exit(exit_status(work, "what was measured is stored.") or not held)
 
-        results = Results(options.output, jax.devices()[0].device_kind)
-        found = measure(options, results.put)
-        held, sentence = device_page.verdict(found)
-        page = device_page.write(results.path.with_suffix(".md"), found, sentence)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
-    print(f"{page}\nResults: {results.path}\n{sentence}")
-    sys.exit(not held)
+
+def _run(options: Options) -> bool:
+    if not options.minutes > 0:
+        raise InputError(f"--minutes must be above 0, got {options.minutes:g}")
+    if options.model != Config.model:
+        from examples.finetune.model.pretrained import open_model
+
+        open_model(options.model)
+    import jax
+
+    from examples.benchmarks import device_page
+
+    directory = options.output or (TRIALS if options.miniature else RESULTS)
+    stored = Results(directory, jax.devices()[0].device_kind)
+    found = measure(options, stored.put)
+    held, sentence = device_page.verdict(found)
+    page = device_page.write(stored.path.with_suffix(".md"), found, sentence)
+    print(f"{page}\nResults: {stored.path}\n{sentence}")
+    return held
 
 
 if __name__ == "__main__":

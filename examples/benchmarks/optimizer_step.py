@@ -13,10 +13,13 @@ Run it with `python -m examples.benchmarks.optimizer_step`. Its parts:
 Results are stored in one JSON file per kind of device, in which an entry is replaced
 when its case is measured again, and drawn in a picture beside it. Parts may therefore
 be run separately and in different environments: `compiled` needs libtpu or the CUDA
-plug-ins, `pytorch` needs torch. For a part that cannot run, the entry says why.
+plug-ins, `pytorch` needs torch. For a part that cannot run, the entry says why; if it
+has run before, the older entry is kept, and the reason printed.
 """
 
 import dataclasses
+import functools
+import math
 import pathlib
 import sys
 import tempfile
@@ -31,6 +34,7 @@ from examples.benchmarks.topologies import TOPOLOGIES
 from examples.benchmarks.trees import LLAMA_7B, TREES
 from examples.finetune.command.config import Config
 from examples.finetune.command.errors import InputError
+from examples.finetune.command.status import exit_status
 
 Part = Literal["steps", "pytorch", "passes", "compiled"]
 PROGRAM = "python -m examples.benchmarks.optimizer_step"
@@ -71,7 +75,8 @@ class Options:
     compile_only: str = ""
     """Compile only the cases whose names contain this, such as bare or training."""
     layers: int = LLAMA_7B.num_layers
-    """Number of layers of the compiled 7B Llama; fewer to try the command."""
+    """Number of layers of the compiled 7B Llama, of which other models have the same
+    share; fewer to try the command."""
     training_layers: int = 4
     """Number of layers of the compiled training step without a scan, each of which
     takes minutes on TPU. The training step with a scan has all layers."""
@@ -162,6 +167,10 @@ def check(options: Options) -> None:
             raise InputError(
                 f"{option} must be at least {bound}, got {getattr(options, name)}"
             )
+    for name in ("seconds", "slowest"):
+        value = getattr(options, name)
+        if not 0 < value < math.inf:
+            raise InputError(f"--{name} must be above 0 and finite, got {value}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -171,28 +180,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
       arguments: the command's arguments; by default those of the process.
     """
     options = tyro.cli(Options, prog=PROGRAM, args=arguments)
-    try:
-        check(options)
-        import jax
+    work = functools.partial(_run, options)
+    status = exit_status(work, "what was measured is stored.")
+    if status:
+        sys.exit(status)
 
-        from examples.benchmarks import picture
 
-        device = jax.devices()[0].device_kind
-        if options.against:
-            with tempfile.TemporaryDirectory() as directory:
-                comparison = Results(pathlib.Path(directory), device)
-                _steps(options, comparison)
-                tables.show(comparison.read())
-            return
-        results = Results(options.output, device)
-        measure(options, results)
-        parts = results.read()
-        tables.show(parts)
-        picture.draw(results.picture, parts, device)
-        print(f"Results: {results.path}")
-    except InputError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+def _run(options: Options) -> None:
+    check(options)
+    import jax
+
+    from examples.benchmarks import picture
+
+    device = jax.devices()[0].device_kind
+    if options.against:
+        with tempfile.TemporaryDirectory() as directory:
+            comparison = Results(pathlib.Path(directory), device)
+            _steps(options, comparison)
+            tables.show(comparison.read())
+        return
+    results = Results(options.output, device)
+    measure(options, results)
+    parts = results.read()
+    tables.show(parts)
+    picture.draw(results.picture, parts, device)
+    for part, case, entry in results.kept:
+        print(f"Not measured again: {part}, {case}: {entry['skipped']}")
+    print(f"Results: {results.path}")
 
 
 if __name__ == "__main__":

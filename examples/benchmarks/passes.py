@@ -45,7 +45,7 @@ def measure(model: str, steps: int) -> Entry:
     taken = fine_tuning.run(problem, steps, look)
     entry: Entry = {
         "model": problem.name,
-        "rows": fine_tuning.BATCH_SIZE,
+        "rows": problem.config.batch_size,
         "tokens": SEQUENCE_LENGTH,
         "passes": passes,
     }
@@ -87,6 +87,5 @@ def count_passes(momenta: dict[str, Any]) -> dict[str, dict[str, dict[str, float
 
 
 def _kind(name: str) -> str:
-    if name.endswith("embedding"):
-        return "embedding"
-    return "norms" if name.endswith("scale") else "kernels"
+    last = name.rpartition("/")[2]
+    return {"kernel": "kernels", "scale": "norms"}.get(last, last)

@@ -45,6 +45,7 @@ def environment() -> Entry:
     return {
         "cores": _cores(),
         "machine": platform.machine(),
+        "processor": _processor(),
         "python": platform.python_version(),
         **versions,
     }
@@ -55,12 +56,14 @@ class Results:
 
     Attributes:
       path: the JSON file.
+      kept: entries given to `put` that did not replace an older measurement.
     """
 
     def __init__(self, directory: pathlib.Path, device_kind: str) -> None:
         """Makes the directory if it does not exist."""
         directory.mkdir(parents=True, exist_ok=True)
         self.path = directory / f"{file_name(device_kind)}.json"
+        self.kept: list[Found] = []
         self._device = device_kind
 
     @property
@@ -91,12 +94,14 @@ class Results:
         with _locked(self.path.parent):
             parts = self.read()
             cases = parts.setdefault(part, {})
-            measured = {name for name, kept in cases.items() if "skipped" not in kept}
+            measured = {name for name, old in cases.items() if "skipped" not in old}
             if "skipped" not in entry:
                 # The reason for skipping the whole case no longer applies.
-                for name in [name for name in cases if case.startswith(f"{name}, ")]:
-                    del cases[name]
+                for name in cases.keys() - measured:
+                    if case.startswith(f"{name}, "):
+                        del cases[name]
             elif any(f"{name}, ".startswith(f"{case}, ") for name in measured):
+                self.kept.append(Found(part, case, entry))
                 return
             cases[case] = {**entry, "environment": environment()}
             write_json(self.path, {"device": self._device, "parts": parts})
@@ -131,6 +136,15 @@ def _locked(directory: pathlib.Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _processor() -> str | None:
+    """Returns the model of the CPU, which Linux has in a file only."""
+    found = None
+    with contextlib.suppress(OSError):
+        text = pathlib.Path("/proc/cpuinfo").read_text(errors="replace")
+        found = re.search(r"^model name\s*: (.+)$", text, re.MULTILINE)
+    return found[1] if found else platform.processor() or None
 
 
 def _cores() -> int | None:

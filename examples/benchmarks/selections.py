@@ -192,6 +192,13 @@ def _any_bits(
     return rng.integers(0, most, shape, unsigned, endpoint=True).view(dtype)
 
 
+def _subnormal(
+    rng: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype
+) -> np.ndarray:
+    least_normal = float(jnp.finfo(dtype).smallest_normal)
+    return (rng.normal(size=shape) * least_normal / 8).astype(dtype)
+
+
 KINDS: dict[str, Generator] = {
     "normal": _cast(lambda rng, shape: rng.normal(size=shape)),
     "heavy-tailed": _cast(lambda rng, shape: rng.standard_cauchy(size=shape) ** 3),
@@ -202,7 +209,7 @@ KINDS: dict[str, Generator] = {
     "infinite": _cast(
         lambda rng, shape: rng.choice([math.nan, math.inf, -math.inf, 1.0], size=shape)
     ),
-    "subnormal": _cast(lambda rng, shape: rng.normal(size=shape) * 1e-40),
+    "subnormal": _subnormal,
     "any bits": _any_bits,
 }
 
@@ -242,6 +249,8 @@ def _forced(form: str) -> Iterator[None]:
     if form == CHOSEN:
         yield
         return
-    with mock.patch.object(search, "in_best_form", lambda compute: compute(form)):
-        yield
-    traced.clear_cache()
+    try:
+        with mock.patch.object(search, "in_best_form", lambda compute: compute(form)):
+            yield
+    finally:
+        traced.clear_cache()

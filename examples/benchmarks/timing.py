@@ -76,3 +76,21 @@ def rows(taken: Seconds, baseline: str) -> dict[str, dict[str, Any]]:
         }
         for name, times in taken.items()
     }
+
+
+def bandwidth(size: int) -> dict[str, Any]:
+    """Times a program that reads one array of `size` bytes and writes another."""
+    import jax
+    import jax.numpy as jnp
+
+    x = jnp.ones(size // 4, jnp.float32)
+    # A plain copy may be done by a copy engine instead of a kernel.
+    negative = jax.jit(jnp.negative)
+    taken = interleaved(
+        {"copy": lambda: negative(x).block_until_ready()},
+        rounds=20,
+        seconds=5.0,
+        description="copying",
+    )
+    row = rows(taken, "copy")["copy"]
+    return {"bytes": 2 * size, "seconds": row["seconds"], "rounds": row["rounds"]}

@@ -7,6 +7,7 @@ the benchmark.
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -67,11 +68,13 @@ def measure(
         ) as process,
     ):
         assert process.stdout is not None
+        begun = False
         try:
             for line in process.stdout:
                 if not line.startswith("{"):
                     continue
                 told = json.loads(line)
+                begun = True
                 if "begun" in told:
                     bar.set_postfix_str(told["begun"])
                     continue
@@ -82,5 +85,9 @@ def measure(
             raise
         if process.wait():
             complaints.seek(0)
-            last = complaints.read().strip().splitlines()[-1:] or ["no reason given"]
-            put(topology, {"skipped": f"the compiling process failed: {last[0][:300]}"})
+            # Errors of options have a frame around their words.
+            lines = re.findall(r"^.*[a-z].*$", complaints.read(), re.MULTILINE)
+            last = lines[-1].strip(" │") if lines else "no reason given"
+            put(topology, {"skipped": f"the compiling process failed: {last[:300]}"})
+        elif not begun:
+            put(topology, {"skipped": "no case has such a name"})

@@ -15,6 +15,7 @@ from examples.evaluation.batching import (
     by_length,
     power_of_two,
 )
+from examples.finetune.command.errors import InputError
 from examples.finetune.evaluation import generate
 from examples.finetune.model.tokenizer import Tokenizer
 
@@ -57,11 +58,11 @@ def continuations(
       The text of each continuation.
 
     Raises:
-      ValueError: the window has no room for `most` tokens and a prompt.
+      InputError: the window has no room for `most` tokens and a prompt.
     """
     room = placed.window - most
     if room < 1:
-        raise ValueError(
+        raise InputError(
             f"max_gen_toks must be below {placed.window}, the model's window, got "
             f"{most}"
         )

@@ -111,6 +111,9 @@ class NnxLlama(TemplateLM):
           chat_history: messages with `role` and `content`.
           add_generation_prompt: whether to begin the assistant's turn; otherwise the
             last message is left open, to be continued.
+
+        Raises:
+          InputError: the last message is empty, or the template changes it.
         """
         text = self._placed.tokenizer.chat(
             chat_history, add_generation_prompt=add_generation_prompt
@@ -119,7 +122,12 @@ class NnxLlama(TemplateLM):
             return text
         # A template may strip the content of messages.
         last = chat_history[-1]["content"].strip()
-        before, found, _ = text.rpartition(last)
+        before, found, _ = text.rpartition(last) if last else ("", "", "")
+        if not found:
+            raise InputError(
+                "The last message must be in the formatted conversation, to be "
+                f"continued, got {chat_history[-1]['content']!r}."
+            )
         return before + found
 
     def tok_encode(
@@ -192,12 +200,12 @@ class NnxLlama(TemplateLM):
         """Returns each context's greedy continuation up to its stop strings.
 
         Raises:
-          ValueError: a request asks for sampling, or for more tokens than the model's
+          InputError: a request asks for sampling, or for more tokens than the model's
             window has room for.
         """
         groups = collections.defaultdict(list)
         for number, request in enumerate(requests):
-            groups[_greedy(request.arguments[1])].append(number)
+            groups[greedy(request.arguments[1])].append(number)
         texts = [""] * len(requests)
         with _bar("generate_until", len(requests), disable_tqdm) as bar:
             for (stops, most), numbers in groups.items():
@@ -244,11 +252,15 @@ def check_window(max_length: int | None, longest: int) -> int:
     return window
 
 
-def _greedy(wishes: dict[str, Any]) -> tuple[tuple[str, ...], int]:
-    """Returns the stop strings and most tokens of a request for greedy text."""
+def greedy(wishes: dict[str, Any]) -> tuple[tuple[str, ...], int]:
+    """Returns the stop strings and most tokens of a request for greedy text.
+
+    Raises:
+      InputError: it asks for sampling.
+    """
     wanted: Any = normalize_gen_kwargs(wishes, MAX_GEN_TOKS)
     if wanted.get("do_sample"):
-        raise ValueError(
+        raise InputError(
             "do_sample must be false and temperature 0, since only greedy decoding is "
             f"supported, got do_sample={wishes.get('do_sample')}, "
             f"temperature={wishes.get('temperature')}"

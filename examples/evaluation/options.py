@@ -61,8 +61,8 @@ def parse(arguments: Sequence[str]) -> Options:
       arguments: the words after the program's name.
 
     Raises:
-      InputError: an option is unknown, or a value is not allowed.
-      SystemExit: with status 0, after `--help`.
+      InputError: a value is not allowed.
+      SystemExit: as for `config.fill`.
     """
     options = config.fill(Options(), PROGRAM, arguments)
     for field, smallest in SMALLEST.items():

@@ -12,7 +12,7 @@ from lm_eval.utils import (  # pyright: ignore[reportMissingImports]
     make_table,
 )
 
-from examples.evaluation.harness import NnxLlama, check_window
+from examples.evaluation.harness import NnxLlama, check_window, greedy
 from examples.evaluation.options import Options
 from examples.finetune.command.errors import InputError
 from examples.finetune.model import pretrained, sharding
@@ -34,7 +34,7 @@ def run(options: Options) -> None:
     """
     checks.check_room({options.output: 0})
     tasks, manager = load_tasks(options.tasks, options.include_path)
-    model = _open(options)
+    model = _open(options, manager.load(tasks)["tasks"])
     found: Any = simple_evaluate(
         model=model,
         tasks=tasks,
@@ -67,7 +67,8 @@ def load_tasks(
       without which the harness would index all of its own tasks again.
 
     Raises:
-      InputError: a name is unknown, or a task's data is not available.
+      InputError: a name is unknown, a task's data is not available, or a task is
+        requested twice.
     """
     paths: list[str | pathlib.Path] = [
         path for path in (OUR_TASKS, include_path) if path is not None
@@ -83,7 +84,12 @@ def load_tasks(
             raise InputError(
                 f"--tasks has {name!r}, which is not a task; similar: {close}"
             )
-    return [task for name in names for task in _loaded(manager, name)], manager
+    tasks = [task for name in names for task in _loaded(manager, name)]
+    try:
+        manager.load(tasks)
+    except ValueError as error:  # A task and a group that contains it.
+        raise InputError(f"--tasks {' '.join(names)}: {error}") from error
+    return tasks, manager
 
 
 def _loaded(manager: TaskManager, name: str) -> list[Any]:
@@ -100,9 +106,17 @@ def _loaded(manager: TaskManager, name: str) -> list[Any]:
     return [groups[name]] if name in groups else list(loaded["tasks"].values())
 
 
-def _open(options: Options) -> NnxLlama:
+def _open(options: Options, tasks: dict[str, Any]) -> NnxLlama:
     source = pretrained.open_model(options.model)
-    check_window(options.max_length, source.config.max_positions)
+    window = check_window(options.max_length, source.config.max_positions)
+    for name, task in tasks.items():
+        if task.OUTPUT_TYPE == "generate_until":
+            _, most = greedy(task.config.generation_kwargs)
+            if most >= window:
+                raise InputError(
+                    f"--max-length must be above {most}, the tokens that the task "
+                    f"{name!r} may generate, got {window}"
+                )
     if options.apply_chat_template:
         # Reject models without a template before their weights are read.
         source.tokenizer.chat([{"role": "user", "content": ""}])
@@ -126,7 +140,10 @@ def _open(options: Options) -> NnxLlama:
 
 def _write(results: dict[str, Any], directory: pathlib.Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
+    # Removed first and written last, so that the results are complete if it exists.
+    (directory / RESULTS).unlink(missing_ok=True)
+    for old in directory.glob("samples_*.jsonl"):
+        old.unlink()
     for task, rows in results.pop("samples").items():
-        write_json_lines(directory / f"samples_{task}.jsonl", rows)
-    # Written last, so that the results are complete if it exists.
+        write_json_lines(directory / f"samples_{task.replace('/', '_')}.jsonl", rows)
     write_json(directory / RESULTS, results)

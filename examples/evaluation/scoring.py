@@ -16,6 +16,7 @@ from examples.evaluation.batching import (
     by_length,
     power_of_two,
 )
+from examples.finetune.command.errors import InputError
 from examples.finetune.evaluation import choices
 
 
@@ -53,7 +54,7 @@ def log_likelihoods(
       produce it.
 
     Raises:
-      ValueError: a continuation is longer than the window.
+      InputError: a continuation is longer than the window.
     """
     scores: list[tuple[float, bool]] = [(0.0, True)] * len(pairs)
     groups = by_length(share(pairs, placed.window), lambda row: row.length, placed.rows)
@@ -93,13 +94,13 @@ def share(pairs: Sequence[Pair], window: int) -> list[Shared]:
       window: the most tokens to predict from; the last token predicts nothing.
 
     Raises:
-      ValueError: a continuation is longer than the window.
+      InputError: a continuation is longer than the window.
     """
     rows: list[Shared] = []
     latest: dict[tuple[int, ...], Shared] = {}
     for number, (context, continuation) in enumerate(pairs):
         if len(continuation) > window:
-            raise ValueError(
+            raise InputError(
                 f"a continuation must have at most {window} tokens, the model's "
                 f"window, got {len(continuation)}"
             )

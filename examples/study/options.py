@@ -62,8 +62,8 @@ def parse(arguments: Sequence[str]) -> Options:
     """Fills the options from a command line and checks them.
 
     Raises:
-      InputError: an option is unknown, or a value is not allowed.
-      SystemExit: with status 0, after `--help`.
+      InputError: a value is not allowed.
+      SystemExit: as for `fill`.
     """
     options = fill(Options(), PROGRAM, arguments)
     if not 0 <= options.hours < math.inf:

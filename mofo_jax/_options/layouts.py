@@ -58,7 +58,11 @@ _LAYOUTS: dict[str, _Layout] = {
         _FLAX_EXPERTS,
     ),
     "nnx": _Layout(
-        {r"(?:^|/)(?:layers|blocks)/(?!\d+/)": 1}, 0, _FLAX_HEADS, _FLAX_EXPERTS
+        # `nnx.Sequential` keeps its list under `layers`.
+        {r"(?:^|/)(?:layers|blocks)/(?!(?:layers/)?\d+/)": 1},
+        0,
+        _FLAX_HEADS,
+        _FLAX_EXPERTS,
     ),
     "maxtext": _Layout(
         {
@@ -75,6 +79,9 @@ _LAYOUTS: dict[str, _Layout] = {
             r"(?:query|key|value|qkv_proj)/bias": (0,),
             # Qwen3-Next's attention within attention merges the heads.
             r"[^/]*(?i:attention)[^/]*(?<!attention/attention)/out/kernel": (0,),
+            # The attention of vision encoders, and DeepSeek's weights of index heads.
+            r"attn/attn/out/kernel": (0,),
+            r"indexer/weights_proj/kernel": (-1,),
         },
         {r"(?:wi|wi_0|wi_1|wo)(?:_bias)?": (0,)},
     ),

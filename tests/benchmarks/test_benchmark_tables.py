@@ -2,13 +2,16 @@
 
 import io
 import pathlib
+from typing import Any
 
 import jax
+import pytest
 import rich.console
 
 from examples.benchmarks import picture, tables
 from examples.benchmarks.results import Results, file_name
 
+PAGE = pathlib.Path(picture.__file__).with_name("README.md")
 ROW = {"seconds": 0.05, "rounds": 9, "ratio": [1.5, 2.25, 3.0], "compile_seconds": 1.5}
 SAME = {"seconds": 0.02, "rounds": 9, "ratio": [1.0, 1.0, 1.0]}
 TIMED = {"arms": {"adamw": SAME, "mofo": ROW, "jnp.sort": {"skipped": "left out: x"}}}
@@ -117,6 +120,81 @@ def test_a_measurement_replaces_the_reason_for_skipping_it(
     assert list(results.read()["compiled"]) == ["v5e:2x4, bare step"]
 
 
+def test_reasons_that_replace_no_measurement_are_kept_apart(
+    tmp_path: pathlib.Path,
+) -> None:
+    results = Results(tmp_path, "cpu")
+    results.put("compiled", "v5e:2x4, bare step", {"programs": {}})
+    results.put("compiled", "v5e:2x4, bare step, whole", {"programs": {}})
+    assert len(results.read()["compiled"]) == 2
+    results.put("pytorch", "small", {"skipped": "needs torch"})
+    assert not results.kept
+    results.put("compiled", "v5e:2x4", {"skipped": "needs libtpu"})
+    assert results.kept == [("compiled", "v5e:2x4", {"skipped": "needs libtpu"})]
+
+
 def test_files_are_named_by_device() -> None:
     assert file_name("NVIDIA H100 80GB HBM3") == "nvidia-h100-80gb-hbm3"
     assert file_name("cpu") == "cpu"
+
+
+def page_table(name: str) -> list[list[str]]:
+    """Returns the rows of a marked table of the benchmarks' page."""
+    text = PAGE.read_text().partition(f"<!-- {name} -->")[2].partition("<!-- /")[0]
+    rows = [line.strip("|").split("|") for line in text.strip().splitlines()]
+    return [[cell.strip() for cell in row] for row in rows[2:]]
+
+
+def stored() -> dict[str, Any]:
+    """Returns the stored entries of compiled steps, by case."""
+    return Results(PAGE.parent / "results", "cpu").read()["compiled"]
+
+
+def test_the_page_has_the_stored_figures_of_compiled_steps() -> None:
+    expected = []
+    for case, entry in stored().items():
+        programs = entry["programs"]
+        if {*programs} == {"adamw", "mofo"} and ", pod " not in case:
+            share = f"{programs['adamw']['temporary_share']:.4f}"
+            figures = tables.beyond(programs)[:-1]
+            expected.append([case, str(entry["tensors"]), share, *figures])
+    assert page_table("compiled") == sorted(expected)
+
+
+def test_the_page_has_the_stored_figures_of_pods() -> None:
+    expected = []
+    for case, entry in stored().items():
+        for name, row in entry["programs"].items() if ", pod " in case else ():
+            looped = row["collective_bytes_in_loops"]
+            outside = row["collective_bytes"] - looped
+            memory = [row["argument_bytes"], row["temporary_bytes"]]
+            expected.append(
+                [
+                    case if name == "adamw" else "",
+                    name,
+                    *(f"{size / 1e6:.1f}" for size in memory),
+                    str(row["collectives"]),
+                    str(row["collectives_in_loops"]),
+                    *(f"{size / 1e6:.2f}" for size in (outside, looped)),
+                    f"{row['compile_seconds']:.0f}",
+                ]
+            )
+    assert page_table("pod") == expected
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_the_page_has_the_stored_figures_of_inverse_covariances(training: bool) -> None:
+    kind = "training step, Llama 7B" if training else "Llama 7B"
+    expected = []
+    for topology in ("h100:1x8", "v5p:4x4x4"):
+        entry = stored()[f"{topology}, inverse covariance, {kind}"]
+        for name, row in entry["programs"].items():
+            sizes = [row["argument_bytes"], row["temporary_bytes"]]
+            shares = [f"{size / entry['parameter_bytes']:.3f}" for size in sizes]
+            looped = row["collective_bytes_in_loops"]
+            sent = [looped, row["collective_bytes"] - looped]
+            moved = [] if training else [f"{size / 1e6:.1f}" for size in sent]
+            if training or name != "adamw":
+                expected.append([topology, *shares, str(row["collectives"]), *moved])
+    rows = page_table("inverse in training" if training else "inverse")
+    assert [[row[0], *row[2 : 7 - 2 * training]] for row in rows] == expected

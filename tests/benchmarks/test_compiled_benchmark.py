@@ -207,6 +207,17 @@ def test_a_pod_has_whole_models_split_in_width() -> None:
     ]
 
 
+def test_fewer_layers_make_every_model_smaller_and_say_so() -> None:
+    for devices in (8, 512):
+        mesh = topologies_of_cpus(devices)
+        whole, some = (set(cases.cases("v5e:2x4", mesh, n, 1)) for n in (32, 2))
+        assert whole & some <= {
+            "bare step, kernels of separate heads",
+            "training step, 1 of 32 layers",
+        }
+    assert "pod training step, 70B with 5 of 80 layers" in some
+
+
 def topologies_of_cpus(count: int) -> Mesh:
     devices = np.array(jax.devices()[:1] * count).reshape(1, count, 1)
     return Mesh(devices, sharding.AXES)
@@ -239,3 +250,5 @@ def test_failures_of_the_compiling_process_are_kept(
     monkeypatch.setattr(topologies, "missing", lambda topology: None)
     topologies.measure("v0:1x1", ["--layers", "none"], entries.__setitem__)
     assert entries["v0:1x1"]["skipped"].startswith("the compiling process failed: ")
+    # The last line of the options' errors is a frame.
+    assert any(map(str.isalpha, entries["v0:1x1"]["skipped"].partition(": ")[2]))

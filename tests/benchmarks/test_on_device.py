@@ -76,6 +76,12 @@ def test_each_form_is_traced_and_selects_as_numpy_does(
     assert entry["different"] == []
 
 
+def test_numbers_of_every_kind_and_dtype_are_selected() -> None:
+    for kind, _, _, expected in selections.make_trials(selections.LARGE):
+        for name, mask in expected["all"].items():
+            assert mask.any(), (kind, name)
+
+
 def test_a_wrong_selection_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = functools.partial(mofo_jax.momentum_filter)
 
@@ -138,6 +144,46 @@ def test_nothing_is_begun_that_would_not_end_in_time(
     assert [tuple(each) for each in found] == stored
     assert [entry for *_, entry in found[:2]] == [{"seconds": 100}, {"seconds": 150}]
     assert found[2].entry["skipped"].startswith("left out: the limit is 6 minutes")
+
+
+def test_a_case_that_fails_does_not_end_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fails() -> dict[str, Any]:
+        raise IndivisibleRowsError("8 rows\nin 3 parts")
+
+    copy = {"bytes": 2e9, "seconds": 0.5}
+    made = [
+        on_device.Case("training", "step", fails),
+        on_device.Case("bandwidth", "copy", lambda: copy),
+    ]
+    monkeypatch.setattr(on_device, "cases", lambda options: made)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        on_device.main(["--miniature"])
+    assert stop.value.code == 1
+    (page,) = (tmp_path / "runs" / "on_device").glob("*.md")
+    assert "No checks were made: training, step." in page.read_text()
+    assert "4 GB/s" in page.read_text()
+    printed = capsys.readouterr()
+    assert "training, step: failed with IndivisibleRowsError: 8 rows\n" in printed.out
+    assert "Traceback" in printed.err
+
+
+class IndivisibleRowsError(ValueError):
+    """An error that no case expects."""
+
+
+@pytest.mark.parametrize(("devices", "rows"), [(1, 8), (3, 9), (6, 12), (16, 16)])
+def test_every_device_has_as_many_rows(
+    devices: int, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fine_tuning.sharding, "row_shards", lambda mesh: devices)
+    problem = fine_tuning.random_problem(on_device.MINIATURE.llama, 8)
+    assert problem.config.batch_size == rows
+    assert next(problem.batches)["tokens"].shape == (rows, 8)
 
 
 def test_checks_that_were_not_made_are_named() -> None:

@@ -155,6 +155,19 @@ def test_unsupported_requests_are_errors(
         harnessed.generate_until(requests("generate_until", ("a", wishes)))
 
 
+@pytest.mark.parametrize("last", ["", "  ", "<|nowhere|>"])
+def test_a_message_that_cannot_be_continued_is_an_error(
+    harnessed: NnxLlama, last: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Tokenizer, "chat", lambda *_, **__: "the template changed it")
+    asked = [
+        {"role": "user", "content": "Why?"},
+        {"role": "assistant", "content": last},
+    ]
+    with pytest.raises(InputError, match="The last message must be in the formatted"):
+        harnessed.apply_chat_template(asked, add_generation_prompt=False)
+
+
 def test_chats_are_formatted_with_the_models_template(harnessed: NnxLlama) -> None:
     asked = [{"role": "user", "content": "Why?"}]
     begun = "<|begin|><|start|>user\nWhy?<|end|>\n"

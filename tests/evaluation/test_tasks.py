@@ -154,6 +154,9 @@ def test_the_command_runs_local_tasks_offline(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     tasks, output = write_task(tmp_path / "tasks", kind), tmp_path / "results"
+    output.mkdir()
+    for name in ("samples_cities.jsonl", run.RESULTS):
+        (output / name).write_text("of an earlier evaluation")
     command = ["--model", str(model_directory), "--tasks", "capitals"]
     command += ["--include-path", str(tasks), "--output", str(output)]
     command += ["--batch-size", "2", "--bootstrap-iters", "0"]
@@ -187,8 +190,19 @@ def test_the_command_runs_local_tasks_offline(
         ("--model nothing", "There is no model 'nothing'"),
         ("--max-length 1000", "max_length must be in [2, 512]"),
         ("--mesh rows=2", "unknown axis 'rows'"),
+        (
+            "--tasks word_problems --max-length 64",
+            "--max-length must be above 64, the tokens that the task 'word_problems'",
+        ),
+        (
+            "--tasks both,remoter --include-path {tasks}",
+            "--tasks both remoter: Duplicate task 'remoter'",
+        ),
+        (
+            "--tasks sampled --include-path {tasks}",
+            "do_sample must be false and temperature 0",
+        ),
         ("--output {tasks}/remote.yaml", "remote.yaml is a file"),
-        ("--batch-size many", "--batch-size"),
     ],
 )
 def test_invalid_input_is_reported_in_one_sentence(
@@ -207,6 +221,19 @@ def test_invalid_input_is_reported_in_one_sentence(
         "task: remote\ndataset_path: somebody/something\ntest_split: test\n"
         "output_type: loglikelihood\ndoc_to_text: a\ndoc_to_target: b\n"
     )
+    for name, kind in {"remoter": "loglikelihood", "sampled": "generate_until"}.items():
+        (tasks / f"{name}.yaml").write_text(
+            f"task: {name}\ncustom_dataset: !function local.rows\ntest_split: test\n"
+            f"output_type: {kind}\ndoc_to_text: a\ndoc_to_target: b\n"
+            + "generation_kwargs: {do_sample: true}\n"
+            * (name == "sampled")
+        )
+    (tasks / "local.py").write_text(
+        "import datasets\ndef rows(**_):\n"
+        "    rows = datasets.Dataset.from_list([{'a': 'b'}])\n"
+        "    return datasets.DatasetDict({'test': rows})\n"
+    )
+    (tasks / "both.yaml").write_text("group: both\ntask: [remoter]\n")
     output = tmp_path / "results"
     given = [word.format(tasks=tasks) for word in words.split()]
     command = ["--model", str(model_directory), "--output", str(output)]
@@ -219,6 +246,18 @@ def test_invalid_input_is_reported_in_one_sentence(
     assert "Traceback" not in error
     assert "Loading" not in shown, "the weights were read before all was checked"
     assert not output.exists()
+
+
+def test_values_of_the_wrong_type_are_named(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--batch-size", "many"])
+    assert stop.value.code == 2
+    shown, error = capsys.readouterr()
+    assert not shown
+    assert "Error parsing --batch-size: " in error
+    assert "Traceback" not in error
 
 
 def local_tasks(

@@ -183,6 +183,27 @@ def test_flax_nnx(scanned: bool, unit: str) -> None:
         check(mofo_jax.block_rules("nnx", unit), tree, counts)
 
 
+@pytest.mark.parametrize("name", ["layers", "blocks", "other"])
+def test_flax_nnx_lists_within_sequential(name: str) -> None:
+    model = nnx.Module()
+    layers = [nnx.eval_shape(lambda: NNXBlock(nnx.Rngs(0))) for _ in range(2)]
+    setattr(model, name, nnx.Sequential(*layers))
+    tree = nnx.state(model, nnx.Param)
+    paths = blocks(mofo_jax.block_rules("nnx", "layer"), tree)
+    assert f"{name}/layers/0/up/kernel" in paths
+    counts = {path: NNX.get(path.split("/", 3)[3], 1) for path in paths}
+    check(mofo_jax.block_rules("nnx", "head"), tree, counts)
+    check(mofo_jax.block_rules("nnx", "layer"), tree, dict.fromkeys(paths, 1))
+
+
+def test_heads_of_vision_encoders() -> None:
+    rules = mofo_jax.block_rules("maxtext", "head")
+    attention = "vision_encoder/Qwen3Encoder_0/blocks_0/attn/attn"
+    axes = {"query": (-2,), "key": (-2,), "value": (-2,), "out": (0,)}
+    for name, expected in axes.items():
+        assert rules.value_at(f"{attention}/{name}/kernel") == expected
+
+
 def test_other_names_of_stacks() -> None:
     tree = abstract({"params/encoder/tower/w": (L, D), "params/head/w": (D, V)})
     rules = mofo_jax.block_rules("linen", "layer", stacked="^params/encoder/")

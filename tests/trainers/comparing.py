@@ -58,6 +58,13 @@ def by_path(tree: Any) -> dict[str, np.ndarray]:
     }
 
 
+def momenta(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns the momenta of a state by the paths of parameters."""
+    return {
+        path.split("/mu/")[1]: array for path, array in state.items() if "/mu/" in path
+    }
+
+
 def assert_equal_runs(
     actual: tuple[Any, ...], desired: tuple[Any, ...], steps: int
 ) -> None:

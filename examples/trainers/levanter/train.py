@@ -118,13 +118,23 @@ def with_names(
 
     Args:
       transformation: the transformation.
-      state: its first state, sharded as in training.
+      state: its first state, sharded as in training. One axis of an array may be
+        sharded, and is sharded as Levanter shards the axis `embed`: with `fsdp`, over
+        the devices of that axis, whatever other axes the mesh has.
+
+    Raises:
+      ValueError: several axes of an array are sharded.
     """
 
     def named(x: jax.Array) -> haliax.NamedArray:
-        sharding: Any = x.sharding
-        spec = (*sharding.spec, *[None] * x.ndim)[: x.ndim]
-        names = (SHARDED if part else f"axis{i}" for i, part in enumerate(spec))
+        spec = getattr(x.sharding, "spec", ())
+        parts = [i for i, part in enumerate(spec) if part]
+        if len(parts) > 1:
+            raise ValueError(
+                f"at most one axis of an array in `state` may be sharded, got {spec} "
+                f"for shape {x.shape}"
+            )
+        names = (SHARDED if i in parts else f"axis{i}" for i in range(x.ndim))
         return haliax.named(x, tuple(names))
 
     def is_named(node: Any) -> bool:

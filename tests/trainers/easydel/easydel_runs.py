@@ -131,10 +131,14 @@ def covariances(axes: tuple[int, ...]) -> Any:
 
 
 def run_inverse(
-    folder: str, axes: tuple[int, ...], steps: int = STEPS, **options: Any
+    folder: str,
+    axes: tuple[int, ...],
+    steps: int = STEPS,
+    damping: float = DAMPING,
+    **options: Any,
 ) -> Run:
     """Trains with the inverse input covariance, with checkpoints in a folder."""
-    own = {"covariances": lambda: covariances(axes), "damping": DAMPING}
+    own = {"covariances": lambda: covariances(axes), "damping": damping}
     optimizer = {"optimizer": "inverse_covariance", "extra_optimizer_kwargs": own}
     return run_in(folder, "", axes=axes, steps=steps, **optimizer, **options)
 

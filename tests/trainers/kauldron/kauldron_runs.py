@@ -15,7 +15,7 @@ import pytest
 
 from tests.helpers import assert_same_bits
 from tests.trainers import comparing
-from tests.trainers.comparing import DAMPING, FRACTION, by_path
+from tests.trainers.comparing import DAMPING, FRACTION, by_path, momenta
 
 pytest.importorskip(
     "kauldron.kd",
@@ -157,13 +157,6 @@ def check_scaled_step(folder: pathlib.Path, sharded: bool = False) -> Any:
     params = ours.params[0], adam.params[1], ours.params[1]
     comparing.check_scaled_step(covariances(sharded), *params)
     return state
-
-
-def momenta(state: Arrays) -> Arrays:
-    """Returns the momenta of a state by the paths of parameters."""
-    return {
-        path.split("/mu/")[1]: array for path, array in state.items() if "/mu/" in path
-    }
 
 
 def check_everything_is_adamw(lora: bool = False, sharded: bool = False) -> None:

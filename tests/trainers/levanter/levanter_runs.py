@@ -1,5 +1,6 @@
 """Short runs of Levanter's trainer, for its tests."""
 
+import dataclasses
 import functools
 import tempfile
 from typing import Any, NamedTuple
@@ -79,16 +80,20 @@ def run(name: str, steps: int = STEPS, lora: bool = False) -> Run:
 @functools.cache
 def inverse() -> tuple[Any, Any]:
     """Returns the covariances of the tiny Llama, and an optimizer that uses them."""
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        Trainer(train.make_config(folder, 1), optax.sgd(0.1), train.loss_of) as trainer,
-    ):
+    with tempfile.TemporaryDirectory() as folder:
+        return inverse_in(folder)
+
+
+def inverse_in(folder: str, damping: float = DAMPING) -> tuple[Any, Any]:
+    """Returns the same with the configuration of a run, which may be resumed."""
+    config = dataclasses.replace(train.make_config(folder, 1), load_checkpoint=False)
+    with Trainer(config, optax.sgd(0.1), train.loss_of) as trainer:
         key = jax.random.PRNGKey(1)
         state = trainer.initial_state(key, model_init=lambda: train.build(None))
         data = train.ListAsyncDataset(train.examples(train.BATCH))
         texts = list(trainer.data_loader(data))
         found = train.input_covariances(trainer, state.model, texts)
-        scale = mofo_jax.scale_by_inverse_covariance(found, DAMPING)
+        scale = mofo_jax.scale_by_inverse_covariance(found, damping)
         scale = train.with_names(scale, scale.init(state.trainable_model))
     return found, optax.chain(
         optax.scale_by_adam(), scale, optax.scale_by_learning_rate(1e-2)

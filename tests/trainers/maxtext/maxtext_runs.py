@@ -22,7 +22,7 @@ from flax import nnx
 import mofo_jax
 from examples.trainers.flax_nnx_sharded import with_metadata
 from tests.trainers import comparing
-from tests.trainers.comparing import DAMPING, by_path
+from tests.trainers.comparing import DAMPING, by_path, momenta
 
 pytest.importorskip(
     "maxtext.trainers.pre_train.train",
@@ -149,13 +149,6 @@ def run(optimizer: str, *arguments: str, steps: int = STEPS) -> Run:
         )
 
 
-def momenta(state: Arrays) -> Arrays:
-    """Returns the momenta of a state by the paths of parameters."""
-    return {
-        path.split("/mu/")[1]: array for path, array in state.items() if "/mu/" in path
-    }
-
-
 def layers(path: str) -> tuple[int, ...]:
     """Returns the axes that index layers, if they are scanned."""
     return (1,) if "/layers/" in path else ()
@@ -193,7 +186,9 @@ def build(folder: str, *arguments: str) -> tuple[Any, Any]:
     return config, model_creation_utils.from_pretrained(config, mesh)
 
 
-def inverse(folder: str, *arguments: str) -> tuple[Any, registration.Make]:
+def inverse(
+    folder: str, *arguments: str, damping: float = DAMPING
+) -> tuple[Any, registration.Make]:
     """Returns the covariances of the small model, and a function for `register`."""
     config, model = build(folder, *arguments)
     tokens = np.random.RandomState(0).randint(0, 256, (8, 32))
@@ -203,7 +198,7 @@ def inverse(folder: str, *arguments: str) -> tuple[Any, registration.Make]:
         "inputs_segmentation": np.ones_like(tokens),
     }
     found = input_covariances(config, model, [jax.tree.map(jnp.asarray, batch)])
-    state = mofo_jax.scale_by_inverse_covariance(found, DAMPING).init(
+    state = mofo_jax.scale_by_inverse_covariance(found, damping).init(
         nnx.state(model, nnx.Param)
     )
     abstract = jax.tree.map(

@@ -20,6 +20,7 @@ from maxtext.utils import (  # isort: skip  # pyright: ignore[reportMissingImpor
 # One model of each kind of decoder.
 MODELS = [
     "deepseek2-16b",
+    "deepseek3.2-671b",
     "deepseek4-tiny",
     "gemma2-2b",
     "gemma3-4b",

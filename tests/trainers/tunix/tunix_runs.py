@@ -128,12 +128,14 @@ def check_scaled_step(devices: int) -> None:
     )
 
 
-def inverse(mesh: Mesh) -> tuple[Any, optax.GradientTransformation]:
+def inverse(
+    mesh: Mesh, damping: float = DAMPING
+) -> tuple[Any, optax.GradientTransformation]:
     """Returns the covariances of the tiny model, and an optimizer that uses them."""
     model = tunix_trainer.build(CONFIG, mesh, False)
     texts = list(tunix_trainer.batches(2, CONFIG.vocab_size))
     covariances = tunix_trainer.input_covariances(model, texts)
-    scale = mofo_jax.scale_by_inverse_covariance(covariances, DAMPING)
+    scale = mofo_jax.scale_by_inverse_covariance(covariances, damping)
     return covariances, optax.chain(
         optax.scale_by_adam(),
         with_metadata(scale, scale.init(nnx.state(model, nnx.Param))),
