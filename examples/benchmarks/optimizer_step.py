@@ -167,10 +167,12 @@ def check(options: Options) -> None:
             raise InputError(
                 f"{option} must be at least {bound}, got {getattr(options, name)}"
             )
-    for name in ("seconds", "slowest"):
-        value = getattr(options, name)
-        if not 0 < value < math.inf:
-            raise InputError(f"--{name} must be above 0 and finite, got {value}")
+    if not 0 < options.seconds < math.inf:
+        raise InputError(
+            f"--seconds must be above 0 and finite, got {options.seconds:g}"
+        )
+    if not options.slowest > 0:
+        raise InputError(f"--slowest must be above 0, got {options.slowest:g}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -39,6 +39,11 @@ from examples.finetune.command.errors import InputError
             ["--seconds", "nan"],
             "--seconds must be above 0 and finite, got nan",
         ),
+        (
+            optimizer_step.main,
+            ["--slowest", "nan"],
+            "--slowest must be above 0, got nan",
+        ),
         (on_device.main, ["--minutes", "0"], "--minutes must be above 0, got 0"),
         (on_device.main, ["--model", "no such"], "There is no model 'no such'"),
     ],
