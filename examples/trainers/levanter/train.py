@@ -119,8 +119,7 @@ def with_names(
     Args:
       transformation: the transformation.
       state: its first state, sharded as in training. One axis of an array may be
-        sharded, and is sharded as Levanter shards the axis `embed`: with `fsdp`, over
-        the devices of that axis, whatever other axes the mesh has.
+        sharded, and is then sharded as Levanter shards the axis `embed`.
 
     Raises:
       ValueError: several axes of an array are sharded.
