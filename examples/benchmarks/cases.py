@@ -79,9 +79,9 @@ def cases(
     """
     if mesh.size > SMALL:
         return {
-            f"pod training step, {name}{_some(config, layers)}": lambda config=config: (
-                on_pod(_reduced(config, layers), mesh)
-            )
+            _named(
+                f"pod training step, {name}", config, layers
+            ): lambda config=config: on_pod(_reduced(config, layers), mesh)
             for name, config in {"7B": LLAMA_7B, "70B": LLAMA_70B}.items()
         }
     config = _reduced(LLAMA_7B, layers)
@@ -104,12 +104,11 @@ def cases(
         )
     for name in ("SmolLM2-135M", "Llama 1.2B", "Llama 7B"):
         model = covariances.MODELS[name]
-        found[f"inverse covariance, {name}{_some(model, layers)}"] = (
+        found[_named(f"inverse covariance, {name}", model, layers)] = (
             lambda model=model: inverse_covariance(_reduced(model, layers), mesh)
         )
-    found[f"inverse covariance, training step, Llama 7B{_some(LLAMA_7B, layers)}"] = (
-        lambda: in_training(config, mesh)
-    )
+    name = "inverse covariance, training step, Llama 7B"
+    found[_named(name, LLAMA_7B, layers)] = lambda: in_training(config, mesh)
     if topology == "v5p:4x4x4":  # Other devices have too little memory.
         found["bare step, shards of 2^32"] = lambda: on_tree(
             _huge(mesh.size), mesh, clips=False
@@ -131,14 +130,14 @@ def _reduced(config: DecoderConfig, layers: int) -> DecoderConfig:
     return dataclasses.replace(config, num_layers=some)
 
 
-def _some(config: DecoderConfig, layers: int) -> str:
-    """Returns what the name of a case has if not all layers are compiled."""
-    whole, some = config.num_layers, _reduced(config, layers).num_layers
-    return "" if some == whole else f" with {some} of {whole} layers"
+def _named(name: str, config: DecoderConfig, layers: int) -> str:
+    """Returns the name of a case, which says if not all layers are compiled."""
+    some = _reduced(config, layers)
+    return name if some == config else f"{name} with {_layers(some, config)}"
 
 
-def _layers(config: DecoderConfig) -> str:
-    whole, some = LLAMA_7B.num_layers, config.num_layers
+def _layers(config: DecoderConfig, complete: DecoderConfig = LLAMA_7B) -> str:
+    whole, some = complete.num_layers, config.num_layers
     return f"{whole} layers" if some == whole else f"{some} of {whole} layers"
 
 

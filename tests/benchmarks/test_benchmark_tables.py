@@ -140,8 +140,8 @@ def test_files_are_named_by_device() -> None:
 
 def page_table(name: str) -> list[list[str]]:
     """Returns the rows of a marked table of the benchmarks' page."""
-    text = PAGE.read_text().partition(f"<!-- {name} -->")[2].partition("<!-- /")[0]
-    rows = [line.strip("|").split("|") for line in text.strip().splitlines()]
+    text = PAGE.read_text().partition(f"<!-- {name} -->\n")[2].partition("\n\n")[0]
+    rows = [line.strip("|").split("|") for line in text.splitlines()]
     return [[cell.strip() for cell in row] for row in rows[2:]]
 
 

@@ -1,5 +1,6 @@
 """The part of the benchmark that compiles for machines that are not present."""
 
+import pathlib
 from typing import Any
 
 import jax
@@ -99,6 +100,8 @@ def test_instructions_are_counted_in_loops_and_in_all() -> None:
         ),
         ("((f32[64]{0}), f32[8]{0}) reduce-scatter-start(%p)", 4 * 8),
         ("(f32[8]{0}, f32[8]{0}, u32[], u32[]) collective-permute-start(%p)", 4 * 8),
+        ("f32[8]{0} ragged-all-to-all(%p, %q)", 4 * 8),
+        ("f32[8]{0} collective-broadcast(%p)", 4 * 8),
     ],
 )
 def test_operands_of_an_asynchronous_start_are_not_counted(
@@ -241,6 +244,19 @@ def test_a_topology_without_its_compiler_is_skipped_with_a_reason(
     reason = "needs libtpu, which is not installed"
     assert entries["v5e:2x4"] == {"skipped": reason}
     assert "jax-cuda13-plugin" in entries["h100:1x8"]["skipped"]
+
+
+def test_names_that_no_case_has_are_reported(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    entries: dict[str, Any] = {}
+    process = tmp_path / "compiles-nothing"
+    process.write_text("#!/bin/sh\n")
+    process.chmod(0o755)
+    monkeypatch.setattr(topologies, "missing", lambda topology: None)
+    monkeypatch.setattr(topologies.sys, "executable", str(process))
+    topologies.measure("v5e:2x4", ["--only", "trainning"], entries.__setitem__)
+    assert entries == {"v5e:2x4": {"skipped": "no case has such a name"}}
 
 
 def test_failures_of_the_compiling_process_are_kept(
