@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, TypeGuard
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -59,12 +60,21 @@ def check_number(name: str, value: Any, interval: str, path: str = "") -> None:
 
     Raises:
       TypeError: If it is neither a number nor a JAX array of shape ().
-      ValueError: If it is a static number outside of the interval.
+      ValueError: If it is outside of the interval and not traced.
     """
     check_scalar(name, value)
-    if is_static_number(value) and not _INTERVALS[interval](value):
+    number = _known(value)
+    if is_static_number(number) and not _INTERVALS[interval](number):
         place = f" for {path}" if path else ""
-        raise ValueError(f"`{name}`{place} must be in {interval}, got {value!r}")
+        raise ValueError(f"`{name}`{place} must be in {interval}, got {number!r}")
+
+
+def _known(value: Any) -> Any:
+    """Returns the number in a JAX array of this process that is not traced."""
+    known = isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer)
+    if known and value.is_fully_addressable and jnp.isrealobj(value):
+        return jax.device_get(value).item()
+    return value
 
 
 def check_schedule(name: str, value: Any, interval: str, path: str = "") -> None:

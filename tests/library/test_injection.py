@@ -1,6 +1,8 @@
 """MoFO under `optax.inject_hyperparams`, which traces its hyperparameters."""
 
 import functools
+import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -82,3 +84,38 @@ def test_the_state_of_an_injected_control_can_be_donated() -> None:
     update = jax.jit(optimizer.update, donate_argnums=1)
     _, state = update(params, optimizer.init(params), params)
     assert int(state.inner_state.count) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("update_fraction", 15.0, "(0, 1]"),
+        ("update_fraction", optax.linear_schedule(0.0, 0.15, 10), "(0, 1]"),
+        ("update_fraction", float("nan"), "(0, 1]"),
+        ("unselected_scale", 1.0, "[0, 1)"),
+        ("b1", -0.5, "[0, 1)"),
+        ("eps", -1e-8, "[0, inf)"),
+    ],
+)
+def test_injected_numbers_are_checked_at_initialization(
+    name: str, value: Any, allowed: str
+) -> None:
+    injected = optax.inject_hyperparams(mofo_jax.mofo, hyperparam_dtype=jnp.float32)
+    with pytest.raises(ValueError, match=f"^`{name}` must be in {re.escape(allowed)}"):
+        injected(1e-2, **{name: value}).init(PARAMS)
+
+
+def test_a_decay_rate_that_bfloat16_rounds_to_1_is_an_error() -> None:
+    # With AdamW, all updates are then NaN.
+    params = jax.tree.map(lambda p: p.astype(jnp.bfloat16), PARAMS)
+    injected = optax.inject_hyperparams(mofo_jax.mofo)
+    with pytest.raises(ValueError, match=r"^`b2` must be in \[0, 1\), got 1.0$"):
+        injected(1e-2).init(params)
+
+
+def test_a_traced_number_is_clipped_instead() -> None:
+    injected = optax.inject_hyperparams(mofo_jax.mofo, hyperparam_dtype=jnp.float32)
+    optimizer = injected(1e-2, update_fraction=1.5)
+    state = jax.jit(optimizer.init)(PARAMS)
+    updates, _ = jax.jit(optimizer.update)(gradients(1)[0], state, PARAMS)
+    assert np.all(updates["w"] != 0)
