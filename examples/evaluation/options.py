@@ -24,8 +24,9 @@ class Options:
     output: pathlib.Path = pathlib.Path("runs/evaluation")
     """Output directory; the results of an earlier evaluation are replaced."""
     model: str = DEFAULT_MODEL
-    """Model, as for examples.finetune: smollm2-135m-instruct, a directory in Hugging
-    Face layout, such as an exported model, or a Hugging Face repository id."""
+    """Model, as for examples.finetune: smollm2-135m-instruct, gemma3-270m, a
+    directory in Hugging Face layout, such as an exported model, or a Hugging Face
+    repository id."""
     tasks: tuple[str, ...] = ("general_knowledge", "word_problems")
     """Names of tasks: those of this example, of --include-path or, with network access,
     of the harness itself."""

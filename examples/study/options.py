@@ -51,7 +51,7 @@ class Options:
     """Only these steps of the protocol, named as --plan prints them. For another model,
     confirmation has what the first model chose."""
     method: tuple[str, ...] = ()
-    """Only runs of these methods; all by default."""
+    """Only runs of these methods, named as in the tables' runs; all by default."""
     model: str = "smollm2-135m-instruct"
     """Model, as for examples.finetune."""
     cache: pathlib.Path | None = None

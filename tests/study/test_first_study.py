@@ -25,13 +25,18 @@ def test_the_committed_tables_are_those_of_the_rows(rows: study.Rows):
     assert committed == tables.markdown(rows)
 
 
-def test_the_page_quotes_the_tables(rows: study.Rows):
-    page = pathlib.Path(study.__file__).with_name("README.md").read_text()
-    quoted = re.findall(
-        r"\d\.\d\d \[.*?\]|[+-]0\.\d{4} \[.*?\]", page.split("## What")[1]
-    )
+@pytest.mark.parametrize(
+    ("page", "section", "count"),
+    [("first/README.md", "What holds", 13), ("../how_to_choose.md", "With LoRA", 4)],
+)
+def test_pages_quote_the_tables(
+    rows: study.Rows, page: str, section: str, count: int
+) -> None:
+    text = (pathlib.Path(evidence.__file__).parent / page).read_text()
+    text = text.split(f"\n## {section}")[1].split("\n## ")[0]
+    quoted = re.findall(r"\d\.\d\d \[.*?\]|[+-]0\.\d{4} \[.*?\]", text)
     made = "\n".join([*tables.seeds(rows), *tables.at_equal_loss(rows)])
-    assert len(quoted) == 13
+    assert len(quoted) == count
     for figure in quoted:
         assert figure in made, figure
 

@@ -40,8 +40,8 @@ class First:
 
     # Run directory. It must not belong to a run with other settings.
     output: pathlib.Path = pathlib.Path("runs/finetune")
-    # smollm2-135m-instruct, a directory in Hugging Face layout, or a Hugging Face
-    # repository id.
+    # smollm2-135m-instruct, gemma3-270m, a directory in Hugging Face layout, or a
+    # Hugging Face repository id.
     model: str = "smollm2-135m-instruct"
     # JSONL for training: messages, prompt/completion, question/answer or text rows.
     # Without it, the generated --task.
