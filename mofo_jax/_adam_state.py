@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mofo_jax._dtypes import floating_dtype
+from mofo_jax._dtypes import momentum_dtype, second_moment_dtype
 
 
 def unrounded(
@@ -26,11 +26,11 @@ def unrounded(
       nu_dtype: The dtype of the second moment in the state; None for the parameters'.
     """
     rounded, unrounded = (
-        optax.with_extra_args_support(adam(d)) for d in (mu_dtype, None)
+        optax.with_extra_args_support(adam(d)) for d in (momentum_dtype(mu_dtype), None)
     )
     if nu_dtype is None:
         return optax.GradientTransformationExtraArgs(rounded.init, unrounded.update)
-    dtype = floating_dtype("nu_dtype", nu_dtype)
+    dtype = second_moment_dtype(nu_dtype)
 
     def init(params: optax.Params) -> optax.OptState:
         nu = optax.tree.zeros_like(params, dtype=dtype)

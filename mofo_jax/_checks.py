@@ -23,9 +23,11 @@ def is_static_number(value: Any) -> bool:
 
 
 def is_scalar(value: Any) -> bool:
-    """Returns whether `value` is a static number or a JAX array of shape ()."""
-    is_array = isinstance(value, jax.Array) and value.ndim == 0
-    return is_static_number(value) or is_array
+    """Returns whether `value` is a static number or a real JAX array of shape ()."""
+    if isinstance(value, jax.Array):
+        kinds = jnp.floating, jnp.integer
+        return value.ndim == 0 and any(jnp.issubdtype(value.dtype, k) for k in kinds)
+    return is_static_number(value)
 
 
 def is_function(value: Any) -> TypeGuard[Callable[..., Any]]:
@@ -63,16 +65,16 @@ def check_number(name: str, value: Any, interval: str, path: str = "") -> None:
       ValueError: If it is outside of the interval and not traced.
     """
     check_scalar(name, value)
-    number = _known(value)
+    number = known(value)
     if is_static_number(number) and not _INTERVALS[interval](number):
         place = f" for {path}" if path else ""
         raise ValueError(f"`{name}`{place} must be in {interval}, got {number!r}")
 
 
-def _known(value: Any) -> Any:
-    """Returns the number in a JAX array of this process that is not traced."""
-    known = isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer)
-    if known and value.is_fully_addressable and jnp.isrealobj(value):
+def known(value: Any) -> Any:
+    """Returns the number in a JAX array of this process unless it is traced."""
+    concrete = isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer)
+    if concrete and value.is_fully_addressable:
         return jax.device_get(value).item()
     return value
 
@@ -94,6 +96,14 @@ def check_adam(b1: Any, b2: Any, eps: Any, eps_root: Any) -> None:
 def is_integer(value: Any) -> bool:
     """Returns whether `value` is a Python or NumPy integer."""
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def check_integer(name: str, value: Any, bits: int) -> None:
+    """Raises an error unless `value` is a signed integer of at most some bits."""
+    if not is_integer(value):
+        raise TypeError(f"`{name}` must be an integer, got {value!r}")
+    if not -(2 ** (bits - 1)) <= value < 2 ** (bits - 1):
+        raise ValueError(f"`{name}` must be an integer of {bits} bits, got {value}")
 
 
 def is_exactly(value: Any, number: float) -> bool:

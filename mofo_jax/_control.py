@@ -81,7 +81,8 @@ def control_fraction(
         the caller passes to `update` as the extra argument `divergence`, such as a
         Kullback-Leibler divergence from the model before training. Within
         `jax.shard_map`, each device would measure the distance of its own shards; pass
-        a divergence that is equal on all devices instead.
+        a divergence that is equal on all devices instead. A negative one counts as
+        zero.
       initial: The initial fraction, in [`least`, 1].
       gain: The rate of adaptation, > 0. The more slowly the measure responds to the
         fraction, the smaller the gain must be to avoid oscillation.
@@ -148,12 +149,15 @@ def control_fraction(
         **extra_args: Any,
     ) -> tuple[optax.Updates, Any]:
         measured = divergence
+        if divergence is not None:
+            _checks.check_scalar("divergence", divergence)
         if measure == "distance":
             moved = displacement_from("control_fraction", updates, params, state.start)
             measured = optax.tree.norm(moved)
         fraction = state.fraction
         if measured is not None:
             allowed = budget(state.count) if callable(budget) else budget
+            _checks.check_scalar("budget", allowed)
             fraction = _adapt(fraction, allowed, measured, gain, least)
         steps, inner = run(fraction).update(updates, state.inner, params, **extra_args)
         count = optax.safe_increment(state.count)
@@ -166,7 +170,10 @@ def _adapt(
     fraction: jax.Array, budget: Any, measured: Any, gain: Any, least: Any
 ) -> jax.Array:
     """Returns the fraction for the next step, unchanged if the measure is NaN."""
-    budget, measured = (jnp.asarray(x, jnp.float32) for x in (budget, measured))
+    # An estimate of a small divergence may be below zero.
+    budget, measured = (
+        jnp.maximum(jnp.asarray(x, jnp.float32), 0) for x in (budget, measured)
+    )
     error = jnp.clip(jnp.log(budget) - jnp.log(measured), -1, 1)
     adapted = jnp.clip(fraction * jnp.exp(gain * error), least, 1)
     return jnp.where(jnp.isnan(error), fraction, adapted).astype(jnp.float32)
@@ -179,8 +186,9 @@ def _check(budget: Any, measure: Any, initial: Any, gain: Any, least: Any) -> No
     _checks.check_number("least", least, "(0, 1]")
     _checks.check_number("gain", gain, "(0, inf)")
     _checks.check_schedule("budget", budget, "(0, inf)")
-    static = map(_checks.is_static_number, (initial, least))
-    if all(static) and initial < least:
+    initial, least = map(_checks.known, (initial, least))
+    known = map(_checks.is_static_number, (initial, least))
+    if all(known) and initial < least:
         raise ValueError(f"`initial` must be at least `least`, got {initial} < {least}")
 
 

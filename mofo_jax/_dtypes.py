@@ -15,17 +15,52 @@ def floating_dtype(name: str, value: Any) -> np.dtype:
       ValueError: If the argument does not specify a real floating-point dtype of at
         least 16 bits.
     """
-    try:
-        # NumPy interprets None as float64.
-        dtype = jax.dtypes.canonicalize_dtype("bool" if value is None else value)
-    except TypeError:
-        dtype = np.dtype(bool)
+    dtype = _canonical(value)
     if not jnp.issubdtype(dtype, jnp.floating) or jnp.finfo(dtype).bits < 16:
         raise ValueError(
             f"`{name}` must be a floating-point dtype of at least 16 bits, got "
             f"{value!r}"
         )
     return dtype
+
+
+def momentum_dtype(value: Any) -> np.dtype | None:
+    """Returns the dtype that a `mu_dtype` specifies, or None for the parameters'.
+
+    Raises:
+      ValueError: If it specifies neither a floating-point nor a complex dtype.
+    """
+    dtype = None if value is None else _canonical(value)
+    if dtype is not None and not jnp.issubdtype(dtype, jnp.inexact):
+        raise ValueError(
+            f"`mu_dtype` must be a floating-point or complex dtype, got {value!r}"
+        )
+    return dtype
+
+
+def second_moment_dtype(value: Any) -> np.dtype:
+    """Returns the dtype that a `nu_dtype` specifies, canonicalized by JAX.
+
+    Raises:
+      ValueError: If it specifies no real floating-point dtype of at least 16 bits, or
+        float16, in which second moments below 6e-8 are zero.
+    """
+    dtype = floating_dtype("nu_dtype", value)
+    if dtype == jnp.float16:
+        raise ValueError(
+            "`nu_dtype` must have the range of float32, such as bfloat16, got "
+            f"{value!r}, in which second moments below 6e-8 are zero"
+        )
+    return dtype
+
+
+def _canonical(value: Any) -> np.dtype:
+    """Returns the dtype that a value specifies; bool if it specifies none."""
+    try:
+        # NumPy interprets None as float64.
+        return jax.dtypes.canonicalize_dtype("bool" if value is None else value)
+    except TypeError:
+        return np.dtype(bool)
 
 
 def is_floating(x: Any) -> bool:

@@ -55,9 +55,9 @@ def momentum_filter(
     where the threshold :math:`\tau` is the :math:`k`-th largest :math:`|m|` in the
     block and :math:`k = \max(1, \lfloor \alpha n \rfloor)`. The state is that of
     `inner`; the filter adds none. Selection is exact, uses no sort, and selects the
-    same coordinates under any sharding, in Auto and Explicit meshes. Explicit axes must
-    not divide a part of `AxisParts`, and must divide the block axes of tensors that
-    share blocks in the same way.
+    same coordinates under any sharding, in Auto and Explicit meshes, unless computed
+    scores differ by rounding only. Explicit axes must not divide a part of `AxisParts`,
+    and must divide the block axes of tensors that share blocks in the same way.
 
     A NaN momentum ranks above infinity, so that divergence remains visible. The
     momentum is ranked as `inner` returns it, before it is cast to the dtype of the

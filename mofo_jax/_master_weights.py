@@ -8,7 +8,7 @@ import optax
 
 from mofo_jax import _checks
 from mofo_jax._dtypes import dtype_of, floating_dtype, is_floating, round_to
-from mofo_jax._trees import like_updates
+from mofo_jax._trees import like_updates, with_all_leaves
 
 
 class MasterWeightsState(NamedTuple):
@@ -139,12 +139,8 @@ def master_weights(
         rest = (own, like_updates(state.remainder, updates), steps)
         settled = list(map(_settle, gradients, *map(structure.flatten_up_to, rest)))
         emitted = structure.unflatten([update for update, _ in settled])
-        remainder = jax.tree.map(
-            lambda new, old: old if new is None else new,
-            structure.unflatten([left for _, left in settled]),
-            state.remainder,
-            is_leaf=lambda new: new is None,
-        )
+        left = structure.unflatten([left for _, left in settled])
+        remainder = with_all_leaves(left, state.remainder)
         return emitted, MasterWeightsState(remainder, inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -75,12 +75,12 @@ def mofo(
         updates need `params`.
       mask: The parameters to decay, as in `optax.adamw`.
       nu_dtype: The dtype of the second moment in the state; None for the parameters'.
-        Use `"float32"` for parameters in bfloat16 or float16. A narrow second moment
-        saves memory but stalls: with a `b2` of 0.999, the decay of a bfloat16 moment is
-        less than half a unit in its last place, so that it never decreases, and it
-        increases only if a squared gradient is several times as large. The update is
-        computed in the wider of `nu_dtype` and the dtype of the gradients, and the
-        moments are rounded afterwards.
+        Use `"float32"` for parameters in bfloat16 or float16; `"float16"` is refused,
+        since it has no numbers below 6e-8. A second moment in bfloat16 saves memory but
+        stalls: with a `b2` of 0.999, its decay is less than half a unit in its last
+        place, so that it never decreases, and it increases only if a squared gradient
+        is several times as large. The update is computed in the wider of `nu_dtype` and
+        the dtype of the gradients, and the moments are rounded afterwards.
       nesterov: Whether to use Nesterov's momentum in the update. Coordinates are ranked
         by the ordinary momentum in either case.
       update_fraction: The paper's alpha, in (0, 1]; see `momentum_filter`.

@@ -55,9 +55,12 @@ def _relative_momentum(tensor: Tensor) -> jax.Array:
 
 
 def _agreement(tensor: Tensor) -> jax.Array:
-    product = jnp.real(widen(tensor.momentum) * jnp.conj(widen(tensor.gradient)))
+    momentum, gradient = widen(tensor.momentum), widen(tensor.gradient)
+    agreement = jnp.real(jnp.sign(momentum) * jnp.conj(jnp.sign(gradient)))
+    # The root of the product has the same order, and neither under- nor overflows.
+    root = jnp.sqrt(jnp.abs(momentum)) * jnp.sqrt(jnp.abs(gradient))
     # The comparison is false for NaN, which remains visible.
-    return jnp.where(product < 0, 0, product)
+    return jnp.where(agreement < 0, 0, root * jnp.sqrt(jnp.abs(agreement)))
 
 
 _NAMED: dict[str, Function] = {

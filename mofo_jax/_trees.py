@@ -21,3 +21,13 @@ def like_updates(tree: Any, updates: optax.Updates) -> Any:
         tree,
         is_leaf=lambda update: update is None,
     )
+
+
+def with_all_leaves(tree: Any, old: Any) -> Any:
+    """Returns a tree with the leaves of an older one where it has None."""
+    return jax.tree.map(
+        lambda new, kept: kept if new is None else new,
+        tree,
+        old,
+        is_leaf=lambda new: new is None,
+    )

@@ -53,6 +53,7 @@ def adam_ratio(
       `"adam_ratio"`, `mofo` and `scale_by_mofo` use their own arguments.
 
     Raises:
+      TypeError: If an argument is not a number.
       ValueError: If an argument is out of range.
 
     Examples:
@@ -94,6 +95,7 @@ def random(seed: int = 0) -> Score:
 
     Raises:
       TypeError: If `seed` is not an integer.
+      ValueError: If it has more than 64 bits.
 
     Examples:
       >>> import jax.numpy as jnp, mofo_jax
@@ -112,7 +114,7 @@ def random(seed: int = 0) -> Score:
     the given fraction of a block is drawn, exactly with `ties="exact"` and otherwise up
     to equal random numbers.
     """
-    _check_integer("seed", seed)
+    _checks.check_integer("seed", seed, 64)
 
     def drawn(tensor: Tensor) -> jax.Array:
         kind = jax.typeof(tensor.gradient).sharding
@@ -154,8 +156,8 @@ def random_tensors(
 
     Raises:
       TypeError: If `seed` or `every` is not an integer.
-      ValueError: If `every` is negative, or `axes` is invalid; for a tensor without a
-        rule, at the first update.
+      ValueError: If `seed` has more than 64 bits or `every` more than 32, `every` is
+        negative, or `axes` is invalid, for a tensor without a rule at the first update.
 
     Examples:
       >>> import jax.numpy as jnp, mofo_jax
@@ -170,8 +172,8 @@ def random_tensors(
 
     Source: ours, after HFT (Hui et al., arXiv 2404.18466).
     """
-    _check_integer("seed", seed)
-    _check_integer("every", every)
+    _checks.check_integer("seed", seed, 64)
+    _checks.check_integer("every", every, 32)
     if every < 0:
         raise ValueError(f"`every` must not be negative, got {every}")
     AXES.check(axes)
@@ -217,6 +219,7 @@ def gain_for_cost(
       A `Score` for transformations that keep `mu` and `nu`.
 
     Raises:
+      TypeError: If an argument is not a number.
       ValueError: If an argument is out of range.
 
     Examples:
@@ -254,6 +257,7 @@ def gain_for_fisher(damping: jax.typing.ArrayLike) -> Score:
       `optax.chain(mofo_jax.baselines.keep_fisher(fisher), optax.adamw(...))` does.
 
     Raises:
+      TypeError: If `damping` is not a number.
       ValueError: If `damping` is out of range.
 
     Examples:
@@ -292,8 +296,3 @@ def _key(seed: int, number: jax.Array, tensor: Tensor) -> jax.Array:
     for name in differing(tensor.gradient, tensor.axis_name):
         key = jax.random.fold_in(key, jax.lax.axis_index(name))
     return key
-
-
-def _check_integer(name: str, value: Any) -> None:
-    if not _checks.is_integer(value):
-        raise TypeError(f"`{name}` must be an integer, got {value!r}")

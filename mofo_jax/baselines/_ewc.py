@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from mofo_jax import _checks
+from mofo_jax._dtypes import widen
 from mofo_jax._pull_to_start import displacement_from, remember
 from mofo_jax.baselines import _fisher
 
@@ -45,6 +46,7 @@ def elastic_weight_consolidation(
       dtype of the gradients.
 
     Raises:
+      TypeError: If a number is of another type.
       ValueError: If `strength` is negative, `fisher` does not fit the parameters, as in
         `keep_fisher`, or, at an update, `params` is None.
 
@@ -75,7 +77,7 @@ def elastic_weight_consolidation(
     def hold(
         gradient: jax.Array, displacement: jax.Array, fisher: jax.Array
     ) -> jax.Array:
-        held = gradient + strength * fisher * displacement
+        held = gradient + strength * widen(fisher) * displacement
         return held.astype(jnp.result_type(gradient))
 
     def update(
@@ -85,9 +87,9 @@ def elastic_weight_consolidation(
         **extra_args: Any,
     ) -> tuple[optax.Updates, Any]:
         del extra_args
-        _fisher.check_fisher(state.fisher, updates)
+        fisher = _fisher.check_fisher(state.fisher, updates)
         name = "elastic_weight_consolidation"
         displacement = displacement_from(name, updates, params, state.start)
-        return jax.tree.map(hold, updates, displacement, state.fisher), state
+        return jax.tree.map(hold, updates, displacement, fisher), state
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -64,7 +64,7 @@ def half_fine_tuning(
     ``static_args=("seed", "every")``.
 
     Args:
-      inner: Any transformation that keeps a `count`.
+      inner: Any transformation; one that keeps a `count` if `every` is not 0.
       seed: The seed of the random choice.
       every: The number of steps in a stage, after which another half is drawn; 0 keeps
         the first half for the whole run. In HFT a stage is one task or one epoch.

@@ -8,7 +8,7 @@ import optax
 
 from mofo_jax import _checks
 from mofo_jax._adam_state import unrounded
-from mofo_jax._dtypes import widen
+from mofo_jax._dtypes import momentum_dtype, widen
 from mofo_jax._options.blocks import (
     BLOCK_AXES,
     BlockAxes,
@@ -71,6 +71,7 @@ def scale_by_padam(
       the updates of `optax.scale_by_adam`.
 
     Raises:
+      TypeError: If a number is of another type.
       ValueError: If an argument is invalid. Values that depend on the tree of updates
         are checked at the first update.
 
@@ -94,6 +95,7 @@ def scale_by_padam(
     _checks.check_adam(**options)
     _checks.check_number("exponent", exponent, "[0, 1]")
     BLOCK_AXES.check(block_axes)
+    mu_dtype = momentum_dtype(mu_dtype)
 
     def adam(dtype: Any) -> optax.GradientTransformation:
         return optax.scale_by_adam(**options, mu_dtype=dtype, nesterov=nesterov)
@@ -111,7 +113,7 @@ def scale_by_padam(
         new_state: Any
         proposed, new_state = inner.update(updates, state, params, **extra_args)
         # Not `**`, which compiles anew for each count outside of `jax.jit`.
-        correction = 1 - jax.lax.pow(jnp.asarray(b2), new_state.count)
+        correction = 1 - jax.lax.pow(widen(b2), new_state.count)
 
         def redirect(step: jax.Array, nu: jax.Array, blocks: Blocks) -> jax.Array:
             nu_hat = widen(nu) / correction

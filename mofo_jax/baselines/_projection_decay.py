@@ -71,7 +71,8 @@ def selective_projection_decay(
       dtype of those of `inner`.
 
     Raises:
-      TypeError: If `inner` is not a gradient transformation.
+      TypeError: If `inner` is not a gradient transformation, or a number is of another
+        type.
       ValueError: If an argument is invalid, or, at an update, `params` is None. Values
         that depend on the tree of updates are checked at the first update.
 

@@ -296,3 +296,40 @@ ERRORS: dict[str, tuple[Any, ...]] = {
 @pytest.mark.parametrize("name", ERRORS)
 def test_errors(name: str) -> None:
     assert_raises(*ERRORS[name])
+
+
+def test_negative_measures_and_budgets_count_as_zero() -> None:
+    params = jnp.ones(20)
+
+    def fraction(divergence: float, budget: Any = 0.1) -> float:
+        optimizer = control_fraction(
+            lambda fraction: mofo_jax.mofo(0.1, update_fraction=fraction),
+            budget=budget,
+            measure="divergence",
+        )
+        state = optimizer.init(params)
+        _, state = optimizer.update(params, state, params, divergence=divergence)
+        return float(state.fraction)
+
+    assert fraction(-1e-3) == fraction(0.0) == pytest.approx(0.15 * np.exp(0.1))
+    assert fraction(0.1, lambda _: -1.0) == pytest.approx(0.15 * np.exp(-0.1))
+
+
+def test_a_divergence_and_a_budget_are_numbers() -> None:
+    params = jnp.ones(20)
+
+    def update(budget: Any, divergence: Any) -> None:
+        optimizer = control_fraction(
+            lambda fraction: mofo_jax.mofo(0.1, update_fraction=fraction),
+            budget=budget,
+            measure="divergence",
+        )
+        state = optimizer.init(params)
+        optimizer.update(params, state, params, divergence=divergence)
+
+    with pytest.raises(TypeError, match="`divergence` must be a number"):
+        update(0.1, jnp.array([0.5]))
+    with pytest.raises(TypeError, match="`budget` must be a number"):
+        update(lambda _: jnp.ones(1), 0.5)
+    with pytest.raises(ValueError, match="`initial` must be at least `least`"):
+        control_fraction(mofo_jax.mofo, budget=1.0, initial=jnp.array(0.1), least=0.5)

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 import mofo_jax
-from mofo_jax.baselines._fisher import (
+from mofo_jax.baselines import (
     fisher_information,
     keep_fisher,
     scale_by_natural_gradient,
@@ -266,3 +266,37 @@ def test_numbers_out_of_range() -> None:
         scale_by_natural_gradient(WEIGHTS, damping=-1)
     with pytest.raises(ValueError, match=r"`b1` must be in \[0, 1\), got 1"):
         scale_by_natural_gradient(WEIGHTS, damping=1, b1=1)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_narrow_fisher_information_is_widened(dtype: str) -> None:
+    fisher = np.array([0.003, 1.0, 2.0])
+    kept = fisher.astype(dtype).astype(np.float64)
+    natural = scale_by_natural_gradient(jnp.asarray(fisher, dtype), damping=1e-2)
+    gradient = jnp.ones(3)
+    updates, _ = natural.update(gradient, natural.init(gradient))
+    np.testing.assert_allclose(updates, 1 / (kept + 1e-2), rtol=1e-6)
+    strong = mofo_jax.baselines.elastic_weight_consolidation(
+        1e5, jnp.asarray(fisher, dtype)
+    )
+    state = strong.init(jnp.zeros(3))
+    updates, _ = strong.update(jnp.zeros(3), state, jnp.full(3, 1e-3))
+    np.testing.assert_allclose(updates, 1e5 * kept * 1e-3, rtol=1e-6)
+
+
+def test_parameters_without_an_update_may_have_fisher_information() -> None:
+    params = {"n": jnp.arange(3), "w": jnp.ones(2)}
+    gradients = {"n": None, "w": jnp.ones(2)}
+    fisher = {"n": jnp.ones(3), "w": jnp.full(2, 3.0)}
+    for optimizer, expected in (
+        (keep_fisher(fisher), 1.0),
+        (mofo_jax.baselines.elastic_weight_consolidation(1.0, fisher), 1.0),
+        (scale_by_natural_gradient(fisher, damping=1.0), 0.25),
+    ):
+        state = optimizer.init(params)
+        for _ in range(2):
+            updates, new = optimizer.update(gradients, state, params)
+            assert jax.tree.structure(new) == jax.tree.structure(state)
+            state = new
+            assert updates["n"] is None
+            np.testing.assert_allclose(updates["w"], expected, rtol=1e-6)

@@ -119,3 +119,12 @@ def test_a_traced_number_is_clipped_instead() -> None:
     state = jax.jit(optimizer.init)(PARAMS)
     updates, _ = jax.jit(optimizer.update)(gradients(1)[0], state, PARAMS)
     assert np.all(updates["w"] != 0)
+
+
+@pytest.mark.parametrize("value", [True, 0.5j])
+def test_arrays_that_are_no_real_numbers_are_refused(value: Any) -> None:
+    array = jnp.asarray(value)
+    with pytest.raises(ValueError, match="`update_fraction` must be a number"):
+        mofo_jax.mofo(0.1, update_fraction=array)
+    with pytest.raises(TypeError, match="`share` must be a number"):
+        mofo_jax.baselines.interpolate_weights(jnp.zeros(2), jnp.ones(2), array)

@@ -242,3 +242,24 @@ def test_random_scores_depend_on_no_configuration_of_jax(score: Any) -> None:
         assert_same_bits(moved(), expected)
     with x64():
         assert_same_bits(moved(), expected)
+
+
+@pytest.mark.parametrize("size", [1e-20, 1.0, 1e20])
+@pytest.mark.parametrize("kind", [np.float32, np.complex64])
+def test_agreement_has_no_limits_of_range(size: float, kind: type) -> None:
+    gradient = (size * np.array([1, -2, 3, 4, -5, 6])).astype(kind)
+    if kind is np.complex64:
+        gradient = gradient * np.complex64(np.exp(1j))
+    optimizer = mofo_jax.momentum_filter(
+        optax.sgd(1.0, 0.9), update_fraction=0.5, score="agreement"
+    )
+    state = optimizer.init(jnp.zeros(6, kind))
+    updates, _ = optimizer.update(jnp.asarray(gradient), state)
+    np.testing.assert_array_equal(updates != 0, [0, 0, 0, 1, 1, 1])
+
+
+def test_seeds_have_64_bits() -> None:
+    with pytest.raises(ValueError, match="`seed` must be an integer of 64 bits"):
+        mofo_jax.scores.random(2**63)
+    with pytest.raises(ValueError, match="`every` must be an integer of 32 bits"):
+        mofo_jax.scores.random_tensors(every=2**31)
