@@ -50,7 +50,8 @@ def adam_ratio(
 
     Returns:
       A `Score` for transformations that keep `mu`, `nu` and `count`. For the name
-      `"adam_ratio"`, `mofo` and `scale_by_mofo` use their own arguments.
+      `"adam_ratio"`, `mofo` and `scale_by_mofo` use their own arguments. In the first
+      step all scores are 1, up to `eps` and rounding, which then decides.
 
     Raises:
       TypeError: If an argument is not a number.
