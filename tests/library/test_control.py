@@ -138,6 +138,7 @@ REPORTS: dict[str, tuple[Any, float]] = {
     "far above": (100.0, np.exp(-0.5)),
     "infinite": (np.inf, np.exp(-0.5)),
     "zero": (0.0, np.exp(0.5)),
+    "below zero": (-1e-3, np.exp(0.5)),
     "not a number": (np.nan, 1.0),
     "nothing": (None, 1.0),
     "an array": (jnp.float32(1.2), 1.2**-0.5),
@@ -225,43 +226,15 @@ def test_one_compilation_and_extra_arguments() -> None:
     assert seen == [["loss"]]
 
 
-def test_injection_with_a_static_factory() -> None:
-    params, gradients = few(3)
-    injected = optax.inject_hyperparams(
-        control_fraction, static_args=("factory",), hyperparam_dtype=jnp.float32
-    )
-    schedule = optax.linear_schedule(0.1, 1.0, 3)
-    after, _, state = run(injected(mofo, budget=schedule), params, gradients)
-    plain = run(control_fraction(mofo, budget=schedule), params, gradients)
-    for actual, expected in zip(
-        *map(jax.tree.leaves, ((after, state.inner_state), (plain[0], plain[2]))),
-        strict=True,
-    ):
-        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-7)
-
-
-def test_injection_within_the_factory() -> None:
-    params = jnp.arange(1.0, 21.0)
-
-    def injected(*static: str) -> optax.GradientTransformationExtraArgs:
-        make = optax.inject_hyperparams(mofo_jax.mofo, static_args=static)
-        options = {"measure": "divergence", "gain": 1.0, "initial": 0.8}
-        return control_fraction(
-            lambda f: make(1e-2, update_fraction=f), budget=1.0, **options
-        )
-
-    optimizer = injected("update_fraction")
-    updates, _ = optimizer.update(
-        params, optimizer.init(params), params, divergence=100.0
-    )
-    assert np.count_nonzero(updates) == 5  # of 20, with a fraction of 0.8/e
-    with pytest.raises(ValueError, match="whose initial state does not depend"):
-        injected().init(params)
-
-
 def built(**options: Any) -> Callable[[], Any]:
     """Returns a function that calls `control_fraction` with options."""
     return lambda: control_fraction(mofo, **{"budget": 1.0, **options})
+
+
+def updating(params: Any, budget: Any = 1.0, **extra: Any) -> Callable[[], Any]:
+    """Returns a function that calls `update`."""
+    gradient, optimizer = jnp.ones(2), control_fraction(mofo, budget=budget)
+    return lambda: optimizer.update(gradient, optimizer.init(gradient), params, **extra)
 
 
 ERRORS: dict[str, tuple[Any, ...]] = {
@@ -277,6 +250,10 @@ ERRORS: dict[str, tuple[Any, ...]] = {
         built(initial=1e-5, least=0.1),
         "`initial` must be at least `least`, got 1e-05 < 0.1",
     ),
+    "a low start in an array": (
+        built(initial=jnp.float32(0.125), least=0.5),
+        "`initial` must be at least `least`, got 0.125 < 0.5",
+    ),
     "factory": (
         lambda: control_fraction(lambda fraction: fraction, budget=1.0).init(
             jnp.ones(2)
@@ -285,10 +262,18 @@ ERRORS: dict[str, tuple[Any, ...]] = {
         TypeError,
     ),
     "params": (
-        lambda: control_fraction(mofo, budget=1.0).update(
-            jnp.ones(2), control_fraction(mofo, budget=1.0).init(jnp.ones(2))
-        ),
+        updating(None),
         "`params` must be given to `update`: `control_fraction` compares",
+    ),
+    "divergence": (
+        updating(jnp.ones(2), divergence=jnp.ones(1)),
+        "`divergence` must be a number, got",
+        TypeError,
+    ),
+    "a schedule of arrays": (
+        updating(jnp.ones(2), budget=lambda count: jnp.ones(1)),
+        "`budget` must be a number, got",
+        TypeError,
     ),
 }
 
@@ -296,40 +281,3 @@ ERRORS: dict[str, tuple[Any, ...]] = {
 @pytest.mark.parametrize("name", ERRORS)
 def test_errors(name: str) -> None:
     assert_raises(*ERRORS[name])
-
-
-def test_negative_measures_and_budgets_count_as_zero() -> None:
-    params = jnp.ones(20)
-
-    def fraction(divergence: float, budget: Any = 0.1) -> float:
-        optimizer = control_fraction(
-            lambda fraction: mofo_jax.mofo(0.1, update_fraction=fraction),
-            budget=budget,
-            measure="divergence",
-        )
-        state = optimizer.init(params)
-        _, state = optimizer.update(params, state, params, divergence=divergence)
-        return float(state.fraction)
-
-    assert fraction(-1e-3) == fraction(0.0) == pytest.approx(0.15 * np.exp(0.1))
-    assert fraction(0.1, lambda _: -1.0) == pytest.approx(0.15 * np.exp(-0.1))
-
-
-def test_a_divergence_and_a_budget_are_numbers() -> None:
-    params = jnp.ones(20)
-
-    def update(budget: Any, divergence: Any) -> None:
-        optimizer = control_fraction(
-            lambda fraction: mofo_jax.mofo(0.1, update_fraction=fraction),
-            budget=budget,
-            measure="divergence",
-        )
-        state = optimizer.init(params)
-        optimizer.update(params, state, params, divergence=divergence)
-
-    with pytest.raises(TypeError, match="`divergence` must be a number"):
-        update(0.1, jnp.array([0.5]))
-    with pytest.raises(TypeError, match="`budget` must be a number"):
-        update(lambda _: jnp.ones(1), 0.5)
-    with pytest.raises(ValueError, match="`initial` must be at least `least`"):
-        control_fraction(mofo_jax.mofo, budget=1.0, initial=jnp.array(0.1), least=0.5)

@@ -63,6 +63,41 @@ BUILDING: dict[str, tuple[Any, ...]] = {
         lambda: mofo_jax.scores.random_tensors(every=-1),
         "`every` must not be negative, got -1",
     ),
+    "seed of 65 bits": (
+        lambda: mofo_jax.scores.random(2**63),
+        "`seed` must be an integer of 64 bits, got 9223372036854775808",
+    ),
+    "every of 33 bits": (
+        lambda: mofo_jax.scores.random_tensors(every=2**31),
+        "`every` must be an integer of 32 bits, got 2147483648",
+    ),
+    "dtype of the momentum": (
+        lambda: mofo_jax.mofo(1e-3, mu_dtype="int32"),
+        "`mu_dtype` must be a floating-point or complex dtype, got 'int32'",
+    ),
+    "dtype of Padam's momentum": (
+        lambda: mofo_jax.baselines.scale_by_padam(mu_dtype="bool"),
+        "`mu_dtype` must be a floating-point or complex dtype, got 'bool'",
+    ),
+    "dtype of the natural gradient's momentum": (
+        lambda: mofo_jax.baselines.scale_by_natural_gradient(
+            X, damping=1.0, mu_dtype="no dtype"
+        ),
+        "`mu_dtype` must be a floating-point or complex dtype, got 'no dtype'",
+    ),
+    "second moment in float16": (
+        lambda: mofo_jax.mofo(1e-3, nu_dtype="float16"),
+        "`nu_dtype` must have the range of float32, such as bfloat16, got 'float16'",
+    ),
+    "fraction of a truth value": (
+        lambda: mofo_jax.mofo(1e-3, update_fraction=jnp.array(False)),
+        "`update_fraction` must be a number in (0, 1] or a schedule, got",
+    ),
+    "complex share": (
+        lambda: mofo_jax.baselines.interpolate_weights(X, X, jnp.array(0.5j)),
+        "`share` must be a number, got",
+        TypeError,
+    ),
     "axes of random tensors": (
         lambda: mofo_jax.scores.random_tensors(
             axes="layer"  # pyright: ignore[reportArgumentType]

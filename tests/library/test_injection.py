@@ -11,7 +11,8 @@ import optax
 import pytest
 
 import mofo_jax
-from tests.helpers import gradients_like, run, selected, types
+from mofo_jax import control_fraction
+from tests.helpers import few, gradients_like, run, selected, types
 
 PARAMS = {"w": jnp.ones((6, 7)), "b": jnp.ones(9), "none": None}
 gradients = functools.partial(gradients_like, PARAMS)
@@ -73,6 +74,44 @@ def test_traced_hyperparameters_widen_no_state_and_no_update(dtype: str) -> None
     assert types(state) == types(ours.init(params))
 
 
+def mofo(fraction: Any) -> optax.GradientTransformationExtraArgs:
+    return mofo_jax.mofo(1e-2, update_fraction=fraction)
+
+
+def test_injection_with_a_static_factory() -> None:
+    params, gradients = few(3)
+    injected = optax.inject_hyperparams(
+        control_fraction, static_args=("factory",), hyperparam_dtype=jnp.float32
+    )
+    schedule = optax.linear_schedule(0.1, 1.0, 3)
+    after, _, state = run(injected(mofo, budget=schedule), params, gradients)
+    plain = run(control_fraction(mofo, budget=schedule), params, gradients)
+    for actual, expected in zip(
+        *map(jax.tree.leaves, ((after, state.inner_state), (plain[0], plain[2]))),
+        strict=True,
+    ):
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_injection_within_the_factory() -> None:
+    params = jnp.arange(1.0, 21.0)
+
+    def injected(*static: str) -> optax.GradientTransformationExtraArgs:
+        make = optax.inject_hyperparams(mofo_jax.mofo, static_args=static)
+        options = {"measure": "divergence", "gain": 1.0, "initial": 0.8}
+        return control_fraction(
+            lambda f: make(1e-2, update_fraction=f), budget=1.0, **options
+        )
+
+    optimizer = injected("update_fraction")
+    updates, _ = optimizer.update(
+        params, optimizer.init(params), params, divergence=100.0
+    )
+    assert np.count_nonzero(updates) == 5  # of 20, with a fraction of 0.8/e
+    with pytest.raises(ValueError, match="whose initial state does not depend"):
+        injected().init(params)
+
+
 def test_the_state_of_an_injected_control_can_be_donated() -> None:
     control = optax.inject_hyperparams(
         mofo_jax.control_fraction, static_args=("factory",)
@@ -119,12 +158,3 @@ def test_a_traced_number_is_clipped_instead() -> None:
     state = jax.jit(optimizer.init)(PARAMS)
     updates, _ = jax.jit(optimizer.update)(gradients(1)[0], state, PARAMS)
     assert np.all(updates["w"] != 0)
-
-
-@pytest.mark.parametrize("value", [True, 0.5j])
-def test_arrays_that_are_no_real_numbers_are_refused(value: Any) -> None:
-    array = jnp.asarray(value)
-    with pytest.raises(ValueError, match="`update_fraction` must be a number"):
-        mofo_jax.mofo(0.1, update_fraction=array)
-    with pytest.raises(TypeError, match="`share` must be a number"):
-        mofo_jax.baselines.interpolate_weights(jnp.zeros(2), jnp.ones(2), array)

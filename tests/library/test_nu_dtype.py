@@ -182,8 +182,3 @@ def test_it_must_be_a_floating_point_dtype(name: str, dtype: str) -> None:
     message = f"`nu_dtype` must be {allowed}, got {dtype!r}"
     with pytest.raises(ValueError, match=message):
         MAKERS[name](nu_dtype=dtype)
-
-
-def test_float16_has_too_small_a_range() -> None:
-    with pytest.raises(ValueError, match="`nu_dtype` must have the range of float32"):
-        mofo_jax.mofo(0.1, nu_dtype="float16")

@@ -289,19 +289,3 @@ def test_an_integer_decay_rate_is_its_float() -> None:
         optimizer = scale_by_padam(b2=b2, exponent=0.25)
         made.append(optimizer.update(gradient, optimizer.init(gradient))[0])
     assert_same_bits(*made)
-
-
-@pytest.mark.parametrize("mu_dtype", ["int32", "bool", "no dtype"])
-def test_momenta_are_floating_point(mu_dtype: str) -> None:
-    fisher = jnp.ones(2)
-    for make in (
-        mofo_jax.mofo,
-        mofo_jax.scale_by_mofo,
-        scale_by_padam,
-        functools.partial(
-            mofo_jax.baselines.scale_by_natural_gradient, fisher, damping=1.0
-        ),
-    ):
-        given = {"learning_rate": 0.1} if make is mofo_jax.mofo else {}
-        with pytest.raises(ValueError, match="`mu_dtype` must be a floating-point"):
-            make(mu_dtype=mu_dtype, **given)

@@ -256,10 +256,3 @@ def test_agreement_has_no_limits_of_range(size: float, kind: type) -> None:
     state = optimizer.init(jnp.zeros(6, kind))
     updates, _ = optimizer.update(jnp.asarray(gradient), state)
     np.testing.assert_array_equal(updates != 0, [0, 0, 0, 1, 1, 1])
-
-
-def test_seeds_have_64_bits() -> None:
-    with pytest.raises(ValueError, match="`seed` must be an integer of 64 bits"):
-        mofo_jax.scores.random(2**63)
-    with pytest.raises(ValueError, match="`every` must be an integer of 32 bits"):
-        mofo_jax.scores.random_tensors(every=2**31)
