@@ -118,7 +118,7 @@ def distance_from_start(
       \|\theta - \theta_0\|_2 / \|\theta_0\|_2
 
     Differences and sums of squares are computed in float32, or in float64 for
-    parameters of that precision.
+    parameters of that precision. Integers of 2**24 or more are rounded.
 
     Args:
       params: The parameters, floating-point, integer or complex.

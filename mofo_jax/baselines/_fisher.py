@@ -98,8 +98,8 @@ def keep_fisher(fisher: optax.Params) -> optax.GradientTransformationExtraArgs:
       An `optax.GradientTransformationExtraArgs`.
 
     Raises:
-      ValueError: At `init`, if the number of arrays differs from that of the
-        parameters; at the first update, if their shapes differ.
+      ValueError: At `init`, if the number or the paths of arrays differ from those of
+        the parameters; at the first update, if their shapes differ.
 
     Examples:
       >>> import jax.numpy as jnp, mofo_jax, optax
@@ -133,30 +133,36 @@ def keep_fisher(fisher: optax.Params) -> optax.GradientTransformationExtraArgs:
 def place_fisher(fisher: optax.Params, params: optax.Params) -> optax.Params:
     """Returns a copy of the Fisher information in the structure of the parameters.
 
-    Leaves are paired by order, since Flax NNX wraps the parameters at `init`, and Optax
-    also calls `init` with a placeholder without leaves. The arrays are copied, since
-    trainers donate the state.
+    Leaves are paired by order and path, since Flax NNX wraps the parameters at `init`.
+    Optax also calls `init` with a placeholder without leaves. The arrays are copied,
+    since trainers donate the state.
 
     Raises:
-      ValueError: If the numbers of arrays differ.
+      ValueError: If the numbers or the paths of arrays differ.
     """
     structure = jax.tree.structure(params)
-    values = jax.tree.leaves(fisher)
+    named = named_leaves(fisher)
     if structure.num_leaves == 0:
         return params
     slots = jax.tree.leaves(params, is_leaf=_is_masked)
-    if len(values) == len(slots):
-        values = [
-            value
-            for value, slot in zip(values, slots, strict=True)
+    if len(named) == len(slots):
+        named = [
+            leaf
+            for leaf, slot in zip(named, slots, strict=True)
             if not _is_masked(slot)
         ]
-    if len(values) != structure.num_leaves:
+    if len(named) != structure.num_leaves:
         raise ValueError(
             "`fisher` must have one array for each parameter: "
-            f"{structure.num_leaves}, got {len(values)}"
+            f"{structure.num_leaves}, got {len(named)}"
         )
-    return structure.unflatten(jnp.array(value, copy=True) for value in values)
+    for (own, _), (path, _) in zip(named, named_leaves(params), strict=True):
+        if own != path:
+            raise ValueError(
+                "`fisher` must have the structure of the parameters, got an array for "
+                f"{place(own)} instead of {place(path)}"
+            )
+    return structure.unflatten(jnp.array(value, copy=True) for _, value in named)
 
 
 def check_fisher(fisher: optax.Params, updates: optax.Updates) -> optax.Params:

@@ -251,6 +251,11 @@ MISFITS: dict[str, tuple[Any, str]] = {
         {"layer": {"kernel": jnp.ones((2, 3))}},
         "`fisher` must have one array for each parameter: 2, got 1",
     ),
+    "names": (
+        {"layer": {"scale": jnp.ones((2, 3)), "bias": jnp.ones(3)}},
+        "`fisher` must have the structure of the parameters, got an array for "
+        "layer/scale instead of layer/kernel",
+    ),
 }
 
 
@@ -280,21 +285,3 @@ def test_narrow_fisher_information_is_widened(dtype: str) -> None:
     state = strong.init(jnp.zeros(3))
     updates, _ = strong.update(jnp.zeros(3), state, jnp.full(3, 1e-3))
     np.testing.assert_allclose(updates, 1e5 * kept * 1e-3, rtol=1e-6)
-
-
-def test_parameters_without_an_update_may_have_fisher_information() -> None:
-    params = {"n": jnp.arange(3), "w": jnp.ones(2)}
-    gradients = {"n": None, "w": jnp.ones(2)}
-    fisher = {"n": jnp.ones(3), "w": jnp.full(2, 3.0)}
-    for optimizer, expected in (
-        (keep_fisher(fisher), 1.0),
-        (elastic_weight_consolidation(1.0, fisher), 1.0),
-        (scale_by_natural_gradient(fisher, damping=1.0), 0.25),
-    ):
-        state = optimizer.init(params)
-        for _ in range(2):
-            updates, new = optimizer.update(gradients, state, params)
-            assert jax.tree.structure(new) == jax.tree.structure(state)
-            state = new
-            assert updates["n"] is None
-            np.testing.assert_allclose(updates["w"], expected, rtol=1e-6)

@@ -10,6 +10,7 @@ import optax
 import pytest
 
 import mofo_jax
+from mofo_jax import baselines
 from tests.helpers import assert_same_bits
 
 # As from Equinox's `filter_grad`: an array of integers has no gradient.
@@ -159,3 +160,21 @@ def test_a_parameter_is_no_step_count() -> None:
     params = {"t": jnp.float32(1), "w": jnp.ones(4)}
     with pytest.raises(ValueError, match="the state of `inner` keeps no `count`"):
         optimizer.update(params, optimizer.init(params), params)
+
+
+def test_parameters_without_an_update_may_have_fisher_information() -> None:
+    params = {"n": jnp.arange(3), "w": jnp.ones(2)}
+    gradients = {"n": None, "w": jnp.ones(2)}
+    fisher = {"n": jnp.ones(3), "w": jnp.full(2, 3.0)}
+    for optimizer, expected in (
+        (baselines.keep_fisher(fisher), 1.0),
+        (baselines.elastic_weight_consolidation(1.0, fisher), 1.0),
+        (baselines.scale_by_natural_gradient(fisher, damping=1.0), 0.25),
+    ):
+        state = optimizer.init(params)
+        for _ in range(2):
+            updates, new = optimizer.update(gradients, state, params)
+            assert jax.tree.structure(new) == jax.tree.structure(state)
+            state = new
+            assert updates["n"] is None
+            np.testing.assert_allclose(updates["w"], expected, rtol=1e-6)
