@@ -95,13 +95,12 @@ def scale_by_padam(
     _checks.check_adam(**options)
     _checks.check_number("exponent", exponent, "[0, 1]")
     BLOCK_AXES.check(block_axes)
-    mu_dtype = momentum_dtype(mu_dtype)
 
     def adam(dtype: Any) -> optax.GradientTransformation:
         return optax.scale_by_adam(**options, mu_dtype=dtype, nesterov=nesterov)
 
     if _checks.is_exactly(exponent, 0.5):
-        return optax.with_extra_args_support(adam(mu_dtype))
+        return optax.with_extra_args_support(adam(momentum_dtype(mu_dtype)))
     inner = unrounded(adam, mu_dtype, None)
 
     def update(

@@ -79,6 +79,10 @@ BUILDING: dict[str, tuple[Any, ...]] = {
         lambda: mofo_jax.baselines.scale_by_padam(mu_dtype="bool"),
         "`mu_dtype` must be a floating-point or complex dtype, got 'bool'",
     ),
+    "dtype of the momentum with Adam's exponent": (
+        lambda: mofo_jax.baselines.scale_by_padam(exponent=0.5, mu_dtype="bool"),
+        "`mu_dtype` must be a floating-point or complex dtype, got 'bool'",
+    ),
     "dtype of the natural gradient's momentum": (
         lambda: mofo_jax.baselines.scale_by_natural_gradient(
             X, damping=1.0, mu_dtype="no dtype"
