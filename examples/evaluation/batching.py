@@ -56,7 +56,7 @@ class Placed:
         """
         mesh = model.mesh
         spec = None if mesh is None else sharding.batch_sharding(mesh)
-        multiple = 1 if mesh is None else sharding.row_shards(mesh)
+        multiple = sharding.row_shards(mesh)
         graph, params = parameters.split(model)
         return cls(
             graph,

@@ -87,7 +87,7 @@ def test_the_head_processes_long_rows_in_parts(
     placed: Placed, reference: Reference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pairs = [Pair([9], list(range(count))) for count in (33, 40, 38)]
-    monkeypatch.setattr(choices, "PLACES", 16)
+    monkeypatch.setattr(choices, "TOKENS", 32)
     choices.scores_and_greedy.clear_cache()
     found = log_likelihoods(placed, pairs, id)
     choices.scores_and_greedy.clear_cache()

@@ -6,7 +6,7 @@ are those of separate rows per choice, for a third of the tokens.
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,14 +17,13 @@ from flax import nnx
 from examples.finetune.data.batches import Batch, round_up
 from examples.finetune.data.encoding import ChatTokenizer, following
 from examples.finetune.data.retention import Question
-from examples.finetune.model.sharding import Place
+from examples.finetune.evaluation.token_losses import TOKENS
+from examples.finetune.model.sharding import Place, by_parts, row_shards
 from examples.finetune.system.hosts import fetch
 
 CHOICES = 4
 # Rows are padded to a multiple of this, to compile for few shapes.
 LENGTH_STEP = 16
-# Number of positions of a row that the head processes at once, since logits are large.
-PLACES = 128
 
 Pair = tuple[jax.Array, jax.Array]
 
@@ -183,24 +182,11 @@ def scores_and_greedy(
         return logs_BxCx1, jnp.argmax(logits_BxCxV, axis=2) != places[1]
 
     places_BxC = batch["sources"], batch["targets"]
-    logs_BxCx1, missed_BxC = _in_parts(predict, places_BxC)
+    tokens = TOKENS * row_shards(model.mesh)
+    logs_BxCx1, missed_BxC = by_parts(predict, places_BxC, tokens)
     owners_BxCxO = jax.nn.one_hot(batch["owners"], CHOICES, dtype=logs_BxCx1.dtype)
     missed_BxCxO = missed_BxC[:, :, None] & (owners_BxCxO > 0)
     return jnp.sum(logs_BxCx1 * owners_BxCxO, axis=1), ~jnp.any(missed_BxCxO, axis=1)
-
-
-def _in_parts(predict: Callable[[Pair], Pair], places_BxC: Pair) -> Pair:
-    """Processes PLACES columns at a time, or all at once if these do not divide."""
-    B, C = places_BxC[0].shape
-    if C <= PLACES or C % PLACES:
-        return predict(places_BxC)
-    parts = jax.tree.map(
-        lambda x: jnp.swapaxes(x.reshape(B, -1, PLACES), 0, 1), places_BxC
-    )
-    return jax.tree.map(
-        lambda x: jnp.swapaxes(x, 0, 1).reshape(B, C, *x.shape[3:]),
-        jax.lax.map(predict, parts),
-    )
 
 
 def accuracy(

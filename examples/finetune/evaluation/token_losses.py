@@ -21,12 +21,15 @@ from examples.finetune.command.errors import InputError
 from examples.finetune.data.batches import Batch, evaluation_batches, loss_targets
 from examples.finetune.data.encoding import Example
 from examples.finetune.model.attention import causal_mask
-from examples.finetune.model.sharding import Place
+from examples.finetune.model.sharding import Place, by_parts, row_shards
 from examples.finetune.system.files import replacing
 from examples.finetune.system.hosts import fetch
 
 # Rows in one pass, which reads all of the weights for any number of rows.
 ROWS = 8
+# Tokens whose logits a device has at the same time. Those of all tokens of a batch can
+# need more memory than training.
+TOKENS = 512
 
 Hidden = list[np.ndarray]
 
@@ -90,24 +93,46 @@ def head_of(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @functools.partial(jax.jit, static_argnames="graph")
-def _sums(
+def row_sums(
     graph: nnx.GraphDef,
     params: Mapping[str, Any],
     base_head: Mapping[str, Any],
     base_hidden_BxTxD: jax.Array,
     batch: Mapping[str, jax.Array],
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Measures a model on one batch.
+
+    Args:
+      graph: the model's structure.
+      params: its parameters.
+      base_head: the base model's `head_of`.
+      base_hidden_BxTxD: its final hidden states.
+      batch: a batch of `TokenSet`.
+
+    Returns:
+      The losses and the forward KL, each summed over a row's tokens that count, float32
+      [B]; the model's final hidden states, float32 [B, T, D].
+    """
     model = nnx.merge(graph, params)
     hidden_BxTxD = model.hidden(
         batch["tokens"], batch["positions"], causal_mask(batch["segments"])
     )
-    logits_BxTxV = model.logits(hidden_BxTxD)
-    losses_BxT = optax.softmax_cross_entropy_with_integer_labels(
-        logits_BxTxV, batch["targets"]
-    )
     base = nnx.merge(graph, {**params, **base_head})
-    base_logits_BxTxV = base.logits(base_hidden_BxTxD.astype(hidden_BxTxD.dtype))
-    divergence_BxT = forward_kl(base_logits_BxTxV, logits_BxTxV)
+
+    def compare(
+        given: tuple[jax.Array, jax.Array, jax.Array],
+    ) -> tuple[jax.Array, jax.Array]:
+        hidden, base_hidden, targets = given
+        logits = model.logits(hidden)
+        base_logits = base.logits(base_hidden.astype(hidden.dtype))
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+        return loss, forward_kl(base_logits, logits)
+
+    losses_BxT, divergence_BxT = by_parts(
+        compare,
+        (hidden_BxTxD, base_hidden_BxTxD, batch["targets"]),
+        TOKENS * row_shards(model.mesh),
+    )
     return (
         jnp.sum(losses_BxT * batch["loss_weights"], axis=1),
         jnp.sum(divergence_BxT * batch["divergence_weights"], axis=1),
@@ -227,7 +252,7 @@ def measure_rows(
         else:
             compared = base_hidden[number]
         placed = place({**batch, "base_hidden": compared})
-        loss_B, divergence_B, states = _sums(
+        loss_B, divergence_B, states = row_sums(
             graph, params, base_head, placed.pop("base_hidden"), placed
         )
         losses.append(fetch(loss_B).astype(np.float64))

@@ -6,7 +6,7 @@ divides both; ``tensor`` divides the width of attention and feed-forward layers.
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,9 @@ from examples.finetune.command.errors import InputError
 
 # Puts a batch on the devices, such as `place_batch` with a sharding.
 Place = Callable[[dict[str, np.ndarray]], dict[str, jax.Array]]
+
+Arrays = TypeVar("Arrays")
+Results = TypeVar("Results")
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -204,9 +207,9 @@ def place_rows(
     return {name: placed(x) for name, x in batch.items()}
 
 
-def row_shards(mesh: Mesh) -> int:
+def row_shards(mesh: Mesh | None) -> int:
     """Returns the number of parts into which the rows of a batch are divided."""
-    return mesh.shape["data"] * mesh.shape["fsdp"]
+    return 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def keep_rows(x: jax.Array, mesh: Mesh | None) -> jax.Array:
@@ -233,7 +236,7 @@ def beside(x: jax.Array, y: jax.Array, mesh: Mesh | None) -> jax.Array:
     Returns:
       ``[B + R, ...]``, with the rows of each device side by side.
     """
-    shards = 1 if mesh is None else row_shards(mesh)
+    shards = row_shards(mesh)
     parts = [each.reshape(shards, -1, *each.shape[1:]) for each in (x, y)]
     return keep_rows(jnp.concatenate(parts, 1).reshape(-1, *x.shape[1:]), mesh)
 
@@ -246,7 +249,40 @@ def apart(xy: jax.Array, rows: int, mesh: Mesh | None) -> tuple[jax.Array, jax.A
       rows: B, the number of rows of the first batch.
       mesh: as for ``beside``.
     """
-    shards = 1 if mesh is None else row_shards(mesh)
+    shards = row_shards(mesh)
     parts = jnp.split(xy.reshape(shards, -1, *xy.shape[1:]), [rows // shards], 1)
     x, y = (keep_rows(part.reshape(-1, *xy.shape[1:]), mesh) for part in parts)
     return x, y
+
+
+def by_parts(
+    function: Callable[[Arrays], Results], arrays: Arrays, tokens: int
+) -> Results:
+    """Applies a function to some of a batch's tokens at a time, which saves memory.
+
+    Args:
+      function: takes arrays like ``arrays`` with fewer tokens of each row, and returns
+        arrays ``[B, tokens of a row, ...]``. The results for a token must not depend on
+        other tokens. Zeros complete the last part; their results are dropped.
+      arrays: arrays ``[B, T, ...]``.
+      tokens: the most tokens at a time, over all rows; at least one of each row.
+
+    Returns:
+      The function's results for all tokens, arrays ``[B, T, ...]``.
+    """
+    rows, length = jax.tree.leaves(arrays)[0].shape[:2]
+    parts = math.ceil(length / max(1, tokens // rows))
+    if parts == 1:
+        return function(arrays)
+    size = math.ceil(length / parts)
+
+    # Each part has tokens of all rows, which are on different devices.
+    def cut(x: jax.Array) -> jax.Array:
+        rest = (0, parts * size - length)
+        x = jnp.pad(x, [(0, 0), rest, *[(0, 0)] * (x.ndim - 2)])
+        return jnp.swapaxes(x.reshape(rows, parts, size, *x.shape[2:]), 0, 1)
+
+    def joined(x: jax.Array) -> jax.Array:
+        return jnp.swapaxes(x, 0, 1).reshape(rows, -1, *x.shape[3:])[:, :length]
+
+    return jax.tree.map(joined, jax.lax.map(function, jax.tree.map(cut, arrays)))

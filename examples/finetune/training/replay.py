@@ -154,26 +154,18 @@ def summed_divergence(
     Returns:
       A float32 scalar.
     """
-    R, T = hidden_RxTxD.shape[:2]
-    least = -(-_ARRAYS * R // batch_rows)
-    parts = next(n for n in range(least, T + 1) if T % n == 0) if least <= T else T
 
     @jax.checkpoint  # The logits are computed again in the backward pass.
-    def part(x: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
-        hidden, base_hidden, mask = x
+    def part(x: tuple[jax.Array, jax.Array]) -> jax.Array:
+        hidden, base_hidden = x
         logits = model.logits(hidden)
         base_logits = base.logits(base_hidden.astype(hidden.dtype))
-        divergence = forward_kl(jax.lax.stop_gradient(base_logits), logits)
-        return jnp.sum(divergence, where=mask)
+        return forward_kl(jax.lax.stop_gradient(base_logits), logits)
 
-    given = (hidden_RxTxD, own["base_hidden"], loss_targets(own)[1])
-    if parts == 1:
-        return part(given)
-    cut = jax.tree.map(
-        lambda x: jnp.swapaxes(x.reshape(R, parts, T // parts, *x.shape[2:]), 0, 1),
-        given,
-    )
-    return jnp.sum(jax.lax.map(part, cut))
+    arrays = hidden_RxTxD, own["base_hidden"]
+    tokens = batch_rows * hidden_RxTxD.shape[1] // _ARRAYS
+    divergence_RxT = sharding.by_parts(part, arrays, tokens)
+    return jnp.sum(divergence_RxT, where=loss_targets(own)[1])
 
 
 def base_model(graph: nnx.GraphDef, states: Sequence[Any], term: Term) -> Decoder:

@@ -1,5 +1,6 @@
 import dataclasses
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from examples.finetune.model.export import export
 from examples.finetune.model.pretrained import Source, build
 from examples.finetune.model.sharding import (
     batch_sharding,
+    by_parts,
     make_mesh,
     param_shardings,
     parameter_path,
@@ -179,3 +181,38 @@ def test_a_sharded_model_exports_the_same_files(
             (tmp_path / where / name).read_bytes() for where in ("one", "sharded")
         ]
         assert exported[0] == exported[1], name
+
+
+@pytest.mark.parametrize(
+    ("length", "tokens", "most"),
+    [(12, 1000, 12), (12, 48, 3), (13, 64, 4), (13, 7, 1)],
+)
+def test_tokens_in_parts_give_the_same_on_their_devices(
+    length: int, tokens: int, most: int
+) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(16, length, 3)).astype(np.float32)
+    y = rng.integers(5, size=(16, length), dtype=np.int32)
+    lengths = set()
+
+    def function(given: tuple[jax.Array, jax.Array]) -> dict[str, jax.Array]:
+        x, y = given
+        lengths.add(x.shape[1])
+        return {"sums": jnp.sum(x**2, axis=-1) * y, "wide": x[..., None, :2] + 1}
+
+    @jax.jit
+    def found(x: jax.Array, y: jax.Array) -> tuple[dict[str, jax.Array], jax.Array]:
+        def total(x: jax.Array) -> jax.Array:
+            return by_parts(function, (x, y), tokens)["sums"].sum()
+
+        return by_parts(function, (x, y), tokens), jax.grad(total)(x)
+
+    placed = jax.device_put((x, y), batch_sharding(make_mesh("fsdp=4,data=2")))
+    results, gradient = found(*placed)
+    assert max(lengths) == most
+    np.testing.assert_allclose(results["sums"], (x**2).sum(-1) * y, rtol=1e-6)
+    np.testing.assert_array_equal(results["wide"], x[:, :, None, :2] + 1)
+    np.testing.assert_allclose(gradient, 2 * x * y[..., None], rtol=1e-6)
+    text = found.lower(*placed).compile().as_text()
+    assert text is not None
+    assert not re.search("all-|collective|reduce-scatter", text)

@@ -1,16 +1,18 @@
 """What is measured, against plain NumPy and one sequence at a time."""
 
+import dataclasses
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from scipy.special import log_softmax
 
 from examples.finetune.data.batches import Batch
 from examples.finetune.data.encoding import Example
 from examples.finetune.evaluation import choices, evaluate, token_losses
-from examples.finetune.model import parameters, pretrained
+from examples.finetune.model import parameters, pretrained, sharding
 from examples.finetune.model.pretrained import Source
 from examples.finetune.storage import checksums
 from tests.finetune import small
@@ -96,6 +98,25 @@ def test_plain_text_has_no_prompt_to_compare_on(base: Built) -> None:
     head = token_losses.head_of(params)
     _, kl, _ = token_losses.measure(graph, params, tokens, place, head, None)
     assert kl is None
+
+
+def test_evaluation_needs_less_memory_than_the_logits_of_a_batch(
+    tiny_source: Source,
+) -> None:
+    vocabulary, rows, length = 16_384, token_losses.ROWS, 512
+    config = dataclasses.replace(tiny_source.config, vocab_size=vocabulary)
+    source = dataclasses.replace(tiny_source, config=config)
+    graph, shapes = pretrained.structure(source, mesh=sharding.make_mesh(""))
+    params = nnx.to_pure_dict(shapes)
+    head = token_losses.head_of(params)
+    integer = jax.ShapeDtypeStruct((rows, length), np.int32)
+    weights = jax.ShapeDtypeStruct((rows, length), np.float32)
+    hidden = jax.ShapeDtypeStruct((rows, length, config.hidden_size), np.float32)
+    batch = dict.fromkeys(("tokens", "positions", "segments", "targets"), integer)
+    batch |= dict.fromkeys(("loss_weights", "divergence_weights"), weights)
+    lowered = token_losses.row_sums.lower(graph, params, head, hidden, batch)
+    memory: Any = lowered.compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 4 * rows * length * vocabulary
 
 
 ROWS = [
