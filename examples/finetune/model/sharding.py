@@ -272,7 +272,7 @@ def by_parts(
     """
     rows, length = jax.tree.leaves(arrays)[0].shape[:2]
     parts = math.ceil(length / max(1, tokens // rows))
-    if parts == 1:
+    if parts <= 1:
         return function(arrays)
     size = math.ceil(length / parts)
 
